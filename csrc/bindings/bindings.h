@@ -1,0 +1,15 @@
+// What the binding files share.
+#pragma once
+
+#include "isa.h"
+#include "tensor_view.h"
+
+namespace leeboard {
+
+// The kernels of a level; a negative level means the best one of this processor.
+const KernelTable& kernels_of(int level);
+
+void bind_norm(py::module_& module, const TensorReader& reader);
+void bind_linear(py::module_& module, const TensorReader& reader);
+
+}  // namespace leeboard

@@ -1,0 +1,205 @@
+#include <algorithm>
+#include <memory>
+#include <new>
+
+#include "bindings.h"
+#include "parallel.h"
+
+namespace leeboard {
+namespace {
+
+// x and weight of a norm; false when a kernel does not take them.
+bool read_norm(const TensorReader& reader, py::handle x_object, py::handle weight_object,
+               double eps, double weight_offset, bool round_before_weight, RowsView& x,
+               NormParams& norm) {
+  const auto x_tensor = reader.read(x_object);
+  if (!x_tensor) return false;
+  const auto dtype = float_dtype(x_tensor->kind);
+  const auto rows = as_rows(*x_tensor);
+  if (!dtype || !rows || rows->cols == 0) return false;
+  x = *rows;
+  const void* weight = nullptr;
+  if (!weight_object.is_none()) {
+    const auto tensor = reader.read(weight_object);
+    if (!tensor || tensor->kind != x_tensor->kind) return false;
+    weight = as_vector(*tensor, x.cols);
+    if (weight == nullptr) return false;
+  }
+  norm = {*dtype,
+          x.cols,
+          weight,
+          static_cast<float>(eps),
+          static_cast<float>(weight_offset),
+          round_before_weight};
+  return true;
+}
+
+// A matrix of the same dtype and shape as x.
+bool read_like(const TensorReader& reader, py::handle object, const NormParams& norm,
+               const RowsView& x, RowsView& view) {
+  const auto tensor = reader.read(object);
+  if (!tensor || float_dtype(tensor->kind) != norm.dtype) return false;
+  const auto rows = as_rows(*tensor);
+  if (!rows || rows->rows != x.rows || rows->cols != x.cols) return false;
+  view = *rows;
+  return true;
+}
+
+bool weight_apart(const RowsView& out, const NormParams& norm) {
+  if (norm.weight == nullptr) return true;
+  const RowsView weight{const_cast<char*>(static_cast<const char*>(norm.weight)), 1, norm.cols,
+                        norm.cols, out.item};
+  return apart(out, weight);
+}
+
+bool wants_stream(const RowsView& out) {
+  return out.rows * out.cols * out.item >= stream_threshold();
+}
+
+// Chunks of the weight gradient: fixed by the number of rows alone.
+int64_t chunk_rows_of(int64_t rows) {
+  constexpr int64_t kMostChunks = 64;
+  constexpr int64_t kLeastRows = 16;
+  return std::max(kLeastRows, (rows + kMostChunks - 1) / kMostChunks);
+}
+
+}  // namespace
+
+void bind_norm(py::module_& module, const TensorReader& reader) {
+  module.def(
+      "rms_norm_forward",
+      [&reader](py::handle x_object, py::handle weight, py::handle out_object, double eps,
+                double weight_offset, bool round_before_weight, int level) {
+        RmsNormForward args;
+        RowsView x;
+        RowsView out;
+        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, x,
+                       args.norm) ||
+            !read_like(reader, out_object, args.norm, x, out) || !rows_distinct(out) ||
+            !may_write(out, x) || !weight_apart(out, args.norm)) {
+          return false;
+        }
+        args.x = x.in();
+        args.out = out.out();
+        args.stream = wants_stream(out);
+        const KernelTable& kernels = kernels_of(level);
+        const int64_t grain = grain_of(2 * x.cols * x.item);
+        if (x.rows <= grain) {
+          // Giving the lock away costs as much as such a call.
+          kernels.rms_norm_forward(args, 0, x.rows);
+        } else {
+          py::gil_scoped_release nogil;
+          parallel_for(x.rows, grain, [&](int64_t begin, int64_t end) {
+            kernels.rms_norm_forward(args, begin, end);
+          });
+        }
+        return true;
+      },
+      py::arg("x"), py::arg("weight").none(true), py::arg("out"), py::arg("eps"),
+      py::arg("weight_offset"), py::arg("round_before_weight"), py::arg("level"));
+
+  module.def(
+      "add_rms_norm_forward",
+      [&reader](py::handle x_object, py::handle residual_object, py::handle weight,
+                py::handle normed_object, py::handle new_residual_object, double eps,
+                double weight_offset, bool round_before_weight, int level) {
+        AddRmsNormForward args;
+        RowsView x;
+        RowsView residual;
+        RowsView normed;
+        RowsView new_residual;
+        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, x,
+                       args.norm) ||
+            !read_like(reader, residual_object, args.norm, x, residual) ||
+            !read_like(reader, normed_object, args.norm, x, normed) ||
+            !read_like(reader, new_residual_object, args.norm, x, new_residual) ||
+            !rows_distinct(normed) || !rows_distinct(new_residual) ||
+            !apart(normed, new_residual) || !weight_apart(normed, args.norm) ||
+            !weight_apart(new_residual, args.norm)) {
+          return false;
+        }
+        for (const RowsView& out : {normed, new_residual}) {
+          if (!may_write(out, x) || !may_write(out, residual)) return false;
+        }
+        args.x = x.in();
+        args.residual = residual.in();
+        args.normed = normed.out();
+        args.new_residual = new_residual.out();
+        args.stream = wants_stream(normed);
+        const KernelTable& kernels = kernels_of(level);
+        const int64_t grain = grain_of(4 * x.cols * x.item);
+        if (x.rows <= grain) {
+          kernels.add_rms_norm_forward(args, 0, x.rows);
+        } else {
+          py::gil_scoped_release nogil;
+          parallel_for(x.rows, grain, [&](int64_t begin, int64_t end) {
+            kernels.add_rms_norm_forward(args, begin, end);
+          });
+        }
+        return true;
+      },
+      py::arg("x"), py::arg("residual"), py::arg("weight").none(true), py::arg("normed"),
+      py::arg("new_residual"), py::arg("eps"), py::arg("weight_offset"),
+      py::arg("round_before_weight"), py::arg("level"));
+
+  module.def(
+      "rms_norm_backward",
+      [&reader](py::handle grad_object, py::handle x_object, py::handle weight,
+                py::handle grad_residual_object, py::handle grad_x_object,
+                py::handle grad_weight_object, double eps, double weight_offset,
+                bool round_before_weight, int level) {
+        RmsNormBackward args;
+        RowsView x;
+        RowsView grad;
+        RowsView grad_x;
+        RowsView grad_residual{nullptr, 0, 0, 0, 0};
+        void* grad_weight = nullptr;
+        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, x,
+                       args.norm) ||
+            !read_like(reader, grad_object, args.norm, x, grad) ||
+            !read_like(reader, grad_x_object, args.norm, x, grad_x) || !rows_distinct(grad_x) ||
+            !apart(grad_x, x) || !apart(grad_x, grad) || !weight_apart(grad_x, args.norm)) {
+          return false;
+        }
+        if (!grad_residual_object.is_none() &&
+            (!read_like(reader, grad_residual_object, args.norm, x, grad_residual) ||
+             !apart(grad_x, grad_residual))) {
+          return false;
+        }
+        if (args.norm.weight != nullptr) {
+          const auto tensor = reader.read(grad_weight_object);
+          if (!tensor || float_dtype(tensor->kind) != args.norm.dtype) return false;
+          grad_weight = const_cast<void*>(as_vector(*tensor, x.cols));
+          if (grad_weight == nullptr) return false;
+        }
+        args.rows = x.rows;
+        args.chunk_rows = chunk_rows_of(x.rows);
+        args.x = x.in();
+        args.grad = grad.in();
+        args.grad_residual = grad_residual.in();
+        args.grad_x = grad_x.out();
+        args.stream = wants_stream(grad_x);
+        const int64_t chunks = (x.rows + args.chunk_rows - 1) / args.chunk_rows;
+        std::unique_ptr<float[]> partial;
+        if (grad_weight != nullptr) {
+          partial.reset(new float[static_cast<size_t>(std::max<int64_t>(chunks, 1) * x.cols)]);
+        }
+        args.partial = partial.get();
+        const KernelTable& kernels = kernels_of(level);
+        py::gil_scoped_release nogil;
+        parallel_for(
+            chunks, grain_of(3 * args.chunk_rows * x.cols * x.item),
+            [&](int64_t begin, int64_t end) { kernels.rms_norm_backward(args, begin, end); });
+        if (grad_weight != nullptr) {
+          const ColumnSum sum{args.norm.dtype, chunks, x.cols, args.partial, grad_weight};
+          parallel_for(x.cols, grain_of(chunks * 4),
+                       [&](int64_t begin, int64_t end) { kernels.column_sum(sum, begin, end); });
+        }
+        return true;
+      },
+      py::arg("grad"), py::arg("x"), py::arg("weight").none(true),
+      py::arg("grad_residual").none(true), py::arg("grad_x"), py::arg("grad_weight").none(true),
+      py::arg("eps"), py::arg("weight_offset"), py::arg("round_before_weight"), py::arg("level"));
+}
+
+}  // namespace leeboard

@@ -1,0 +1,129 @@
+// Entry points of the CPU kernels: raw pointers and strides, no Python, no torch.
+//
+// Every level of the instruction-set ladder compiles the same sources and fills one KernelTable.
+// A kernel works on a range of its outermost index, so that the caller decides about threads;
+// nothing it computes depends on how the whole is cut into ranges.
+#pragma once
+
+#include <cstdint>
+
+namespace leeboard {
+
+enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+inline int64_t item_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+// A matrix whose rows are contiguous; strides count elements. data may be null when rows == 0.
+struct ConstRows {
+  const void* data;
+  int64_t stride;
+};
+struct Rows {
+  void* data;
+  int64_t stride;
+};
+
+struct NormParams {
+  DType dtype;
+  int64_t cols;
+  const void* weight;  // [cols], or null
+  float eps;
+  float weight_offset;
+  bool round_before_weight;
+};
+
+// Row ranges. `stream` asks for non-temporal stores.
+struct RmsNormForward {
+  NormParams norm;
+  ConstRows x;
+  Rows out;
+  bool stream;
+};
+
+struct AddRmsNormForward {
+  NormParams norm;
+  ConstRows x;
+  ConstRows residual;
+  Rows normed;
+  Rows new_residual;
+  bool stream;
+};
+
+// Chunk ranges: chunk c holds rows [c * chunk_rows, (c + 1) * chunk_rows) and owns row c of
+// `partial`, so that the sum over rows has one order whatever the thread count.
+struct RmsNormBackward {
+  NormParams norm;
+  int64_t rows;
+  int64_t chunk_rows;
+  ConstRows grad;
+  ConstRows x;
+  ConstRows grad_residual;  // data null when absent
+  Rows grad_x;
+  float* partial;  // [chunks, cols], or null when there is no weight
+  bool stream;
+};
+
+// Column ranges: out[j] = sum over chunks, in order, of partial[c][j].
+struct ColumnSum {
+  DType dtype;
+  int64_t chunks;
+  int64_t cols;
+  const float* partial;
+  void* out;
+};
+
+// Prepared activations: float32, padded with zeros to `padded` and permuted to the order in which
+// the dot kernel meets the weights of `dtype`.
+struct PackNormed {
+  DType dtype;
+  int64_t cols;  // of one state
+  ConstRows x;
+  const void* gamma;  // [cols], or null
+  bool normalise;
+  float eps;
+  float* packed;
+  int64_t packed_stride;
+  int64_t packed_offset;
+};
+
+// The most activation rows that one call of the two kernels below takes.
+inline constexpr int64_t kLinearMaxRows = 64;
+
+// Feature ranges: out[m][v] = packed[m] . weight[v].
+struct LinearForward {
+  DType dtype;
+  int64_t rows;
+  int64_t k;
+  const float* packed;
+  int64_t packed_stride;
+  ConstRows weight;
+  Rows out;
+};
+
+// Block ranges: block b holds vocabulary entries [b * block, (b + 1) * block); results at
+// [b * rows + m].
+struct LinearArgmax {
+  DType dtype;
+  int64_t rows;
+  int64_t k;
+  int64_t vocab;
+  int64_t block;
+  const float* packed;
+  int64_t packed_stride;
+  ConstRows weight;
+  float* best_value;
+  int64_t* best_index;
+};
+
+struct KernelTable {
+  void (*rms_norm_forward)(const RmsNormForward&, int64_t begin, int64_t end);
+  void (*rms_norm_backward)(const RmsNormBackward&, int64_t begin, int64_t end);
+  void (*column_sum)(const ColumnSum&, int64_t begin, int64_t end);
+  void (*add_rms_norm_forward)(const AddRmsNormForward&, int64_t begin, int64_t end);
+  void (*pack_normed)(const PackNormed&, int64_t begin, int64_t end);
+  void (*linear_forward)(const LinearForward&, int64_t begin, int64_t end);
+  void (*linear_argmax)(const LinearArgmax&, int64_t begin, int64_t end);
+  int64_t pack_multiple;  // packed rows are padded to a multiple of this many elements
+};
+
+}  // namespace leeboard

@@ -1,0 +1,16 @@
+// Entry points that every level defines under its own name.
+#pragma once
+
+#include "kernels.h"
+
+namespace leeboard::LEEBOARD_LEVEL {
+
+void rms_norm_forward(const RmsNormForward& args, int64_t begin, int64_t end);
+void rms_norm_backward(const RmsNormBackward& args, int64_t begin, int64_t end);
+void column_sum(const ColumnSum& args, int64_t begin, int64_t end);
+void add_rms_norm_forward(const AddRmsNormForward& args, int64_t begin, int64_t end);
+void pack_normed(const PackNormed& args, int64_t begin, int64_t end);
+void linear_forward(const LinearForward& args, int64_t begin, int64_t end);
+void linear_argmax(const LinearArgmax& args, int64_t begin, int64_t end);
+
+}  // namespace leeboard::LEEBOARD_LEVEL

@@ -1,0 +1,19 @@
+// The kernel table of one level.
+#include "dot_panel.h"
+#include "level.h"
+
+namespace leeboard::LEEBOARD_LEVEL {
+
+extern const KernelTable table;
+const KernelTable table = {
+    .rms_norm_forward = rms_norm_forward,
+    .rms_norm_backward = rms_norm_backward,
+    .column_sum = column_sum,
+    .add_rms_norm_forward = add_rms_norm_forward,
+    .pack_normed = pack_normed,
+    .linear_forward = linear_forward,
+    .linear_argmax = linear_argmax,
+    .pack_multiple = kPackBlock,
+};
+
+}  // namespace leeboard::LEEBOARD_LEVEL

@@ -1,0 +1,52 @@
+#include "parallel.h"
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+namespace leeboard {
+namespace {
+
+// torch's stable C ABI: torch/csrc/stable/c/shim.h, since torch 2.10.
+using TorchParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain,
+                                     RangeFunction function, void* context);
+
+TorchParallelFor find_thread_pool() {
+#if defined(__APPLE__)
+  const char* name = "libtorch_cpu.dylib";
+#else
+  const char* name = "libtorch_cpu.so";
+#endif
+  // torch is already loaded; RTLD_NOLOAD never brings in a second copy.
+  void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) return nullptr;
+  return reinterpret_cast<TorchParallelFor>(dlsym(library, "torch_parallel_for"));
+}
+
+TorchParallelFor thread_pool() {
+  static const TorchParallelFor found = find_thread_pool();
+  return found;
+}
+
+}  // namespace
+
+bool has_thread_pool() { return thread_pool() != nullptr; }
+
+void parallel_ranges(int64_t count, int64_t grain, RangeFunction function, void* context) {
+  const TorchParallelFor pool = thread_pool();
+  if (pool == nullptr || pool(0, count, grain, function, context) != 0) {
+    function(0, count, context);
+  }
+}
+
+int64_t stream_threshold() {
+  static const int64_t bytes = [] {
+    long cache = -1;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    return cache > 0 ? static_cast<int64_t>(cache) : int64_t{32} << 20;
+  }();
+  return bytes;
+}
+
+}  // namespace leeboard

@@ -1,0 +1,446 @@
+"""The EAGLE-3 drafter: one decoder layer that continues the target's hidden states.
+
+Architecture of Li et al., 2025 (EAGLE-3, arXiv:2503.01840), with the post-norm feedback and the
+per-state norms of arXiv:2605.09992. Row t pairs the embedding of token x_{t+1} with the target's
+state at position t and predicts x_{t+2}; its rotary position is t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leeboard.draft.cache import DrafterCache
+from leeboard.draft.checks import positive_int
+from leeboard.draft.config import DrafterConfig
+from leeboard.nn import RMSNorm
+from leeboard.ops import add_rms_norm, aux_norm_linear, linear_argmax
+
+# EAGLE-3 heads follow the Llama family, whose norms round before the weight.
+_ROUNDING = "before_weight"
+
+
+class _Attention(nn.Module):
+    """Projections of grouped-query attention over [embedding; state], width 2H in and H out."""
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.num_kv_heads = config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.rope_theta = config.rope_theta
+        width, d = 2 * config.hidden_size, config.head_dim
+        self.q_proj = nn.Linear(width, self.num_heads * d, bias=False)
+        self.k_proj = nn.Linear(width, self.num_kv_heads * d, bias=False)
+        self.v_proj = nn.Linear(width, self.num_kv_heads * d, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * d, config.hidden_size, bias=False)
+
+    def qkv(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, Hq, T, D], k and v [B, Hkv, T, D] of x [B, T, 2H], rotated to `positions`."""
+        q = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        k = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+        v = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+        cos, sin = self._rotation(positions, x)
+        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+    def out(self, a: Tensor) -> Tensor:
+        """[B, T, H] from the heads' outputs [B, Hq, T, D]."""
+        return cast(Tensor, self.o_proj(a.transpose(1, 2).flatten(2)))
+
+    def _rotation(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        # Angles are built in float32 on every call: a buffer would be cast by `.to(bfloat16)`.
+        pairs = torch.arange(0, self.head_dim, 2, device=like.device, dtype=torch.float32)
+        angles = positions[..., None].float() * self.rope_theta ** (-pairs / self.head_dim)
+        angles = torch.cat((angles, angles), dim=-1)
+        if angles.ndim == 3:
+            angles = angles[:, None]
+        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+class _MLP(nn.Module):
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class _Layer(nn.Module):
+    """The weights of the one decoder layer, under the names of EAGLE checkpoints."""
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        h, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(h, eps, rounding=_ROUNDING)
+        self.hidden_norm = RMSNorm(h, eps, rounding=_ROUNDING)
+        self.self_attn = _Attention(config)
+        self.post_attention_layernorm = RMSNorm(h, eps, rounding=_ROUNDING)
+        self.mlp = _MLP(config)
+
+
+class Eagle3Drafter(nn.Module):
+    """EAGLE-3 drafter, post-norm or pre-norm by its config.
+
+    state_dict names are those of EAGLE and SpecForge checkpoints: `fc.weight`, `midlayer.*`,
+    `norm.weight`, `lm_head.weight`, `embed_tokens.weight`, `fc_norm.{i}.weight` (`fc_norm`),
+    `input_norm.weight` (`norm_before_fc`) and the buffers `d2t` (int64 [Vd], target id minus draft
+    id) and `t2d` (bool [V], which target ids can be drafted).
+
+    Shapes: B sequences, T rows, H hidden width, Ht target's hidden width, V and Vd target and
+    draft vocabulary. Decoding (`step`, `chain`) and training (`unroll`) share all arithmetic but
+    the attention's key layout, and one function decides which state is fed back.
+
+    Args:
+        config: The drafter's shape and conventions.
+    """
+
+    d2t: Tensor
+    t2d: Tensor
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        self.config = config
+        h, eps, n = config.hidden_size, config.rms_norm_eps, config.num_aux_hidden_states
+        fused = n * config.target_hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, h)
+        if config.fc_norm:
+            self.fc_norm = nn.ModuleList(RMSNorm(config.target_hidden_size, eps) for _ in range(n))
+        if config.norm_before_fc:
+            self.input_norm = RMSNorm(fused, eps, rounding=_ROUNDING)
+        self.fc = nn.Linear(fused, h, bias=False)
+        self.midlayer = _Layer(config)
+        self.norm = RMSNorm(h, eps, rounding=_ROUNDING)
+        self.lm_head = nn.Linear(h, config.draft_vocab_size, bias=False)
+        self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
+        self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
+
+    def set_draft_vocabulary(self, token_ids: Tensor | Sequence[int]) -> None:
+        """Choose which target ids the head's rows stand for; before, they are the first Vd.
+
+        Args:
+            token_ids: [Vd] distinct ascending ids of the target's vocabulary.
+
+        Raises:
+            ValueError: The ids are not `draft_vocab_size` distinct ascending ids within the
+                target's vocabulary.
+        """
+        ids = torch.as_tensor(token_ids, dtype=torch.int64, device=self.d2t.device)
+        v, vd = self.config.vocab_size, self.config.draft_vocab_size
+        if ids.shape != (vd,):
+            raise ValueError(f"token_ids: got shape {tuple(ids.shape)}, expected ({vd},)")
+        if bool((ids.diff() <= 0).any()) or int(ids[0]) < 0 or int(ids[-1]) >= v:
+            raise ValueError(f"token_ids: expected distinct ascending ids from 0 to {v - 1}")
+        self.d2t.copy_(ids - torch.arange(vd, device=ids.device))
+        self.t2d.zero_()
+        self.t2d[ids] = True
+
+    def fuse(self, hiddens: Sequence[Tensor]) -> Tensor:
+        """Join the captured target states: fc of their concatenation, after the config's norms.
+
+        Args:
+            hiddens: `num_aux_hidden_states` tensors [B, T, Ht], in the order of `aux_layer_ids`;
+                cast to the drafter's dtype.
+
+        Returns:
+            [B, T, H], the `state` of the first chain step.
+
+        Raises:
+            ValueError: Their number or width does not fit the config.
+        """
+        n, width = self.config.num_aux_hidden_states, self.config.target_hidden_size
+        if len(hiddens) != n:
+            raise ValueError(f"hiddens: got {len(hiddens)} tensors, expected {n}")
+        for i, hidden in enumerate(hiddens):
+            if hidden.shape != (*hiddens[0].shape[:-1], width):
+                raise ValueError(
+                    f"hiddens[{i}]: got shape {tuple(hidden.shape)}, expected "
+                    f"{(*hiddens[0].shape[:-1], width)}"
+                )
+        states = [hidden.to(self.fc.weight.dtype) for hidden in hiddens]
+        if self.config.fc_norm:
+            gammas = [cast(Tensor, norm.weight) for norm in self.fc_norm]
+            return aux_norm_linear(states, gammas, self.fc.weight, self.config.rms_norm_eps)
+        joined = torch.cat(states, dim=-1)
+        if self.config.norm_before_fc:
+            joined = self.input_norm(joined)
+        return cast(Tensor, self.fc(joined))
+
+    def step(
+        self,
+        input_ids: Tensor,
+        state: Tensor,
+        position_ids: Tensor,
+        cache: DrafterCache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run T new rows; row t sees the cached rows and the new rows up to itself.
+
+        Args:
+            input_ids: [B, T] int64; of row t the token after its state's position.
+            state: [B, T, H], `fuse`d target states or the `next_state` of an earlier step.
+            position_ids: [T] or [B, T] int64, rotary positions of the rows.
+            cache: Keys and values of earlier rows; the new rows are appended. Needs
+                `torch.no_grad()`.
+
+        Returns:
+            (hidden, next_state), both [B, T, H]: what `logits` and `greedy` take, and what the
+            next chain step takes as `state`. They are the same tensor if `norm_output`.
+        """
+        residual, q, k, v = self._enter(input_ids, state, position_ids)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self._leave(residual, _causal_attention(q, k, v))
+
+    def unroll(
+        self, input_ids: Tensor, hiddens: Sequence[Tensor], steps: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The train-time-test unroll: every row drafts a chain of `steps` steps, teacher-forced.
+
+        Step j of row t takes token x_{t+1+j}, the row's own state of step j - 1 (the fused target
+        state for j = 0) and rotary position t + j, attends to the step-0 keys of rows 0..t and to
+        its own keys of steps 1..j, and predicts x_{t+2+j}. Row by row that is what `chain` does
+        when it drafts the teacher's tokens. Differentiable.
+
+        The last 1 + j rows of step j have no input token: their values mean nothing, mask them.
+        Sequences may be padded on the right only.
+
+        Args:
+            input_ids: [B, T] int64, the sequence x_0..x_{T-1}.
+            hiddens: The target's states of the same positions, as for `fuse`.
+            steps: Chain length, at least 1.
+
+        Returns:
+            For every step (hidden, next_state), both [B, T, H].
+
+        Raises:
+            ValueError: `steps` is below 1.
+        """
+        return list(self.iter_unroll(input_ids, hiddens, steps))
+
+    def iter_unroll(
+        self, input_ids: Tensor, hiddens: Sequence[Tensor], steps: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`unroll` one step at a time."""
+        positive_int("steps", steps)
+        state = self.fuse(hiddens)
+        if input_ids.shape != state.shape[:2]:
+            raise ValueError(
+                f"input_ids: got shape {tuple(input_ids.shape)}, expected {tuple(state.shape[:2])}"
+                " as in hiddens"
+            )
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        tokens = input_ids
+        # One entry a step: keys and values [B, Hkv, T, D].
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for j in range(steps):
+            tokens = F.pad(tokens[:, 1:], (0, 1))
+            residual, q, k, v = self._enter(tokens, state, positions + j)
+            keys.append(k)
+            values.append(v)
+            hidden, state = self._leave(residual, _unrolled_attention(q, keys, values))
+            yield hidden, state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores over the draft vocabulary, [..., Vd], of `hidden` [..., H]."""
+        return cast(Tensor, self.lm_head(hidden))
+
+    @torch.no_grad()
+    def greedy(self, hidden: Tensor) -> Tensor:
+        """The most likely next token, int64 [...] in the TARGET's vocabulary, of `hidden` [..., H].
+
+        The logits are not kept. No gradient flows.
+        """
+        d2t = None if self.config.draft_vocab_size == self.config.vocab_size else self.d2t
+        return linear_argmax(hidden, self.lm_head.weight, d2t=d2t)[0]
+
+    @torch.no_grad()
+    def chain(
+        self,
+        state: Tensor,
+        token: Tensor,
+        position: int,
+        cache: DrafterCache,
+        depth: int,
+        *,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Draft `depth` tokens greedily, each from the one before.
+
+        The first step is the row at `position` made of `state` and `token`. The chain's own rows
+        are cut from the cache afterwards: they stand on drafted states, not on the target's.
+
+        Args:
+            state: [B, 1, H], a fused target state or the last `next_state` of `step`.
+            token: [B, 1] int64, the token after that state's position.
+            position: Rotary position of the first row; equals `cache.length` in ordinary use.
+            cache: The rows before.
+            depth: Tokens to draft, 0 or more.
+            states: When given, the fed-back state [B, 1, H] of every step is appended to it.
+
+        Returns:
+            int64 [B, depth] in the target's vocabulary.
+        """
+        kept = cache.length
+        drafted: list[Tensor] = []
+        try:
+            for row in range(position, position + depth):
+                at = torch.full((1,), row, device=state.device)
+                hidden, state = self.step(token, state, at, cache)
+                token = self.greedy(hidden)
+                drafted.append(token)
+                if states is not None:
+                    states.append(state)
+        finally:
+            cache.crop(kept)
+        return torch.cat(drafted, dim=1) if drafted else token[:, :0]
+
+    @torch.no_grad()
+    def copy_from_target(self, target: Any) -> tuple[str, ...]:
+        """Start from the target's weights: embedding (frozen), head and final norm.
+
+        The head's rows are those of the draft vocabulary, so call `set_draft_vocabulary` first.
+        The final norm is copied where the target's acts as an RMSNorm, in which case an offset in
+        its weight (Gemma) is accounted for.
+
+        Args:
+            target: A Hugging Face causal LM.
+
+        Returns:
+            Names of the parameters that were written.
+
+        Raises:
+            ValueError: Vocabulary or width differ, so the embedding does not fit.
+        """
+        source = target.get_input_embeddings().weight
+        if source.shape != self.embed_tokens.weight.shape:
+            raise ValueError(
+                f"target: its embedding is {tuple(source.shape)}, expected "
+                f"{tuple(self.embed_tokens.weight.shape)}: vocab_size and hidden_size of the "
+                "drafter's config"
+            )
+        self.embed_tokens.weight.copy_(source).requires_grad_(False)
+        copied = ["embed_tokens.weight"]
+        head = target.get_output_embeddings()
+        if head is not None and head.weight.shape == source.shape:
+            self.lm_head.weight.copy_(head.weight[self.t2d.to(head.weight.device)])
+            copied.append("lm_head.weight")
+        gain = _rms_gain(_final_norm(target), self.config.hidden_size)
+        if gain is not None:
+            self.norm.weight.copy_(gain)
+            copied.append("norm.weight")
+        return tuple(copied)
+
+    def _enter(
+        self, input_ids: Tensor, state: Tensor, position_ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(residual, q, k, v) of new rows: everything before attention."""
+        if state.shape != (*input_ids.shape, self.config.hidden_size):
+            raise ValueError(
+                f"state: got shape {tuple(state.shape)}, expected "
+                f"{(*input_ids.shape, self.config.hidden_size)} for input_ids "
+                f"{tuple(input_ids.shape)}"
+            )
+        layer = self.midlayer
+        embedded = layer.input_layernorm(self.embed_tokens(input_ids))
+        normed = layer.hidden_norm(state)
+        residual = normed if self.config.norm_before_residual else state
+        joined = torch.cat((embedded, normed), dim=-1)
+        return residual, *layer.self_attn.qkv(joined, position_ids)
+
+    def _leave(self, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """(hidden, next_state) of attention's output [B, Hq, T, D]: everything after attention.
+
+        The one place that says what is fed back.
+        """
+        layer, eps = self.midlayer, self.config.rms_norm_eps
+        normed, residual = add_rms_norm(
+            layer.self_attn.out(attended),
+            residual,
+            layer.post_attention_layernorm.weight,
+            eps,
+            rounding=_ROUNDING,
+        )
+        hidden, x = add_rms_norm(
+            layer.mlp(normed), residual, self.norm.weight, eps, rounding=_ROUNDING
+        )
+        return hidden, hidden if self.config.norm_output else x
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [B, heads, T, D], channel i paired with i + D/2 (Llama's layout)."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-high, low), dim=-1) * sin
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of the last T of L rows to all rows up to themselves.
+
+    q [B, Hq, T, D]; k, v [B, Hkv, L, D]; out [B, Hq, T, D].
+    """
+    rows, keys = q.shape[2], k.shape[2]
+    mask = None
+    if 1 < rows < keys:
+        mask = torch.ones(rows, keys, dtype=torch.bool, device=q.device).tril(keys - rows)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=1 < rows == keys, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def _unrolled_attention(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """Attention to the step-0 keys of rows 0..t and to the row's own keys of later steps.
+
+    One softmax over T + j scores: a causal T x T product and j row-wise dot products.
+    q [B, Hq, T, D]; keys, values: one [B, Hkv, T, D] a step; out [B, Hq, T, D].
+    """
+    if len(keys) == 1:
+        return _causal_attention(q, keys[0], values[0])
+    heads, rows, width = q.shape[1:]
+    kv_heads = keys[0].shape[1]
+    grouped = q.unflatten(1, (kv_heads, heads // kv_heads)) * width**-0.5
+    scores = grouped @ keys[0].transpose(-1, -2).unsqueeze(2)
+    future = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
+    scores = scores.masked_fill(future, float("-inf"))
+    own = [(grouped * k.unsqueeze(2)).sum(-1, keepdim=True) for k in keys[1:]]
+    weights = torch.cat((scores, *own), dim=-1).softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    out = weights[..., :rows] @ values[0].unsqueeze(2)
+    for i, v in enumerate(values[1:], start=rows):
+        out = out + weights[..., i : i + 1] * v.unsqueeze(2)
+    return out.flatten(1, 2)
+
+
+def _final_norm(target: Any) -> nn.Module | None:
+    """The norm before the target's head, under the names that Hugging Face models use."""
+    body = getattr(target, "base_model", target)
+    for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f"):
+        norm = getattr(body, name, None)
+        if isinstance(norm, nn.Module):
+            return norm
+    return None
+
+
+def _rms_gain(norm: nn.Module | None, width: int) -> Tensor | None:
+    """The gain of a module that acts as an RMSNorm, else None.
+
+    An RMSNorm maps any vector of signs s to s * gain (epsilon aside), which a LayerNorm does not.
+    """
+    weight = getattr(norm, "weight", None)
+    if norm is None or weight is None or weight.shape != (width,):
+        return None
+    signs = torch.ones(2, width, device=weight.device, dtype=weight.dtype)
+    signs[1, : width // 4] = -1
+    up, mixed = norm(signs)
+    tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 2e-2
+    for gain in (weight, 1 + weight):
+        expected = signs * gain
+        if torch.allclose(up, expected[0], rtol=tolerance) and torch.allclose(
+            mixed, expected[1], rtol=tolerance
+        ):
+            return cast(Tensor, gain.detach())
+    return None

@@ -1,0 +1,8 @@
+"""Drop-in modules built on `leeboard.ops`."""
+
+from __future__ import annotations
+
+from leeboard.nn.replace import Entry, ReplaceReport, replace
+from leeboard.nn.rms_norm import RMSNorm
+
+__all__ = ["Entry", "RMSNorm", "ReplaceReport", "replace"]

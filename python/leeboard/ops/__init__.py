@@ -1,0 +1,11 @@
+"""Fused ops: one function each, on CPU kernels, Triton kernels or plain PyTorch."""
+
+from __future__ import annotations
+
+from leeboard.ops._state import backend, isa
+from leeboard.ops.add_rms_norm import add_rms_norm
+from leeboard.ops.aux_norm_linear import aux_norm_linear
+from leeboard.ops.linear_argmax import linear_argmax
+from leeboard.ops.rms_norm import rms_norm
+
+__all__ = ["add_rms_norm", "aux_norm_linear", "backend", "isa", "linear_argmax", "rms_norm"]

@@ -1,0 +1,170 @@
+"""Argument checks. Every message names the argument, what was given and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT_DTYPES = (*KERNEL_DTYPES, torch.float64)
+ROUNDINGS = ("after_weight", "before_weight")
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(str(n) for n in shape) + "]"
+
+
+def tensor(name: str, value: object) -> None:
+    """A torch.Tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def rows(name: str, value: object) -> int:
+    """A floating-point tensor [..., H] with H > 0; returns H."""
+    tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype not in FLOAT_DTYPES:
+        raise ValueError(
+            f"{name}: dtype {value.dtype} is not supported; "
+            "expected float32, bfloat16, float16 or float64"
+        )
+    if value.layout != torch.strided:
+        raise ValueError(f"{name}: layout {value.layout} is not supported; expected torch.strided")
+    if value.dim() == 0:
+        raise ValueError(f"{name}: a 0-dimensional tensor was given; expected [..., H]")
+    size = value.shape[-1]
+    if size == 0:
+        raise ValueError(
+            f"{name}: shape {_text(value.shape)} has a hidden dimension of 0; expected at least 1"
+        )
+    return size
+
+
+def shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> None:
+    """Exactly `expected`; `meaning` says where the sizes come from."""
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(
+            f"{name}: shape {_text(value.shape)} was given; expected {_text(expected)} ({meaning})"
+        )
+
+
+def companion(
+    name: str, value: object, like_name: str, like: Tensor, dtypes: Sequence[torch.dtype] = ()
+) -> None:
+    """A strided tensor on the device of `like`, of its dtype or one of `dtypes`."""
+    tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.device != like.device:
+        raise ValueError(
+            f"{name}: device {value.device} was given; "
+            f"expected {like.device}, the device of {like_name}"
+        )
+    if value.dtype != like.dtype and value.dtype not in dtypes:
+        raise ValueError(
+            f"{name}: dtype {value.dtype} was given; "
+            f"expected {' or '.join(str(d) for d in (like.dtype, *dtypes))} "
+            f"to go with {like_name} of dtype {like.dtype}"
+        )
+    if value.layout != torch.strided:
+        raise ValueError(f"{name}: layout {value.layout} is not supported; expected torch.strided")
+
+
+def gain(name: str, value: Tensor | None, x: Tensor) -> None:
+    """A norm's weight: None, or [H] of x's dtype (float32 also goes with half precision)."""
+    if value is None:
+        return
+    companion(name, value, "x", x, (torch.float32,) if x.dtype.itemsize == 2 else ())
+    shape(name, value, x.shape[-1:], "the last dimension of x")
+
+
+def epsilon(eps: object) -> None:
+    """A number >= 0."""
+    if isinstance(eps, bool) or not isinstance(eps, float | int):
+        raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
+    if not eps >= 0:
+        raise ValueError(f"eps: {eps} was given; expected a number >= 0")
+
+
+def norm_options(eps: object, weight_offset: object, rounding: object) -> None:
+    """The options that every norm takes."""
+    epsilon(eps)
+    if isinstance(weight_offset, bool) or not isinstance(weight_offset, float | int):
+        raise TypeError(f"weight_offset: expected a number, got {type(weight_offset).__name__}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(
+            f"rounding: {rounding!r} was given; expected one of {', '.join(ROUNDINGS)}"
+        )
+
+
+def plain_norm_options(eps: object, weight_offset: object, rounding: object) -> bool:
+    """The same without a message, for the direct path: False sends a call to the full checks."""
+    return (
+        type(eps) is float
+        and eps >= 0.0
+        and type(weight_offset) is float
+        and (rounding == "after_weight" or rounding == "before_weight")
+    )
+
+
+def output(name: str, value: object, like_name: str, like: Tensor, size: Sequence[int]) -> None:
+    """An `out=` tensor that can be written."""
+    companion(name, value, like_name, like)
+    assert isinstance(value, Tensor)
+    shape(name, value, size, "the shape of the result")
+
+
+def no_grad(op: str, reason: str, **tensors: Tensor | None) -> None:
+    """Raises when a gradient would be lost."""
+    if not torch.is_grad_enabled():
+        return
+    for name, value in tensors.items():
+        if value is not None and value.requires_grad:
+            raise RuntimeError(
+                f"{name}: requires grad, but {op} {reason}; "
+                "call it under torch.no_grad() or pass a detached tensor"
+            )
+
+
+def pair(name: str, value: object) -> None:
+    """A tuple of two tensors."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{name}: expected a pair of tensors, got {type(value).__name__}")
+
+
+def apart(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Two outputs that do not share memory."""
+    if value.numel() > 0 and value.data_ptr() == other.data_ptr():
+        raise ValueError(f"{name}: shares memory with {other_name}; expected a tensor of its own")
+
+
+def tensors(name: str, value: object, most: int) -> list[Tensor]:
+    """A sequence of 1 to `most` tensors."""
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        raise TypeError(f"{name}: expected a sequence of tensors, got {type(value).__name__}")
+    if not 1 <= len(value) <= most:
+        raise ValueError(f"{name}: {len(value)} tensors given; expected 1 to {most}")
+    for i, item in enumerate(value):
+        tensor(f"{name}[{i}]", item)
+    return list(value)
+
+
+def integers(name: str, value: object, like_name: str, like: Tensor) -> None:
+    """An int64 tensor on the device of `like`."""
+    tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype != torch.int64:
+        raise ValueError(f"{name}: dtype {value.dtype} was given; expected torch.int64")
+    companion(name, value, like_name, like, (torch.int64,))
+
+
+def values(name: str, value: object, x: Tensor) -> None:
+    """A tensor of the accumulation dtype of x."""
+    tensor(name, value)
+    assert isinstance(value, Tensor)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if value.dtype != wide:
+        raise ValueError(f"{name}: dtype {value.dtype} was given; expected {wide}")
+    companion(name, value, "x", x, (wide,))

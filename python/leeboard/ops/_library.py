@@ -1,0 +1,225 @@
+"""Registration with torch.library and the choice of a backend inside an op."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from leeboard.ops._check import KERNEL_DTYPES
+from leeboard.ops._state import Backend, state, transform_problem, use
+
+# The library object owns the registrations: it must live as long as the process.
+LIBRARY = torch.library.Library("leeboard", "FRAGMENT")
+
+
+def define(
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    row_arguments: Sequence[int],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> None:
+    """Registers `leeboard::<name>` for every device, with fake tensors, autograd and vmap.
+
+    Args:
+        schema: The op in torch's schema language.
+        implementation: Runs it on real tensors of any device.
+        fake: Describes its outputs.
+        row_arguments: Positions of the arguments [..., H] (or lists of such) whose leading
+            dimensions the outputs share: under vmap these take one more leading dimension.
+        setup_context: What the forward keeps for `backward`.
+        backward: Gradients, made of registered ops; None for an op without one.
+    """
+    name = schema[: schema.index("(")]
+    qualified = f"leeboard::{name}"
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    if backward is None:
+        backward, setup_context = _no_backward(name), _keep_nothing
+    torch.library.register_autograd(
+        qualified,
+        _in_forward_state(backward),
+        setup_context=_keep_state(setup_context),
+        lib=LIBRARY,
+    )
+    torch.library.register_vmap(qualified, _vmap_rule(name, frozenset(row_arguments)), lib=LIBRARY)
+
+
+def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
+def _no_backward(name: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(f"leeboard.ops: {name} has no gradient")
+
+    return backward
+
+
+def _keep_state(setup_context: Callable[..., None] | None) -> Callable[..., None]:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            ctx.leeboard_state = state()
+        if setup_context is not None:
+            setup_context(ctx, inputs, output)
+
+    return setup
+
+
+def _in_forward_state(backward: Callable[..., Any]) -> Callable[..., Any]:
+    # Autograd may run the backward on a thread that has its own context variables.
+    def run(ctx: Any, *grads: Any) -> Any:
+        forced = getattr(ctx, "leeboard_state", None)
+        if forced is None:
+            return backward(ctx, *grads)
+        with use(forced):
+            return backward(ctx, *grads)
+
+    return run
+
+
+def _vmap_rule(name: str, row_arguments: frozenset[int]) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        op = getattr(torch.ops.leeboard, name)
+        batch = info.batch_size
+        leaves, spec = pytree.tree_flatten(args)
+        dims = _flat_dims(in_dims, args)
+        owners = [i for i, arg in enumerate(args) for _ in pytree.tree_leaves(arg)]
+        batched_rows_only = all(
+            dim is None or owner in row_arguments for owner, dim in zip(owners, dims, strict=True)
+        )
+        if batched_rows_only:
+            front = [
+                leaf
+                if owner not in row_arguments or not isinstance(leaf, Tensor)
+                else leaf.unsqueeze(0).expand(batch, *leaf.shape)
+                if dim is None
+                else leaf.movedim(dim, 0)
+                for leaf, dim, owner in zip(leaves, dims, owners, strict=True)
+            ]
+            outputs = op(*pytree.tree_unflatten(front, spec))
+        else:
+            # A batched weight is another op per sample: no kernel shares work between them.
+            samples = [
+                op(
+                    *pytree.tree_unflatten(
+                        [
+                            leaf if dim is None else leaf.select(dim, b)
+                            for leaf, dim in zip(leaves, dims, strict=True)
+                        ],
+                        spec,
+                    )
+                )
+                for b in range(batch)
+            ]
+            outputs = pytree.tree_map(lambda *parts: torch.stack(parts), *samples)
+        return outputs, pytree.tree_map(lambda _: 0, outputs)
+
+    return rule
+
+
+def _flat_dims(in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> list[int | None]:
+    flat: list[int | None] = []
+    for dim, arg in zip(in_dims, args, strict=True):
+        count = len(pytree.tree_leaves(arg))
+        flat.extend(dim if isinstance(dim, list | tuple) else [dim] * count)
+    return flat
+
+
+def triton_problem(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on `device`, or None when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return 'triton is not installed (pip install "leeboard[triton]")'
+    if device.type == "cuda":
+        return None
+    if device.type == "cpu":
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return None
+        return "on CPU tensors Triton runs only in its interpreter (set TRITON_INTERPRET=1)"
+    return f"there is no Triton backend for device {device}"
+
+
+def kernel_problem(name: Backend, tensors: Sequence[Tensor]) -> str | None:
+    """Why `name` cannot take these tensors, or None when it can."""
+    if name == "reference":
+        return None
+    first = tensors[0]
+    dtypes = {t.dtype for t in tensors}
+    if len(dtypes) > 1:
+        return f"the {name} kernels take one dtype, got {', '.join(sorted(map(str, dtypes)))}"
+    if first.dtype not in KERNEL_DTYPES:
+        return f"the {name} kernels take float32, bfloat16 and float16, not {first.dtype}"
+    if name == "cpu":
+        return None if first.device.type == "cpu" else f"the tensors are on {first.device}"
+    return triton_problem(first.device)
+
+
+def choose(op: str, tensors: Sequence[Tensor]) -> Backend:
+    """The backend for a call: the forced one, or the first that takes the tensors."""
+    forced = state().backend
+    if forced is not None:
+        problem = kernel_problem(forced, tensors)
+        if problem is not None:
+            raise RuntimeError(f"leeboard.ops.{op}: backend {forced!r} is forced, but {problem}")
+        return forced
+    natural: Backend = "cpu" if tensors[0].device.type == "cpu" else "triton"
+    return natural if kernel_problem(natural, tensors) is None else "reference"
+
+
+def takes_reference(op: str) -> bool:
+    """Whether a transform is in force that only the reference goes through.
+
+    Raises:
+        RuntimeError: If it is, and another backend is forced.
+    """
+    problem = transform_problem()
+    if problem is None:
+        return False
+    forced = state().backend
+    if forced not in (None, "reference"):
+        raise RuntimeError(
+            f"leeboard.ops.{op}: backend {forced!r} is forced, but {problem} needs the reference"
+        )
+    return True
+
+
+def kernels(op: str) -> ModuleType:
+    """The Triton kernels of an op; imports triton."""
+    return importlib.import_module(f"leeboard.kernels.{op}")
+
+
+def as_matrix(t: Tensor) -> Tensor:
+    """[..., H] as [N, H] with unit stride along H; copies only where it must."""
+    matrix = t.as_subclass(Tensor).resolve_neg().reshape(-1, t.shape[-1])
+    return matrix if matrix.stride(-1) == 1 or matrix.shape[-1] == 1 else matrix.contiguous()
+
+
+def _plain(t: Tensor) -> Tensor:
+    t = t.as_subclass(Tensor).resolve_neg().contiguous()
+    return t.flatten(0, -2) if t.dim() > 2 else t
+
+
+def run_kernel(
+    entry: Callable[..., bool], inputs: Sequence[Any], outputs: Sequence[Any], *options: Any
+) -> None:
+    """Calls a compiled kernel; where it refuses a layout, once more with contiguous copies.
+
+    `inputs` hold tensors, lists of tensors or None; `outputs` are fresh contiguous tensors.
+    """
+    if entry(*inputs, *outputs, *options):
+        return
+    copies = pytree.tree_map_only(Tensor, _plain, list(inputs))
+    views = pytree.tree_map_only(Tensor, _plain, list(outputs))
+    if not entry(*copies, *views, *options):
+        raise RuntimeError(f"leeboard._C.{entry.__name__} refused arguments that were checked")

@@ -1,0 +1,76 @@
+"""The ops of leeboard. Contract tests, benchmarks and `leeboard doctor` go through this table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from leeboard import reference
+from leeboard.ops._check import KERNEL_DTYPES
+from leeboard.ops._state import BACKENDS, Backend
+from leeboard.ops.add_rms_norm import add_rms_norm
+from leeboard.ops.aux_norm_linear import aux_norm_linear
+from leeboard.ops.linear_argmax import linear_argmax
+from leeboard.ops.rms_norm import rms_norm
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One op.
+
+    Attributes:
+        name: The name of its six rooms.
+        function: The public function.
+        reference: What it computes.
+        differentiable: Whether it has a gradient.
+        summary: A line for people.
+        dtypes: What its kernels take.
+        backends: Where it runs.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    differentiable: bool
+    summary: str
+    dtypes: tuple[torch.dtype, ...] = KERNEL_DTYPES
+    backends: tuple[Backend, ...] = BACKENDS
+
+
+def _table(*specs: OpSpec) -> dict[str, OpSpec]:
+    return {spec.name: spec for spec in specs}
+
+
+OPS: dict[str, OpSpec] = _table(
+    OpSpec(
+        "rms_norm",
+        rms_norm,
+        reference.rms_norm,
+        differentiable=True,
+        summary="RMSNorm over the last dimension",
+    ),
+    OpSpec(
+        "add_rms_norm",
+        add_rms_norm,
+        reference.add_rms_norm,
+        differentiable=True,
+        summary="residual addition and RMSNorm in one pass",
+    ),
+    OpSpec(
+        "aux_norm_linear",
+        aux_norm_linear,
+        reference.aux_norm_linear,
+        differentiable=True,
+        summary="RMSNorm of each captured target state and their projection",
+    ),
+    OpSpec(
+        "linear_argmax",
+        linear_argmax,
+        reference.linear_argmax,
+        differentiable=False,
+        summary="greedy token of a head, without its logits",
+    ),
+)

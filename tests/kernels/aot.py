@@ -1,0 +1,325 @@
+"""Compiles the kernels for GPUs that need not be there, and reads what the compilers report.
+
+The launch functions themselves are called, on meta tensors, with a driver that only names a
+target: so exactly the specialisations, tiles and options of a real launch are compiled. Run as a
+script in a process without TRITON_INTERPRET: `python aot.py sm_90 gfx942` prints a JSON list of
+records. Compiled kernels are kept by Triton's own cache and their reports beside them, so a second
+run takes seconds.
+
+The grid. bfloat16 is compiled for every case and target: it is the type that the interpreter
+cannot check. float32 halves the elements of a 128-bit load and takes other products; it is
+compiled once per vendor. float16 differs from bfloat16 in the opcodes' names alone: one target.
+4096 columns let Triton see alignment; 4097 is the same code with scalar loads: once per vendor.
+Row counts name each branch of the tile heuristics; columns name the narrowest, the usual and the
+widest one-block tile, and the walk beyond it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+# What one block can have, in bytes: CUDA programming guide, compute capabilities table (163, 227
+# KB of opt-in shared memory); CDNA3 instruction-set reference (64 KB of local data share).
+SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+TENSOR_OPCODE = {
+    "sm_80": r"\bHMMA\.",
+    "sm_90": r"\bHG?MMA\.",
+    "sm_100": r"\b(?:HMMA\.|UTC\w*MMA)",
+    "gfx942": r"\bv_mfma_",
+}
+WARP_GROUP_OPCODE = {"sm_90": r"\bHGMMA\.", "sm_100": r"\bUTC\w*MMA"}
+WIDE_LOAD = {
+    "sm": r"\bLD(?:G|GSTS)\.E\.(?:\w+\.)*128\b",
+    "gfx": r"\b(?:global|buffer)_load_dwordx4\b",
+}
+# Kernels that are limited by memory: without 128-bit loads they fall short of its bandwidth.
+STREAMING = {
+    "_rms_norm_forward_kernel",
+    "_rms_norm_backward_kernel",
+    "_column_sum_kernel",
+    "_add_rms_norm_forward_kernel",
+    "_row_scale_kernel",
+    "_aux_norm_linear_stream_kernel",
+    "_aux_norm_linear_dot_kernel",
+    "_linear_argmax_stream_kernel",
+    "_linear_argmax_dot_kernel",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one kernel: resources in registers or bytes per thread, counts of opcodes."""
+
+    case: str
+    dtype: str
+    target: str
+    kernel: str
+    warps: int
+    registers: int
+    spilled: int
+    shared: int
+    tensor_ops: int
+    warp_group_ops: int
+    wide_loads: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.kernel.strip('_')}-{self.case}-{self.dtype}-{self.target}"
+
+
+def problems(record: Record) -> list[str]:
+    """Why this kernel must not ship; empty if it may."""
+    found = []
+    if record.spilled:
+        found.append(f"spills {record.spilled}")
+    if record.shared > SHARED_LIMIT[record.target]:
+        found.append(f"shared memory {record.shared} > {SHARED_LIMIT[record.target]}")
+    # NVIDIA tensor cores have no full-precision float32 product.
+    full_precision = record.dtype == "float32" and record.target != "gfx942"
+    if record.kernel.endswith("_dot_kernel") and not full_precision:
+        if not record.tensor_ops:
+            found.append("no tensor-core opcode")
+        # A warp group's tile has at least 64 rows.
+        group = record.target in WARP_GROUP_OPCODE and "N16" not in record.case
+        if group and not record.warp_group_ops:
+            found.append("no warp-group opcode")
+    if record.kernel in STREAMING and "H4097" not in record.case and not record.wide_loads:
+        found.append("no 128-bit load")
+    return found
+
+
+def cases() -> dict[str, Callable[[Any], None]]:
+    """Launches by name; each takes the storage dtype."""
+    import torch
+
+    from leeboard.kernels import add_rms_norm, aux_norm_linear, linear_argmax, rms_norm
+
+    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def norm(H: int, rounding: str) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x, w = empty(1 << 20, H, dtype=dtype), empty(H, dtype=dtype)
+            rms_norm.forward(x, w, x, 1e-6, 0.0, rounding)
+
+        return launch
+
+    def norm_backward(H: int, rounding: str) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x, w = empty(1 << 20, H, dtype=dtype), empty(H, dtype=dtype)
+            rms_norm.backward(x, x, w, x, w, 1e-6, 0.0, rounding, x)
+
+        return launch
+
+    def add_norm(H: int) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x, w = empty(1 << 20, H, dtype=dtype), empty(H, dtype=dtype)
+            add_rms_norm.forward(x, x, w, x, x, 1e-6, 0.0, "after_weight")
+
+        return launch
+
+    def aux(N: int, H: int, states: int = 3) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x, w = empty(N, H, dtype=dtype), empty(4096, states * H, dtype=dtype)
+            gamma = empty(H, dtype=dtype)
+            out = empty(N, 4096, dtype=dtype)
+            aux_norm_linear.forward([x] * states, [gamma] * states, w, out, 1e-6)
+
+        return launch
+
+    def argmax(N: int, H: int) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x, w = empty(N, H, dtype=dtype), empty(32000, H, dtype=dtype)
+            index, value = empty(N, dtype=torch.int64), empty(N, dtype=torch.float32)
+            linear_argmax.forward(x, w, index, value, empty(32000, dtype=torch.int64))
+
+        return launch
+
+    table: dict[str, Callable[[torch.dtype], None]] = {}
+    for H in (128, 4096, 4097, 16384, 20480):
+        table[f"H{H}"] = norm(H, "after_weight")
+    table["before_weight-H4096"] = norm(4096, "before_weight")
+    for H in (128, 4096, 4097, 8192, 16384):
+        table[f"backward-H{H}"] = norm_backward(H, "after_weight")
+    table["backward-before_weight-H4096"] = norm_backward(4096, "before_weight")
+    for H in (4096, 4097, 16384, 20480):
+        table[f"add-H{H}"] = add_norm(H)
+    for N, H in ((1, 4096), (2, 4096), (4, 4096), (16, 4096), (64, 4096), (1000, 4096), (1000, 4097)):
+        table[f"aux-N{N}-H{H}"] = aux(N, H)
+        table[f"argmax-N{N}-H{H}"] = argmax(N, H)
+    table["aux-N1-H4096-states8"] = aux(1, 4096, states=8)
+    return table
+
+
+def selected(case: str, dtype: str, target: str) -> bool:
+    """Whether the grid holds this combination (see the top of the file for why)."""
+    if "H4097" in case:
+        return dtype == "bfloat16" and target in ("sm_90", "gfx942")
+    if dtype == "bfloat16":
+        return True
+    return target in {"float32": ("sm_90", "gfx942"), "float16": ("sm_80",)}[dtype]
+
+
+def compiled(target: str, launch: Callable[[], None]) -> Iterator[Any]:
+    """Every kernel that `launch` would start on `target`, compiled and not started."""
+    import torch
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import JITFunction, driver
+
+    class NamesTarget:
+        def get_current_target(self) -> GPUTarget:
+            if target.startswith("gfx"):
+                return GPUTarget("hip", target, 64)
+            return GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+
+        def get_current_device(self) -> int:
+            # Compiled kernels are kept per device number: one number, one target.
+            return TARGETS.index(target)
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    kernels = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernels.append(run(self, *args, grid=grid, warmup=True, **options))
+        return kernels[-1]
+
+    driver.set_active(NamesTarget())
+    hip = torch.version.hip
+    torch.version.hip = "aot" if target.startswith("gfx") else None
+    JITFunction.run = compile_only
+    try:
+        launch()
+    finally:
+        JITFunction.run = run
+        torch.version.hip = hip
+    yield from kernels
+
+
+def report(kernel: Any, target: str) -> dict[str, int]:
+    """Registers, spills, shared memory and opcode counts of a compiled kernel."""
+    kept = Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))
+    kept = kept / f"leeboard-aot-{kernel.hash}.json"
+    if kept.exists():
+        return json.loads(kept.read_text())  # type: ignore[no-any-return]
+    if target.startswith("gfx"):
+        code = kernel.asm["amdgcn"]
+
+        def field(name: str) -> int:
+            match = re.search(rf"\.{name}:\s*(\d+)", code)
+            if match is None:
+                raise ValueError(f"no {name} in the assembly of {kernel.name}")
+            return int(match[1])
+
+        spills = ("vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
+        usage = {"registers": field("vgpr_count"), "spilled": sum(field(name) for name in spills)}
+    else:
+        usage, code = inspect_cubin(kernel.asm["cubin"])
+    found = {
+        **usage,
+        "shared": kernel.metadata.shared,
+        "warps": kernel.metadata.num_warps,
+        "tensor_ops": len(re.findall(TENSOR_OPCODE[target], code)),
+        "warp_group_ops": len(re.findall(WARP_GROUP_OPCODE.get(target, "(?!)"), code)),
+        "wide_loads": len(re.findall(WIDE_LOAD["gfx" if target.startswith("gfx") else "sm"], code)),
+    }
+    partial = kept.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(found))
+    os.replace(partial, kept)
+    return found
+
+
+def inspect_cubin(cubin: bytes) -> tuple[dict[str, int], str]:
+    """Registers and spilled bytes a thread, and the SASS, by the tools that ship with Triton."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [tools / "cuobjdump", "--dump-resource-usage", file.name],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        sass = subprocess.run(
+            [tools / "nvdisasm", "-c", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    spilled = numbers["STACK"] + numbers["LOCAL"]
+    return {"registers": numbers["REG"], "spilled": spilled}, sass
+
+
+def bad_kernels() -> dict[str, Callable[[Any], None]]:
+    """Launches that must be found at fault: the harness is tested with them."""
+    import torch
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def _spilling_kernel(x, out, BLOCK: tl.constexpr):
+        at = tl.arange(0, BLOCK)
+        values = tl.load(x + at)
+        tl.store(out + at, values / tl.sum(values, 0))
+
+    @triton.jit
+    def _oversized_kernel(x, out, BLOCK: tl.constexpr):
+        at = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+        sums = tl.zeros([BLOCK, BLOCK], tl.float32)
+        for step in range(8):
+            tile = tl.load(x + step * BLOCK * BLOCK + at)
+            sums = tl.dot(tile, tile, sums)
+        tl.store(out + at, sums)
+
+    @triton.jit
+    def _scalar_dot_kernel(x, out, stride, BLOCK: tl.constexpr):
+        at = tl.arange(0, BLOCK) * stride
+        tl.store(out + tl.arange(0, BLOCK), tl.load(x + at))
+
+    x = torch.empty(1 << 20, dtype=torch.float32, device="meta")
+    return {
+        "spilling": lambda dtype: _spilling_kernel[(1,)](x, x, BLOCK=32768, num_warps=1),
+        "oversized": lambda dtype: _oversized_kernel[(1,)](x, x, BLOCK=256, num_warps=8),
+        "scalar": lambda dtype: _scalar_dot_kernel[(1,)](x, x, 3, BLOCK=256, num_warps=4),
+    }
+
+
+def records(targets: list[str]) -> Iterator[Record]:
+    """Compiles and reports the grid for some targets, and the bad kernels for the first one."""
+    import torch
+
+    for target in targets:
+        work = [
+            (case, dtype, launch)
+            for case, launch in cases().items()
+            for dtype in ("bfloat16", "float32", "float16")
+            if selected(case, dtype, target)
+        ]
+        work += [(case, "bfloat16", launch) for case, launch in bad_kernels().items()]
+        for case, dtype, launch in work:
+            storage = getattr(torch, dtype)
+            for kernel in compiled(target, lambda launch=launch, s=storage: launch(s)):
+                yield Record(
+                    case=case,
+                    dtype=dtype,
+                    target=target,
+                    kernel=kernel.name,
+                    **report(kernel, target),
+                )
+
+
+if __name__ == "__main__":
+    json.dump([asdict(record) for record in records(sys.argv[1:])], sys.stdout)
