@@ -8,7 +8,7 @@ state at position t and predicts x_{t+2}; its rotary position is t.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from leeboard.nn import RMSNorm
 from leeboard.ops import add_rms_norm, aux_norm_linear, linear_argmax
 
 # EAGLE-3 heads follow the Llama family, whose norms round before the weight.
-_ROUNDING = "before_weight"
+_ROUNDING: Final = "before_weight"
 
 
 class _Attention(nn.Module):
@@ -403,7 +403,7 @@ def _unrolled_attention(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tens
         return _causal_attention(q, keys[0], values[0])
     heads, rows, width = q.shape[1:]
     kv_heads = keys[0].shape[1]
-    grouped = q.unflatten(1, (kv_heads, heads // kv_heads)) * width**-0.5
+    grouped = q.view(-1, kv_heads, heads // kv_heads, rows, width) * width**-0.5
     scores = grouped @ keys[0].transpose(-1, -2).unsqueeze(2)
     future = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
     scores = scores.masked_fill(future, float("-inf"))

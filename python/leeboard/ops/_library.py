@@ -17,7 +17,7 @@ from leeboard.ops._check import KERNEL_DTYPES
 from leeboard.ops._state import Backend, state, transform_problem, use
 
 # The library object owns the registrations: it must live as long as the process.
-LIBRARY = torch.library.Library("leeboard", "FRAGMENT")
+LIBRARY: Any = torch.library.Library("leeboard", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def define(

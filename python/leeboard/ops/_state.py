@@ -57,7 +57,7 @@ def _from_environment() -> State:
     )
 
 
-_state: ContextVar[State] = ContextVar("leeboard_state", default=_from_environment())
+_state: ContextVar[State] = ContextVar("leeboard_state", default=_from_environment())  # noqa: B039 (frozen)
 
 
 def state() -> State:
@@ -151,25 +151,26 @@ def transform_problem() -> str | None:
     return None
 
 
-def direct_level(x: Tensor, *others: Tensor | None) -> int | None:
+def direct_level(x: object, *others: object) -> int | None:
     """The level for a direct call of a CPU kernel, or None when the dispatcher must see the call.
 
     None under compilation, tracing, dispatch modes, functorch transforms, forward-mode AD, for
-    tensor subclasses, and where a gradient is wanted. The kernels check the rest themselves.
+    what is no tensor, and where a gradient is wanted. The kernels check the rest themselves, exact
+    types included.
     """
     if _is_compiling() or _probes is None:
         return None
     if _dispatch_modes() or _functorch_level() is not None or _tracing() is not None:
         return None
-    forced = _get_state()
-    if forced.backend is not None and forced.backend != "cpu":
-        return None
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 or not isinstance(x, Tensor) or x.is_neg():
         return None
     grad = _is_grad_enabled()
-    if (grad and x.requires_grad) or x.is_neg():
+    if grad and x.requires_grad:
         return None
     for t in others:
-        if t is not None and ((grad and t.requires_grad) or t.is_neg()):
+        if t is not None and (
+            not isinstance(t, Tensor) or t.is_neg() or (grad and t.requires_grad)
+        ):
             return None
-    return forced.level
+    forced = _get_state()
+    return forced.level if forced.backend is None or forced.backend == "cpu" else None

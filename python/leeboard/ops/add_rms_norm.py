@@ -54,19 +54,18 @@ def add_rms_norm(
         TypeError, ValueError: For an argument that does not fit; the message names it.
         RuntimeError: If `out` is given while a gradient is wanted, or a forced backend cannot run.
     """
-    if isinstance(x, Tensor) and isinstance(residual, Tensor):
-        level = direct_level(x, residual, weight, *(() if out is None else out))
-        if level is not None and _check.plain_norm_options(eps, weight_offset, rounding):
-            if out is None:
-                normed = torch.empty_like(x, memory_format=torch.contiguous_format)
-                new_residual = torch.empty_like(x, memory_format=torch.contiguous_format)
-            else:
-                normed, new_residual = out
-            before_weight = rounding == "before_weight"
-            if _C.add_rms_norm_forward(
-                x, residual, weight, normed, new_residual, eps, weight_offset, before_weight, level
-            ):
-                return normed, new_residual
+    level = direct_level(x, residual, weight, *(() if out is None else out))
+    if level is not None and _check.plain_norm_options(eps, weight_offset, rounding):
+        if out is None:
+            normed = torch.empty_like(x)
+            new_residual = torch.empty_like(x)
+        else:
+            normed, new_residual = out
+        before_weight = rounding == "before_weight"
+        if _C.add_rms_norm_forward(
+            x, residual, weight, normed, new_residual, eps, weight_offset, before_weight, level
+        ):
+            return normed, new_residual
     _check.rows("x", x)
     _check.companion("residual", residual, "x", x)
     _check.shape("residual", residual, x.shape, "the shape of x")

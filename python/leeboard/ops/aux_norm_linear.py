@@ -134,7 +134,7 @@ def _forward_in_pieces(
 
 def _normed(rows: Sequence[Tensor], gammas: Sequence[Tensor], eps: float) -> Tensor:
     """[N, n * Ht]: every state normed, side by side."""
-    scales = gammas or [None] * len(rows)
+    scales: Sequence[Tensor | None] = gammas or [None] * len(rows)
     return torch.cat(
         [
             torch.ops.leeboard.rms_norm(h, g, eps, 0.0, "after_weight")

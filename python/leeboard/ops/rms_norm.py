@@ -56,13 +56,12 @@ def rms_norm(
         TypeError, ValueError: For an argument that does not fit; the message names it.
         RuntimeError: If `out` is given while a gradient is wanted, or a forced backend cannot run.
     """
-    if isinstance(x, Tensor):
-        level = direct_level(x, weight, out)
-        if level is not None and _check.plain_norm_options(eps, weight_offset, rounding):
-            y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-            before_weight = rounding == "before_weight"
-            if _C.rms_norm_forward(x, weight, y, eps, weight_offset, before_weight, level):
-                return y
+    level = direct_level(x, weight, out)
+    if level is not None and _check.plain_norm_options(eps, weight_offset, rounding):
+        y = torch.empty_like(x) if out is None else out
+        before_weight = rounding == "before_weight"
+        if _C.rms_norm_forward(x, weight, y, eps, weight_offset, before_weight, level):
+            return y
     _check.rows("x", x)
     _check.gain("weight", weight, x)
     _check.norm_options(eps, weight_offset, rounding)

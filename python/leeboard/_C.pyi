@@ -1,0 +1,58 @@
+"""Compiled CPU kernels of leeboard (internal; use leeboard.ops).
+
+Kernel entry points return False, with nothing touched, for arguments that they do not take.
+"""
+
+from torch import Tensor
+
+def isa_levels() -> list[tuple[int, str]]: ...
+def has_thread_pool() -> bool: ...
+def has_exchange_table() -> bool: ...
+def rms_norm_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    out: Tensor,
+    eps: float,
+    weight_offset: float,
+    round_before_weight: bool,
+    level: int,
+) -> bool: ...
+def rms_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    grad_residual: Tensor | None,
+    grad_x: Tensor,
+    grad_weight: Tensor | None,
+    eps: float,
+    weight_offset: float,
+    round_before_weight: bool,
+    level: int,
+) -> bool: ...
+def add_rms_norm_forward(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    normed: Tensor,
+    new_residual: Tensor,
+    eps: float,
+    weight_offset: float,
+    round_before_weight: bool,
+    level: int,
+) -> bool: ...
+def aux_norm_linear_forward(
+    hiddens: list[Tensor],
+    gammas: list[Tensor],
+    weight: Tensor,
+    out: Tensor,
+    eps: float,
+    level: int,
+) -> bool: ...
+def linear_argmax_forward(
+    x: Tensor,
+    weight: Tensor,
+    d2t: Tensor | None,
+    index: Tensor,
+    value: Tensor,
+    level: int,
+) -> bool: ...
