@@ -32,7 +32,7 @@ function(leeboard_add_level target level)
   # Always optimised: unoptimised code would emit weak copies of inline functions. Without
   # contraction a base-level product is rounded as the source says.
   target_compile_options(
-    ${objects} PRIVATE ${LEEBOARD_WARNINGS} -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off
+    ${objects} PRIVATE ${LEEBOARD_WARNINGS} -O2 -fno-math-errno -fno-trapping-math -ffp-contract=off
                        -fno-exceptions -fno-rtti ${quiet} ${flags})
   set_target_properties(${objects} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
   target_link_libraries(${target} PRIVATE ${objects})

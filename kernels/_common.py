@@ -13,9 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
-# Up to this many rows a product streams its weights through the plain cores: every further row
-# costs one multiply-add per weight, which stops hiding behind memory at about this count.
-STREAM_ROWS = 4
+# Up to this many rows a product streams its weights through the plain cores. With more, either the
+# sums fill the registers or the rows become a large share of the loads, and `tl.dot` needs less of
+# both. The bound follows from counting, not from a measurement.
+STREAM_ROWS = 2
 
 # Contraction of a*b+c is pinned: its default changes between Triton releases.
 PINNED = {"enable_fp_fusion": True}
@@ -50,36 +51,41 @@ def row_config(columns: int, limit: int) -> dict[str, int]:
     }
 
 
-def stream_config(rows: int) -> dict[str, int]:
-    """Tile of a product with at most `STREAM_ROWS` rows: 16 to 32 partial sums a thread.
+def stream_config(rows: int, columns: int, dtype: torch.dtype, hip: bool) -> dict[str, int]:
+    """Tile of a product with at most `STREAM_ROWS` rows.
 
-    8 features by 512 columns are 8 KB of 16-bit weights in flight per program; a model's usual
-    4096 features make 512 programs, several for every multiprocessor.
+    A block of columns is one 128-bit vector for each thread, so rows, weights and sums lie in the
+    same threads and nothing moves between them in the loop. Four features: 8 KB of weights in
+    flight per program, and for the usual 4096 features 1024 programs, several for every
+    multiprocessor.
     """
-    padded = triton.next_power_of_2(rows)
+    threads = 4 * (64 if hip else 32)
     return {
-        "ROWS": padded,
-        "FEATURES": 8 if padded < 4 else 4,
-        "BLOCK": 512,
-        "num_warps": 4 if padded == 1 else 8,
+        "ROWS": triton.next_power_of_2(rows),
+        "FEATURES": 4,
+        "BLOCK": min(threads * 16 // dtype.itemsize, triton.next_power_of_2(columns)),
+        "num_warps": 4,
         **PINNED,
     }
 
 
-def dot_config(rows: int, dtype: torch.dtype, hip: bool) -> dict[str, int]:
+def dot_config(rows: int, columns: int, dtype: torch.dtype, hip: bool) -> dict[str, int]:
     """Tile of a product that uses `tl.dot`.
 
     Few rows are limited by the weights' bandwidth: narrow feature blocks, deep pipelines. Many
     rows are limited by arithmetic: 128 x 128, the Hopper and MI300 warp-group tile. float32 runs
-    in full precision without tensor cores on NVIDIA and keeps smaller tiles. On AMD one stage
+    in full precision without tensor cores on NVIDIA and keeps smaller tiles; so do rows that are
+    not a multiple of 16 long, whose every element needs an address of its own. On AMD one stage
     less, because a stage there is a buffer beyond the one in registers and 64 KB hold them all.
     """
-    if dtype == torch.float32:
-        tile = (16, 32, 64, 4, 3) if rows <= 16 else (64, 64, 32, 8, 3)
-    elif rows <= 16:
-        tile = (16, 32, 128, 4, 4)
-    elif rows <= 64:
-        tile = (64, 64, 64, 4, 4)
+    aligned = columns % 16 == 0
+    if rows <= 16:
+        deep = aligned and dtype.itemsize == 2 and not hip
+        tile = (16, 32, 128, 4, 4) if deep else (16, 32, 64, 4, 3)
+    elif dtype.itemsize > 2:
+        tile = (64, 64, 32, 8, 3)
+    elif rows <= 64 or not aligned:
+        tile = (64, 64, 64 if aligned else 32, 4, 4)
     else:
         tile = (128, 128, 64, 8, 3)
     block_rows, features, block, warps, stages = tile
@@ -93,8 +99,16 @@ def dot_config(rows: int, dtype: torch.dtype, hip: bool) -> dict[str, int]:
     }
 
 
+def product_config(rows: int, columns: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
+    """`stream_config` up to `STREAM_ROWS` rows, else `dot_config`."""
+    choose = stream_config if rows <= STREAM_ROWS else dot_config
+    return choose(rows, columns, dtype, hip)
+
+
 @triton.jit
-def apply_weight(y, weight, mask, offsets, weight_offset, dtype: tl.constexpr, BEFORE: tl.constexpr):
+def apply_weight(
+    y, weight, mask, offsets, weight_offset, dtype: tl.constexpr, BEFORE: tl.constexpr
+):
     """y * (weight + weight_offset) in `dtype`; BEFORE rounds y and the gain before the product."""
     if weight is not None:
         gain = tl.load(weight + offsets, mask, other=0.0).to(tl.float32)
@@ -115,17 +129,7 @@ def reciprocal_rms(squares, H, eps):
 
 
 @triton.jit
-def stream_product(
-    h,
-    gamma,
-    w,
-    row_mask,
-    feature_mask,
-    K,
-    ROWS: tl.constexpr,
-    FEATURES: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def stream_product(h, gamma, w, K, ROWS: tl.constexpr, FEATURES: tl.constexpr, BLOCK: tl.constexpr):
     """(h * gamma) w^T [ROWS, FEATURES] and the rows' sums of squares [ROWS, 1].
 
     `h` [ROWS, 1, 1] and `w` [1, FEATURES, 1] point at the first column of each row. Partial sums
@@ -135,10 +139,8 @@ def stream_product(
     squares = tl.zeros([ROWS, 1, BLOCK], tl.float32)
     for start in range(0, K, BLOCK):
         cols = start + tl.arange(0, BLOCK)[None, None, :]
-        row = tl.load(h + cols, row_mask & (cols < K), other=0.0).to(tl.float32)
-        weights = tl.load(
-            w + cols, feature_mask & (cols < K), other=0.0, eviction_policy="evict_first"
-        )
+        row = tl.load(h + cols, cols < K, other=0.0).to(tl.float32)
+        weights = tl.load(w + cols, cols < K, other=0.0, eviction_policy="evict_first")
         squares += row * row
         if gamma is not None:
             row *= tl.load(gamma + cols, cols < K, other=0.0).to(tl.float32)
@@ -147,7 +149,7 @@ def stream_product(
 
 
 @triton.jit
-def dot_product(sums, h, scale, gamma, w, row_mask, feature_mask, K, BLOCK: tl.constexpr):
+def dot_product(sums, h, scale, gamma, w, K, BLOCK: tl.constexpr):
     """sums + (h * scale * gamma) w^T, with the scaled rows rounded to the storage type first.
 
     `h` [ROWS, 1] and `w` [1, FEATURES] point at the first column of each row; `scale` is
@@ -155,8 +157,8 @@ def dot_product(sums, h, scale, gamma, w, row_mask, feature_mask, K, BLOCK: tl.c
     """
     for start in range(0, K, BLOCK):
         cols = start + tl.arange(0, BLOCK)
-        row = tl.load(h + cols[None, :], row_mask & (cols[None, :] < K), other=0.0)
-        weights = tl.load(w + cols[:, None], feature_mask & (cols[:, None] < K), other=0.0)
+        row = tl.load(h + cols[None, :], cols[None, :] < K, other=0.0)
+        weights = tl.load(w + cols[:, None], cols[:, None] < K, other=0.0)
         if scale is not None:
             normed = row.to(tl.float32) * scale
             if gamma is not None:
@@ -165,6 +167,17 @@ def dot_product(sums, h, scale, gamma, w, row_mask, feature_mask, K, BLOCK: tl.c
             row = normed.to(weights.dtype)
         sums = tl.dot(row, weights, sums, input_precision="ieee")
     return sums
+
+
+@triton.jit
+def block_offsets(block, size, SIZE: tl.constexpr):
+    """(64-bit indices of a block, the same clamped to the last one).
+
+    The products load clamped indices instead of masking both sides of a tile: what the repeated
+    last row yields is never stored.
+    """
+    index = block.to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    return index, tl.minimum(index, size - 1)
 
 
 @triton.jit

@@ -19,13 +19,13 @@ import triton.language as tl
 from leeboard.kernels._common import (
     PINNED,
     STREAM_ROWS,
+    block_offsets,
     device_of,
-    dot_config,
     dot_product,
     is_hip,
+    product_config,
     reciprocal_rms,
     row_config,
-    stream_config,
     stream_product,
     tile_index,
 )
@@ -50,25 +50,16 @@ def _aux_norm_linear_stream_kernel(
     BLOCK: tl.constexpr,
 ):
     rows = tl.arange(0, ROWS)
-    features = tl.program_id(0).to(tl.int64) * FEATURES + tl.arange(0, FEATURES)
-    row_mask = rows[:, None, None] < N
-    feature_mask = features[None, :, None] < F
+    row_at = tl.minimum(rows, N - 1).to(tl.int64)[:, None, None]
+    features, feature_at = block_offsets(tl.program_id(0), F, FEATURES)
+    weight += feature_at[None, :, None] * weight_stride
     total = tl.zeros([ROWS, FEATURES], tl.float32)
     for i in tl.static_range(STATES):
+        h = hiddens[i] + row_at * hidden_strides[i]
         gamma = None
         if gammas is not None:
             gamma = gammas[i]
-        sums, squares = stream_product(
-            hiddens[i] + rows[:, None, None].to(tl.int64) * hidden_strides[i],
-            gamma,
-            weight + features[None, :, None] * weight_stride + i * H,
-            row_mask,
-            feature_mask,
-            H,
-            ROWS,
-            FEATURES,
-            BLOCK,
-        )
+        sums, squares = stream_product(h, gamma, weight + i * H, H, ROWS, FEATURES, BLOCK)
         total += sums * reciprocal_rms(squares, H, eps)
     tl.store(
         out + rows[:, None].to(tl.int64) * out_stride + features[None, :],
@@ -122,31 +113,25 @@ def _aux_norm_linear_dot_kernel(
     BLOCK: tl.constexpr,
 ):
     row_block, feature_block = tile_index(N, F, ROWS, FEATURES)
-    rows = row_block.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    features = feature_block.to(tl.int64) * FEATURES + tl.arange(0, FEATURES)[None, :]
+    rows, row_at = block_offsets(row_block, N, ROWS)
+    features, feature_at = block_offsets(feature_block, F, FEATURES)
+    weight += feature_at[None, :] * weight_stride
     sums = tl.zeros([ROWS, FEATURES], tl.float32)
     for i in tl.static_range(STATES):
+        h = hiddens[i] + row_at[:, None] * hidden_strides[i]
+        scale = tl.load(scales + i * N + row_at[:, None])
         gamma = None
         if gammas is not None:
             gamma = gammas[i]
-        sums = dot_product(
-            sums,
-            hiddens[i] + rows * hidden_strides[i],
-            tl.load(scales + i * N + rows, rows < N, other=0.0),
-            gamma,
-            weight + features * weight_stride + i * H,
-            rows < N,
-            features < F,
-            H,
-            BLOCK,
-        )
-    mask = (rows < N) & (features < F)
-    tl.store(out + rows * out_stride + features, sums.to(out.dtype.element_ty), mask)
+        sums = dot_product(sums, h, scale, gamma, weight + i * H, H, BLOCK)
+    tl.store(
+        out + rows[:, None] * out_stride + features[None, :],
+        sums.to(out.dtype.element_ty),
+        (rows[:, None] < N) & (features[None, :] < F),
+    )
 
 
-def config(rows: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
-    """Tile sizes of the product: `stream_config` up to `STREAM_ROWS` rows, else `dot_config`."""
-    return stream_config(rows) if rows <= STREAM_ROWS else dot_config(rows, dtype, hip)
+config = product_config
 
 
 def forward(
@@ -166,7 +151,7 @@ def forward(
     states = len(hiddens)
     if out.numel() == 0:
         return
-    tile = config(N, out.dtype, hip=is_hip())
+    tile = config(N, H, out.dtype, hip=is_hip())
     pointers = tuple(hiddens)
     strides = tuple(h.stride(0) for h in hiddens)
     gains = None if gammas is None else tuple(gammas)

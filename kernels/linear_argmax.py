@@ -17,14 +17,17 @@ import triton.language as tl
 from leeboard.kernels._common import (
     PINNED,
     STREAM_ROWS,
+    block_offsets,
     device_of,
-    dot_config,
     dot_product,
     is_hip,
-    stream_config,
+    product_config,
     stream_product,
     tile_index,
 )
+
+# Keys that the second kernel reads at once: 16 for each of its threads.
+REDUCE_BLOCK = 4096
 
 
 @triton.jit
@@ -33,7 +36,9 @@ def _encode(logits, index, mask):
     # The two zeros are equal and must have equal keys.
     bits = tl.where(logits == 0.0, 0.0, logits).to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    ordered = tl.where(logits != logits, 0x7FFFFFFF, ordered)
+    # NaN is what no comparison holds for; its bits may have either sign.
+    number = (logits < 0.0) | (logits >= 0.0)
+    ordered = tl.where(number, ordered, 0x7FFFFFFF)
     keys = (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - index.to(tl.int64))
     return tl.where(mask, keys, -0x7FFFFFFFFFFFFFFF)
 
@@ -61,18 +66,10 @@ def _linear_argmax_stream_kernel(
     BLOCK: tl.constexpr,
 ):
     rows = tl.arange(0, ROWS)
-    entries = tl.program_id(0).to(tl.int64) * FEATURES + tl.arange(0, FEATURES)
-    logits, _ = stream_product(
-        x + rows[:, None, None].to(tl.int64) * x_stride,
-        None,
-        weight + entries[None, :, None] * weight_stride,
-        rows[:, None, None] < N,
-        entries[None, :, None] < V,
-        H,
-        ROWS,
-        FEATURES,
-        BLOCK,
-    )
+    row_at = tl.minimum(rows, N - 1).to(tl.int64)[:, None, None]
+    entries, entry_at = block_offsets(tl.program_id(0), V, FEATURES)
+    w = weight + entry_at[None, :, None] * weight_stride
+    logits, _ = stream_product(x + row_at * x_stride, None, w, H, ROWS, FEATURES, BLOCK)
     best = tl.max(_encode(logits, entries[None, :], entries[None, :] < V), 1)
     tl.store(keys + rows * tl.num_programs(0) + tl.program_id(0), best, rows < N)
 
@@ -92,20 +89,12 @@ def _linear_argmax_dot_kernel(
     BLOCK: tl.constexpr,
 ):
     row_block, entry_block = tile_index(N, V, ROWS, FEATURES)
-    rows = row_block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    entries = entry_block.to(tl.int64) * FEATURES + tl.arange(0, FEATURES)[None, :]
-    logits = dot_product(
-        tl.zeros([ROWS, FEATURES], tl.float32),
-        x + rows[:, None] * x_stride,
-        None,
-        None,
-        weight + entries * weight_stride,
-        rows[:, None] < N,
-        entries < V,
-        H,
-        BLOCK,
-    )
-    best = tl.max(_encode(logits, entries, entries < V), 1)
+    rows, row_at = block_offsets(row_block, N, ROWS)
+    entries, entry_at = block_offsets(entry_block, V, FEATURES)
+    h = x + row_at[:, None] * x_stride
+    w = weight + entry_at[None, :] * weight_stride
+    logits = dot_product(tl.zeros([ROWS, FEATURES], tl.float32), h, None, None, w, H, BLOCK)
+    best = tl.max(_encode(logits, entries[None, :], entries[None, :] < V), 1)
     tl.store(keys + rows * tl.cdiv(V, FEATURES) + entry_block, best, rows < N)
 
 
@@ -125,9 +114,7 @@ def _linear_argmax_reduce_kernel(keys, d2t, index, value, BLOCKS, BLOCK: tl.cons
     tl.store(value + row, top)
 
 
-def config(rows: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
-    """Tile sizes of the product: `stream_config` up to `STREAM_ROWS` rows, else `dot_config`."""
-    return stream_config(rows) if rows <= STREAM_ROWS else dot_config(rows, dtype, hip)
+config = product_config
 
 
 def forward(
@@ -146,7 +133,7 @@ def forward(
     V = weight.shape[0]
     if N == 0:
         return
-    tile = config(N, x.dtype, hip=is_hip())
+    tile = config(N, H, x.dtype, hip=is_hip())
     blocks = triton.cdiv(V, tile["FEATURES"])
     keys = torch.empty(N, blocks, dtype=torch.int64, device=x.device)
     kernel, grid = _linear_argmax_stream_kernel, blocks
@@ -160,7 +147,7 @@ def forward(
             index,
             value,
             blocks,
-            BLOCK=min(4096, triton.next_power_of_2(blocks)),
+            BLOCK=min(REDUCE_BLOCK, triton.next_power_of_2(blocks)),
             num_warps=8,
             **PINNED,
         )

@@ -182,7 +182,10 @@ def _column_sum_kernel(partial, out, P, H, ROWS: tl.constexpr, BLOCK: tl.constex
 
 def config(columns: int, *, backward: bool = False) -> dict[str, int]:
     """Tile sizes and warps for rows of `columns` elements (see `row_config`)."""
-    return row_config(columns, BACKWARD_LIMIT if backward else FORWARD_LIMIT)
+    if not backward:
+        return row_config(columns, FORWARD_LIMIT)
+    # Every element of an unaligned row has an address of its own: half the registers are left.
+    return row_config(columns, BACKWARD_LIMIT if columns % 16 == 0 else BACKWARD_LIMIT // 2)
 
 
 def backward_tiles(rows: int, tile_rows: int) -> int:

@@ -23,7 +23,7 @@ LB_INLINE float reduce_row(int64_t cols, Value value) {
 }
 
 template <class T>
-LB_INLINE float sum_of_squares(const T* x, int64_t cols) {
+LB_OUTLINE float sum_of_squares(const T* x, int64_t cols) {
   return reduce_row(cols, [x](vf acc, int64_t j, int64_t n) {
     const vf v = load_n(x + j, n);
     return fma(v, v, acc);

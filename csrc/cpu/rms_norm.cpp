@@ -25,6 +25,22 @@ void forward_rows(const RmsNormForward& args, int64_t begin, int64_t end) {
 // partial sum is read and written once per step and not once per row.
 inline constexpr int kStep = 4;
 
+struct RowScales {
+  float r;  // reciprocal RMS
+  float c;  // r^3 mean(g x), g the gradient times the gain
+};
+
+template <class T, Gain gain>
+LB_OUTLINE RowScales row_scales(const NormParams& norm, const T* x, const T* grad) {
+  const float r = reciprocal_rms(sum_of_squares(x, norm.cols), norm.cols, norm.eps);
+  const float dot = reduce_row(norm.cols, [&](vf acc, int64_t j, int64_t n) {
+    vf g = load_n(grad + j, n);
+    if constexpr (gain != Gain::kNone) g = g * gain_at<T>(norm, j, n);
+    return fma(g, load_n(x + j, n), acc);
+  });
+  return {r, r * r * r * dot / static_cast<float>(norm.cols)};
+}
+
 template <class T, Gain gain, bool streaming, int step>
 LB_INLINE void backward_step(const RmsNormBackward& args, int64_t row, float* partial) {
   const int64_t cols = args.norm.cols;
@@ -41,14 +57,9 @@ LB_INLINE void backward_step(const RmsNormBackward& args, int64_t row, float* pa
     grad_residual[k] =
         static_cast<const T*>(args.grad_residual.data) + (row + k) * args.grad_residual.stride;
     grad_x[k] = static_cast<T*>(args.grad_x.data) + (row + k) * args.grad_x.stride;
-    const float rms = reciprocal_rms(sum_of_squares(x[k], cols), cols, args.norm.eps);
-    const float dot = reduce_row(cols, [&, k](vf acc, int64_t j, int64_t n) {
-      vf g = load_n(grad[k] + j, n);
-      if constexpr (gain != Gain::kNone) g = g * gain_at<T>(args.norm, j, n);
-      return fma(g, load_n(x[k] + j, n), acc);
-    });
-    r[k] = splat(rms);
-    c[k] = splat(rms * rms * rms * dot / static_cast<float>(cols));
+    const RowScales scales = row_scales<T, gain>(args.norm, x[k], grad[k]);
+    r[k] = splat(scales.r);
+    c[k] = splat(scales.c);
   }
   for_each_vector(cols, [&](int64_t j, int64_t n) {
     vf weight_terms = {};

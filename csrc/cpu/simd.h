@@ -222,16 +222,19 @@ LB_INLINE void stream_fence() {
 #endif
 }
 
-// The last n < W elements of a row; missing lanes are zero.
+// The last n < W elements of a row; missing lanes are zero. Out of line: they are rare, and every
+// loop has them.
+#define LB_OUTLINE __attribute__((noinline))
+
 template <class T>
-LB_INLINE vf load_tail(const T* p, int64_t n) {
+LB_OUTLINE vf load_tail(const T* p, int64_t n) {
   T lane[W] = {};
   std::memcpy(lane, p, static_cast<size_t>(n) * sizeof(T));
   return load(lane);
 }
 
 template <class T>
-LB_INLINE void store_tail(T* p, vf v, int64_t n) {
+LB_OUTLINE void store_tail(T* p, vf v, int64_t n) {
   T lane[W];
   store(lane, v);
   std::memcpy(p, lane, static_cast<size_t>(n) * sizeof(T));

@@ -42,10 +42,10 @@ def test_round_trip_through_json() -> None:
 
 def test_from_dict_fails_closed() -> None:
     fields = tiny_config().to_dict()
-    with pytest.raises(ValueError, match="unknown.*'norm_outputs'"):
+    with pytest.raises(ValueError, match=r"unknown.*'norm_outputs'"):
         DrafterConfig.from_dict({**fields, "norm_outputs": True})
     del fields["head_dim"]
-    with pytest.raises(ValueError, match="missing.*'head_dim'"):
+    with pytest.raises(ValueError, match=r"missing.*'head_dim'"):
         DrafterConfig.from_dict(fields)
 
 

@@ -16,6 +16,7 @@ widest one-block tile, and the walk beyond it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -42,6 +43,9 @@ WIDE_LOAD = {
     "sm": r"\bLD(?:G|GSTS)\.E\.(?:\w+\.)*128\b",
     "gfx": r"\b(?:global|buffer)_load_dwordx4\b",
 }
+# One row count for every branch of the products' tile heuristic, and both alignments.
+ROW_COUNTS = (1, 2, 16, 64, 1000)
+PRODUCT_COLUMNS = (4096, 4097)
 # Kernels that are limited by memory: without 128-bit loads they fall short of its bandwidth.
 STREAMING = {
     "_rms_norm_forward_kernel",
@@ -54,6 +58,11 @@ STREAMING = {
     "_linear_argmax_stream_kernel",
     "_linear_argmax_dot_kernel",
 }
+
+
+DTYPES = ("bfloat16", "float32", "float16")
+FAULTY_TARGETS = ("sm_90", "gfx942")
+FUSED = {"enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)
@@ -72,10 +81,6 @@ class Record:
     warp_group_ops: int
     wide_loads: int
 
-    @property
-    def id(self) -> str:
-        return f"{self.kernel.strip('_')}-{self.case}-{self.dtype}-{self.target}"
-
 
 def problems(record: Record) -> list[str]:
     """Why this kernel must not ship; empty if it may."""
@@ -86,6 +91,8 @@ def problems(record: Record) -> list[str]:
         found.append(f"shared memory {record.shared} > {SHARED_LIMIT[record.target]}")
     # NVIDIA tensor cores have no full-precision float32 product.
     full_precision = record.dtype == "float32" and record.target != "gfx942"
+    if full_precision and record.tensor_ops:
+        found.append("float32 product rounded to tf32")
     if record.kernel.endswith("_dot_kernel") and not full_precision:
         if not record.tensor_ops:
             found.append("no tensor-core opcode")
@@ -154,9 +161,10 @@ def cases() -> dict[str, Callable[[Any], None]]:
     table["backward-before_weight-H4096"] = norm_backward(4096, "before_weight")
     for H in (4096, 4097, 16384, 20480):
         table[f"add-H{H}"] = add_norm(H)
-    for N, H in ((1, 4096), (2, 4096), (4, 4096), (16, 4096), (64, 4096), (1000, 4096), (1000, 4097)):
-        table[f"aux-N{N}-H{H}"] = aux(N, H)
-        table[f"argmax-N{N}-H{H}"] = argmax(N, H)
+    for N in ROW_COUNTS:
+        for H in PRODUCT_COLUMNS:
+            table[f"aux-N{N}-H{H}"] = aux(N, H)
+            table[f"argmax-N{N}-H{H}"] = argmax(N, H)
     table["aux-N1-H4096-states8"] = aux(1, 4096, states=8)
     return table
 
@@ -210,8 +218,11 @@ def compiled(target: str, launch: Callable[[], None]) -> Iterator[Any]:
 
 def report(kernel: Any, target: str) -> dict[str, int]:
     """Registers, spills, shared memory and opcode counts of a compiled kernel."""
-    kept = Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache"))
-    kept = kept / f"leeboard-aot-{kernel.hash}.json"
+    import triton
+
+    # What is read depends on this file as much as on the kernel.
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    kept = Path(triton.knobs.cache.dir) / f"leeboard-aot-{version}-{kernel.hash}.json"
     if kept.exists():
         return json.loads(kept.read_text())  # type: ignore[no-any-return]
     if target.startswith("gfx"):
@@ -263,7 +274,7 @@ def inspect_cubin(cubin: bytes) -> tuple[dict[str, int], str]:
     return {"registers": numbers["REG"], "spilled": spilled}, sass
 
 
-def bad_kernels() -> dict[str, Callable[[Any], None]]:
+def faulty() -> dict[str, Callable[[Any], None]]:
     """Launches that must be found at fault: the harness is tested with them."""
     import torch
     import triton
@@ -276,49 +287,53 @@ def bad_kernels() -> dict[str, Callable[[Any], None]]:
         tl.store(out + at, values / tl.sum(values, 0))
 
     @triton.jit
-    def _oversized_kernel(x, out, BLOCK: tl.constexpr):
+    def _oversized_dot_kernel(x, out, BLOCK: tl.constexpr):
         at = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
         sums = tl.zeros([BLOCK, BLOCK], tl.float32)
         for step in range(8):
             tile = tl.load(x + step * BLOCK * BLOCK + at)
-            sums = tl.dot(tile, tile, sums)
+            sums = tl.dot(tile, tile, sums, input_precision="tf32")
         tl.store(out + at, sums)
 
     @triton.jit
-    def _scalar_dot_kernel(x, out, stride, BLOCK: tl.constexpr):
+    def _row_scale_kernel(x, out, stride, BLOCK: tl.constexpr):
         at = tl.arange(0, BLOCK) * stride
         tl.store(out + tl.arange(0, BLOCK), tl.load(x + at))
 
+    @triton.jit
+    def _plain_dot_kernel(x, out, BLOCK: tl.constexpr):
+        at = tl.arange(0, BLOCK)
+        tl.store(out + at, tl.load(x + at))
+
     x = torch.empty(1 << 20, dtype=torch.float32, device="meta")
     return {
-        "spilling": lambda dtype: _spilling_kernel[(1,)](x, x, BLOCK=32768, num_warps=1),
-        "oversized": lambda dtype: _oversized_kernel[(1,)](x, x, BLOCK=256, num_warps=8),
-        "scalar": lambda dtype: _scalar_dot_kernel[(1,)](x, x, 3, BLOCK=256, num_warps=4),
+        "spills": lambda dtype: _spilling_kernel[(1,)](x, x, BLOCK=16384, num_warps=1, **FUSED),
+        "shared": lambda dtype: _oversized_dot_kernel[(1,)](
+            x, x, BLOCK=128, num_warps=8, num_stages=6, **FUSED
+        ),
+        "128-bit": lambda dtype: _row_scale_kernel[(1,)](x, x, 3, BLOCK=256, **FUSED),
+        "tensor-core": lambda dtype: _plain_dot_kernel[(1,)](x, x, BLOCK=256, **FUSED),
     }
 
 
 def records(targets: list[str]) -> Iterator[Record]:
-    """Compiles and reports the grid for some targets, and the bad kernels for the first one."""
+    """Compiles and reports the grid for some targets, and what is faulty for one per vendor."""
     import torch
 
     for target in targets:
         work = [
             (case, dtype, launch)
             for case, launch in cases().items()
-            for dtype in ("bfloat16", "float32", "float16")
+            for dtype in DTYPES
             if selected(case, dtype, target)
         ]
-        work += [(case, "bfloat16", launch) for case, launch in bad_kernels().items()]
+        if target in FAULTY_TARGETS:
+            work += [(case, "bfloat16", launch) for case, launch in faulty().items()]
         for case, dtype, launch in work:
             storage = getattr(torch, dtype)
             for kernel in compiled(target, lambda launch=launch, s=storage: launch(s)):
-                yield Record(
-                    case=case,
-                    dtype=dtype,
-                    target=target,
-                    kernel=kernel.name,
-                    **report(kernel, target),
-                )
+                usage = report(kernel, target)
+                yield Record(case=case, dtype=dtype, target=target, kernel=kernel.name, **usage)
 
 
 if __name__ == "__main__":

@@ -32,18 +32,15 @@ class RMSNorm(torch.nn.RMSNorm):
             `"before_weight"` rounds the normed value to the type of the input and then
             multiplies (Llama, Mistral, Qwen).
 
-    Shape:
-        Input `[..., H]`, output `[..., H]`.
-
-    The output has the type of the input, with one exception that the Llama family makes too: with
-    `"before_weight"` and a weight of a wider type (a float32 weight on bfloat16 inputs) the
-    product, and so the output, has the wider type.
+    Input and output are `[..., H]`. The output has the type of the input, with one exception that
+    the Llama family makes too: with `"before_weight"` and a weight of a wider type (a float32
+    weight on bfloat16 inputs) the product, and so the output, has the wider type.
 
     Raises:
         ValueError: If `normalized_shape` has more than one dimension or is not positive, if
             `rounding` is unknown, or if the last dimension of an input is not H.
 
-    Example:
+    Examples:
         >>> import leeboard.nn
         >>> leeboard.nn.RMSNorm(4096, weight_offset=1.0)
         RMSNorm((4096,), eps=1e-06, elementwise_affine=True, weight_offset=1.0)

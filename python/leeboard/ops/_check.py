@@ -130,14 +130,27 @@ def no_grad(op: str, reason: str, **tensors: Tensor | None) -> None:
 
 def pair(name: str, value: object) -> None:
     """A tuple of two tensors."""
-    if not isinstance(value, tuple | list) or len(value) != 2:
+    if not isinstance(value, tuple | list):
         raise TypeError(f"{name}: expected a pair of tensors, got {type(value).__name__}")
+    if len(value) != 2:
+        raise ValueError(f"{name}: {len(value)} tensors given; expected a pair")
+    for i, item in enumerate(value):
+        tensor(f"{name}[{i}]", item)
 
 
 def apart(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Two outputs that do not share memory."""
-    if value.numel() > 0 and value.data_ptr() == other.data_ptr():
+    if value.numel() == 0 or torch.compiler.is_compiling():
+        return
+    first, second = _span(value), _span(other)
+    if first[0] < second[1] and second[0] < first[1]:
         raise ValueError(f"{name}: shares memory with {other_name}; expected a tensor of its own")
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    """The addresses from the first byte to one past the last."""
+    last = sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
 
 
 def tensors(name: str, value: object, most: int) -> list[Tensor]:

@@ -54,6 +54,8 @@ def add_rms_norm(
         TypeError, ValueError: For an argument that does not fit; the message names it.
         RuntimeError: If `out` is given while a gradient is wanted, or a forced backend cannot run.
     """
+    if out is not None:
+        _check.pair("out", out)
     level = direct_level(x, residual, weight, *(() if out is None else out))
     if level is not None and _check.plain_norm_options(eps, weight_offset, rounding):
         if out is None:
@@ -79,20 +81,13 @@ def add_rms_norm(
     if out is None:
         result = torch.ops.leeboard.add_rms_norm(x, residual, weight, eps, weight_offset, rounding)
         return result
-    _check.pair("out", out)
     normed, new_residual = out
-    _check.no_grad(
-        "add_rms_norm",
-        "with out= is not differentiable",
-        x=x,
-        residual=residual,
-        weight=weight,
-        out=normed,
-        new_residual=new_residual,
-    )
     _check.output("out[0]", normed, "x", x, x.shape)
     _check.output("out[1]", new_residual, "x", x, x.shape)
     _check.apart("out[0]", normed, "out[1]", new_residual)
+    named = {"x": x, "residual": residual, "weight": weight}
+    named |= {"out[0]": normed, "out[1]": new_residual}
+    _check.no_grad("add_rms_norm", "with out= is not differentiable", **named)
     result = torch.ops.leeboard.add_rms_norm(x, residual, weight, eps, weight_offset, rounding)
     return normed.copy_(result[0]), new_residual.copy_(result[1])
 

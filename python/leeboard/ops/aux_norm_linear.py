@@ -83,12 +83,12 @@ def aux_norm_linear(
         return reference.aux_norm_linear(hiddens, scales or None, weight, eps)
     if out is None:
         return torch.ops.leeboard.aux_norm_linear(hiddens, scales, weight, eps)  # type: ignore[no-any-return]
+    _check.output("out", out, "hiddens[0]", first, (*first.shape[:-1], weight.shape[0]))
     named = {f"hiddens[{i}]": t for i, t in enumerate(hiddens)}
     named |= {f"gammas[{i}]": t for i, t in enumerate(scales)}
     _check.no_grad(
         "aux_norm_linear", "with out= is not differentiable", **named, weight=weight, out=out
     )
-    _check.output("out", out, "hiddens[0]", first, (*first.shape[:-1], weight.shape[0]))
     return out.copy_(torch.ops.leeboard.aux_norm_linear(hiddens, scales, weight, eps))
 
 

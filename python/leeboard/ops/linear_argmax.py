@@ -64,6 +64,7 @@ def linear_argmax(
         _check.shape("out[0]", out[0], x.shape[:-1], "the leading dimensions of x")
         _check.values("out[1]", out[1], x)
         _check.shape("out[1]", out[1], x.shape[:-1], "the leading dimensions of x")
+        _check.no_grad("linear_argmax", "is inference-only", **{"out[1]": out[1]})
     if out is None and takes_reference("linear_argmax"):
         return reference.linear_argmax(x, weight, d2t=d2t)
     index, value = torch.ops.leeboard.linear_argmax(x, weight, d2t)

@@ -69,8 +69,8 @@ def rms_norm(
         return reference.rms_norm(x, weight, eps, weight_offset=weight_offset, rounding=rounding)
     if out is None:
         return torch.ops.leeboard.rms_norm(x, weight, eps, weight_offset, rounding)  # type: ignore[no-any-return]
-    _check.no_grad("rms_norm", "with out= is not differentiable", x=x, weight=weight, out=out)
     _check.output("out", out, "x", x, x.shape)
+    _check.no_grad("rms_norm", "with out= is not differentiable", x=x, weight=weight, out=out)
     return out.copy_(torch.ops.leeboard.rms_norm(x, weight, eps, weight_offset, rounding))
 
 

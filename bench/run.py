@@ -1,0 +1,78 @@
+"""Runs the benchmarks: measures, then memory, then the report.
+
+    python bench/run.py              everything; rewrites bench/RESULTS.md
+    python bench/run.py --quick      a few cases in under two minutes; prints the report
+    python bench/run.py -k rms_norm  times that match (as in pytest -k); prints the report
+
+Needs the standard library alone: every step is a process of its own, so that the allocator's
+settings are in force before torch loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+
+# glibc returns every block above 32 MB to the system when it is freed. A fresh output then costs
+# one page fault per 4 kB, several times the arithmetic, and the figures would be those faults.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+COMPILER = {
+    # No pool of compiler processes beside the measurement; compiled graphs are kept between runs.
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TORCHINDUCTOR_CACHE_DIR": str(ROOT / "bench" / "build" / "inductor"),
+}
+
+
+def _step(title: str, *command: str) -> None:
+    print(f"\n== {title}", flush=True)
+    start = time.monotonic()
+    code = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env={**os.environ, **ALLOCATOR, **COMPILER},
+        check=False,
+    ).returncode
+    if code:
+        raise SystemExit(f"bench: {title} failed (exit status {code})")
+    print(f"== {title}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python bench/run.py", description="Run the benchmarks.")
+    parser.add_argument("--quick", action="store_true", help="few cases, short measurements")
+    parser.add_argument("-k", metavar="EXPR", help="only times that match, as in pytest -k")
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory table out")
+    options = parser.parse_args()
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    run, memory = RESULTS / "run.json", RESULTS / "memory.json"
+    for stale in (run, memory):
+        stale.unlink(missing_ok=True)
+    measure = ["pytest", "bench", "--benchmark-enable", "--benchmark-disable-gc"]
+    measure += ["--benchmark-columns=median,iqr,rounds,iterations", "--benchmark-sort=name"]
+    measure += ["--quiet", "--no-header", "-p", "no:cacheprovider", f"--benchmark-json={run}"]
+    measure += ["--bench-progress"]
+    if options.quick:
+        measure += ["--bench-quick"]
+    if options.k:
+        measure += ["-k", options.k]
+    _step("measure", *measure)
+    if not (options.k or options.no_memory):
+        _step("memory", "bench.memory", *(["--quick"] if options.quick else []))
+    whole = not (options.quick or options.k or options.no_memory)
+    _step("report", "bench.report", *(["--publish"] if whole else []))
+
+
+if __name__ == "__main__":
+    main()

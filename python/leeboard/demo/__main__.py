@@ -1,0 +1,24 @@
+"""`python -m leeboard.demo`, the same as `leeboard demo`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from leeboard.demo.cli import DESCRIPTION, EPILOG, add_arguments, run
+
+
+def main() -> int:
+    """Parse the command line and run the demo."""
+    parser = argparse.ArgumentParser(
+        prog="python -m leeboard.demo",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""The demo's stages in order. A stage's imports happen only when it has work to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import leeboard
+from leeboard.demo import corpus as corpora
+from leeboard.demo.files import read_json, write_json
+from leeboard.demo.settings import STAGES, Settings
+from leeboard.demo.stages import Stage, StageCache
+
+# Raise a stage's number when its code changes what its files hold.
+_VERSIONS = {"corpus": 1, "tokens": 1, "target": 1, "drafters": 1, "decode": 1}
+
+
+class Demo:
+    """One run of the demo.
+
+    Args:
+        settings: What to train and decode.
+        out: Folder of the results; stages go to `out/stages`.
+        threads: Threads for torch.
+        redo: Name of a stage to run again, along with those after it.
+        say: Called with a line for the reader when a stage is done.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        out: Path,
+        *,
+        threads: int,
+        redo: str | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.settings = settings
+        self.threads = threads
+        self._cache = StageCache(out / "stages", redo)
+        self._say = say
+
+    def run(self) -> dict[str, Any]:
+        """Run the stages that the cache does not hold, and return the results, JSON-ready."""
+        began = time.perf_counter()
+        corpus = self._corpus()
+        tokens = self._tokens(corpus)
+        target = self._target(tokens)
+        drafters = self._drafters(tokens, target)
+        decode = self._decode(corpus, tokens, target, drafters)
+        stages = (corpus, tokens, target, drafters, decode)
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "machine": _machine(self.threads),
+            "seconds": time.perf_counter() - began,
+            "stages": {
+                stage.name: {"seconds": stage.seconds, "reused": stage.reused} for stage in stages
+            },
+            "corpus": read_json(corpus.path / "summary.json"),
+            "target": read_json(target.path / "summary.json"),
+            "drafters": read_json(drafters.path / "summary.json"),
+            "decode": read_json(decode.path / "decode.json"),
+        }
+
+    def _corpus(self) -> Stage:
+        s = self.settings
+        root = corpora.standard_library()
+        files = corpora.source_files(root)
+
+        def build(folder: Path) -> None:
+            functions = corpora.read_corpus(root, files)
+            if s.max_functions is not None and len(functions) > s.max_functions:
+                functions = random.Random(s.seed).sample(functions, s.max_functions)
+            parts: dict[str, list[corpora.Function]] = {"train": [], "heldout": []}
+            for function in functions:
+                held = corpora.is_held_out(function.file, s.seed, s.heldout_share)
+                parts["heldout" if held else "train"].append(function)
+            summary: dict[str, Any] = {"python": platform.python_version()}
+            for part, members in parts.items():
+                write_json(folder / f"{part}.json", [dataclasses.asdict(f) for f in members])
+                summary[part] = {"functions": len(members), "files": len({f.file for f in members})}
+            write_json(folder / "summary.json", summary)
+
+        stage = self._stage(
+            "corpus",
+            build,
+            {
+                **self._pick("seed", "max_functions", "heldout_share"),
+                "python": platform.python_version(),
+                "files": corpora.fingerprint(root, files),
+            },
+        )
+        counts = read_json(stage.path / "summary.json")
+        self._done(
+            stage,
+            f"{counts['train']['functions']:,} functions of the standard library to learn from, "
+            f"{counts['heldout']['functions']:,} held out",
+        )
+        return stage
+
+    def _tokens(self, corpus: Stage) -> Stage:
+        def build(folder: Path) -> None:
+            from leeboard.demo.files import replacing
+            from leeboard.demo.tokens import encode, save_documents, train_tokenizer
+
+            functions = read_functions(corpus, "train")
+            tokenizer = train_tokenizer(functions, self.settings.vocab_size)
+            with replacing(folder / "tokenizer.json") as temporary:
+                tokenizer.save(str(temporary))
+            for part in ("train", "heldout"):
+                documents = encode(tokenizer, read_functions(corpus, part))
+                save_documents(folder / f"{part}.npz", documents)
+                write_json(folder / f"{part}.json", {"tokens": len(documents.ids)})
+
+        stage = self._stage("tokens", build, self._pick("vocab_size"), corpus)
+        count = read_json(stage.path / "train.json")["tokens"]
+        self._done(stage, f"{self.settings.vocab_size} BPE entries, {count:,} tokens of text")
+        return stage
+
+    def _target(self, tokens: Stage) -> Stage:
+        def build(folder: Path) -> None:
+            from leeboard.demo.target import mean_loss, train_target
+            from leeboard.demo.tokens import load_documents
+
+            self._prepare_torch()
+            target, history = train_target(
+                self.settings,
+                load_documents(tokens.path / "train.npz"),
+                folder / "checkpoint.safetensors",
+                self._title("target"),
+            )
+            target.save_pretrained(folder)
+            heldout = mean_loss(target, load_documents(tokens.path / "heldout.npz"), self.settings)
+            write_json(
+                folder / "summary.json",
+                {
+                    "parameters": sum(p.numel() for p in target.parameters()),
+                    "heldout_loss": heldout,
+                    "loss": history["target"],
+                },
+            )
+
+        names = ("target_tokens", "target_row", "target_batch", "target_lr")
+        model = ("seed", "vocab_size", "layers", "hidden_size", "intermediate_size", "heads")
+        settings = self._pick(*names, *model) | {"positions": self.settings.positions}
+        stage = self._stage("target", build, settings, tokens)
+        summary = read_json(stage.path / "summary.json")
+        self._done(
+            stage,
+            f"Llama, {summary['parameters'] / 1e6:.1f} M weights, held-out loss "
+            f"{summary['heldout_loss']:.2f} nats a token",
+        )
+        return stage
+
+    def _drafters(self, tokens: Stage, target: Stage) -> Stage:
+        def build(folder: Path) -> None:
+            from leeboard.demo.drafters import save_drafters, train_drafters
+            from leeboard.demo.target import load_target
+            from leeboard.demo.tokens import load_documents
+
+            self._prepare_torch()
+            drafters, history = train_drafters(
+                self.settings,
+                load_target(target.path),
+                load_documents(tokens.path / "train.npz"),
+                folder / "checkpoint.safetensors",
+                self._title("drafters"),
+            )
+            save_drafters(folder, drafters)
+            parameters = {
+                name: sum(p.numel() for p in drafter.parameters() if p.requires_grad)
+                for name, drafter in drafters.items()
+            }
+            write_json(folder / "summary.json", {"parameters": parameters, "loss": history})
+
+        settings = self._pick(
+            "seed", "drafter_tokens", "drafter_row", "drafter_batch", "drafter_lr", "ttt"
+        )
+        stage = self._stage("drafters", build, settings, tokens, target)
+        self._done(stage, f"pre-norm and post-norm, chains of {self.settings.ttt} in training")
+        return stage
+
+    def _decode(self, corpus: Stage, tokens: Stage, target: Stage, drafters: Stage) -> Stage:
+        def build(folder: Path) -> None:
+            from leeboard.demo.drafters import load_drafters
+            from leeboard.demo.evaluate import choose_prompts, decode_prompts
+            from leeboard.demo.target import load_target
+            from leeboard.demo.tokens import load_tokenizer
+
+            self._prepare_torch()
+            tokenizer = load_tokenizer(tokens.path / "tokenizer.json")
+            results = decode_prompts(
+                self.settings,
+                load_target(target.path),
+                load_drafters(drafters.path),
+                tokenizer,
+                choose_prompts(read_functions(corpus, "heldout"), tokenizer, self.settings),
+                self._title("decode"),
+            )
+            write_json(folder / "decode.json", results)
+
+        settings = self._pick("seed", "prompts", "prompt_tokens", "new_tokens", "depth", "ttt")
+        settings["machine"] = _machine(self.threads)
+        stage = self._stage("decode", build, settings, corpus, tokens, target, drafters)
+        self._done(stage, f"{self.settings.prompts} held-out prompts")
+        return stage
+
+    def _stage(
+        self, name: str, build: Callable[[Path], None], settings: dict[str, Any], *inputs: Stage
+    ) -> Stage:
+        return self._cache.run(
+            name, build, version=_VERSIONS[name], settings=settings, inputs=inputs
+        )
+
+    def _pick(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self.settings, name) for name in names}
+
+    def _title(self, name: str) -> str:
+        return f"{STAGES.index(name) + 1}/{len(STAGES)} {name}"
+
+    def _done(self, stage: Stage, text: str) -> None:
+        cost = "cached" if stage.reused else f"{stage.seconds:.0f} s"
+        self._say(f"{self._title(stage.name):<12} {cost:>7}  {text}")
+
+    def _prepare_torch(self) -> None:
+        import torch
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        torch.set_num_threads(self.threads)
+
+
+def read_functions(corpus: Stage, part: str) -> list[corpora.Function]:
+    """The functions of one part, "train" or "heldout", of a corpus stage."""
+    return [corpora.Function(**fields) for fields in read_json(corpus.path / f"{part}.json")]
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    """What the decoded figures depend on besides the settings."""
+    return {
+        "leeboard": leeboard.__version__,
+        "torch": importlib.metadata.version("torch"),
+        "transformers": importlib.metadata.version("transformers"),
+        "threads": threads,
+    }

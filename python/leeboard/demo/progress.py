@@ -1,0 +1,32 @@
+"""Progress bars of the stages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_FORMAT = "{desc:<26} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}"
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Any]:
+    """A tqdm bar on stderr with the stage's name and the time left; a log gets a line at times."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    bar = tqdm(
+        total=total,
+        desc=title,
+        bar_format=_FORMAT,
+        dynamic_ncols=terminal,
+        ncols=None if terminal else 78,
+        mininterval=0.3 if terminal else 20.0,
+        maxinterval=1.0 if terminal else 20.0,
+        leave=not terminal,
+    )
+    try:
+        yield bar
+    finally:
+        bar.close()

@@ -1,0 +1,57 @@
+"""Settings that every test shares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+# Triton reads both when it is imported: kernels on CPU tensors run in its interpreter, and the
+# contraction default, which changes between releases, is pinned.
+os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import leeboard.ops
+import pytest
+import torch
+from hypothesis import settings
+from leeboard import _C
+
+SEED = 20260101
+
+settings.register_profile("local", deadline=None, database=None)
+settings.register_profile("ci", deadline=None, database=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers whatever the order of the tests."""
+    torch.manual_seed(SEED)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors hold NaN, or the largest integer: an output that is never written shows.
+
+    torch fills them itself, `torch.empty` and its relatives alike, eager and compiled.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def same_thread_count() -> Iterator[None]:
+    """A test may change the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[name for _, name in _C.isa_levels()])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test at every instruction-set level of this machine."""
+    with leeboard.ops.isa(request.param):
+        yield request.param

@@ -1,0 +1,464 @@
+"""What the contract tests call every op with. A registered op without an entry fails a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import leeboard.ops
+import numpy as np
+import torch
+from harness import Sample
+from torch import Tensor
+
+Builder = Callable[[torch.dtype], Sample]
+
+
+@dataclass(frozen=True)
+class BadCall:
+    """A call that must raise; the message names the argument, the value given and what fits."""
+
+    call: Callable[[], object]
+    error: type[Exception]
+    match: str
+
+
+@dataclass(frozen=True)
+class OpCases:
+    """The calls of one op.
+
+    Attributes:
+        samples: Valid calls by id. Every op has "plain" (small), "plain-3d" (leading dimensions),
+            "rows" (2-D, more rows than any blocking) and "many" (enough work for several threads).
+        bad_calls: Calls that must raise, by id.
+        op_arguments: A sample as the arguments of torch.ops.leeboard.<name>.
+        row_leaves: Positions, among a sample's tensors, of those [..., H].
+        invariant_rows: Up to this many rows a row's result does not depend on the others.
+        check_index: The rule for an output that is an index.
+    """
+
+    samples: dict[str, Builder]
+    bad_calls: dict[str, BadCall]
+    op_arguments: Callable[[Sample], tuple[Any, ...]]
+    row_leaves: Callable[[Sample], Sequence[int]]
+    invariant_rows: int = 1 << 30
+    check_index: Callable[[Sample, Tensor], None] | None = None
+
+
+def normal(dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
+    return (torch.randn(shape, dtype=torch.float64) * scale).to(dtype)
+
+
+def gain(dtype: torch.dtype, size: int) -> Tensor:
+    return (1.0 + 0.2 * torch.randn(size, dtype=torch.float64)).to(dtype)
+
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "plain": (4, 24),
+    "plain-3d": (3, 4, 24),
+    "rows": (70, 33),
+    "many": (130, 1024),
+    "1-d": (100,),
+    "no-rows": (0, 17),
+    "no-rows-3d": (3, 0, 17),
+    "5-d": (2, 1, 3, 2, 17),
+    "H1": (5, 1),
+    "H3": (5, 3),
+    "H17": (6, 17),
+    "H100": (3, 100),
+    "H4097": (2, 4097),
+}
+SCALES = {"huge": 1e25, "large": 1e4, "small": 1e-6, "vanishing": 1e-30}
+
+
+def special(t: Tensor) -> Tensor:
+    """NaN and infinities in the first rows of [N, H], N >= 5."""
+    t[0, 3], t[1, 2], t[2, 0] = float("nan"), float("inf"), float("-inf")
+    t[3, 1], t[3, 5] = float("inf"), float("-inf")
+    return t
+
+
+def scaled(dtype: torch.dtype, scale: float, *shape: int) -> Tensor:
+    """Random numbers of a magnitude, within what the dtype can hold."""
+    largest = torch.finfo(dtype).max / 8
+    return normal(dtype, *shape, scale=min(scale, largest))
+
+
+NORM_OPTIONS: dict[str, dict[str, Any]] = {
+    "gemma": {"weight_offset": 1.0},
+    "llama": {"rounding": "before_weight"},
+    "llama-offset": {"rounding": "before_weight", "weight_offset": 1.0},
+    "eps": {"eps": 0.1},
+    "eps-0": {"eps": 0},
+}
+
+
+def norm_samples(rows: int) -> dict[str, Builder]:
+    """Samples of an op that takes `rows` tensors [..., H], then a weight [H]."""
+
+    def build(
+        shape: tuple[int, ...],
+        make: Callable[..., Tensor] = normal,
+        weight: bool = True,
+        **options: Any,
+    ) -> Builder:
+        def sample(dtype: torch.dtype) -> Sample:
+            tensors = [make(dtype, *shape) for _ in range(rows)]
+            if weight:
+                tensors.append(gain(dtype, shape[-1]))
+            return Sample(tuple(tensors), options)
+
+        return sample
+
+    samples = {name: build(shape) for name, shape in SHAPES.items()}
+    for name, options in NORM_OPTIONS.items():
+        samples[name] = build((6, 136), **options)
+    samples["no-weight"] = build((6, 136), weight=False)
+    samples["no-weight-llama"] = build((6, 136), weight=False, rounding="before_weight")
+    for name, scale in SCALES.items():
+        samples[name] = build(
+            (6, 136), make=lambda dtype, *shape, scale=scale: scaled(dtype, scale, *shape)
+        )
+    samples["special"] = build((8, 40), make=lambda dtype, *shape: special(normal(dtype, *shape)))
+    return samples
+
+
+def norm_arguments(rows: int) -> Callable[[Sample], tuple[Any, ...]]:
+    def arguments(sample: Sample) -> tuple[Any, ...]:
+        tensors = sample.args[:rows]
+        weight = sample.args[rows] if len(sample.args) > rows else None
+        options = {"eps": 1e-6, "weight_offset": 0.0, "rounding": "after_weight"} | sample.kwargs
+        return (*tensors, weight, float(options["eps"]), *list(options.values())[1:])
+
+    return arguments
+
+
+def norm_bad_calls(op: Callable[..., Any], rows: int) -> dict[str, BadCall]:
+    """Wrong arguments that every norm must refuse."""
+    x, weight = torch.ones(4, 8), torch.ones(8)
+
+    def call(first: object, *others: object, **options: object) -> Callable[[], object]:
+        rest = (x,) * (rows - 1)
+        return lambda: op(first, *rest, *others, **options)
+
+    def bad(error: type[Exception], match: str, *args: object, **options: object) -> BadCall:
+        return BadCall(call(*args, **options), error, match)
+
+    return {
+        "x-list": bad(TypeError, r"x: expected a torch.Tensor, got list", [[1.0]]),
+        "x-numpy": bad(TypeError, r"x: expected a torch.Tensor, got ndarray", np.ones((4, 8))),
+        "x-none": bad(TypeError, r"x: expected a torch.Tensor, got NoneType", None),
+        "x-int": bad(ValueError, r"x: dtype torch.int64 .* expected float32", x.long()),
+        "x-complex": bad(ValueError, r"x: dtype torch.complex64", x.to(torch.complex64)),
+        "x-bool": bad(ValueError, r"x: dtype torch.bool", x.bool()),
+        "x-0d": bad(ValueError, r"x: .*0-dimensional.* expected \[\.\.\., H\]", torch.ones(())),
+        "x-H0": bad(ValueError, r"x: shape \[4, 0\] .* expected at least 1", torch.ones(4, 0)),
+        "x-sparse": bad(ValueError, r"x: layout torch.sparse_coo .* expected", x.to_sparse()),
+        "weight-size": bad(
+            ValueError, r"weight: shape \[7\] was given; expected \[8\]", x, torch.ones(7)
+        ),
+        "weight-2d": bad(
+            ValueError, r"weight: shape \[1, 8\] was given; expected \[8\]", x, weight[None]
+        ),
+        "weight-0d": bad(
+            ValueError, r"weight: shape \[\] was given; expected \[8\]", x, torch.ones(())
+        ),
+        "weight-dtype": bad(
+            ValueError,
+            r"weight: dtype torch.bfloat16 was given; expected torch.float32",
+            x,
+            weight.bfloat16(),
+        ),
+        "weight-int": bad(ValueError, r"weight: dtype torch.int64", x, weight.long()),
+        "weight-float": bad(TypeError, r"weight: expected a torch.Tensor, got float", x, 1.0),
+        "weight-device": bad(
+            ValueError, r"weight: device meta was given; expected cpu", x, weight.to("meta")
+        ),
+        "weight-sparse": bad(ValueError, r"weight: layout torch.sparse", x, weight.to_sparse()),
+        "eps-negative": bad(ValueError, r"eps: -1\.0 .* expected a number >= 0", x, weight, -1.0),
+        "eps-nan": bad(ValueError, r"eps: nan .* expected a number >= 0", x, weight, float("nan")),
+        "eps-text": bad(TypeError, r"eps: expected a number, got str", x, weight, "1e-6"),
+        "eps-bool": bad(TypeError, r"eps: expected a number, got bool", x, weight, True),
+        "eps-none": bad(TypeError, r"eps: expected a number, got NoneType", x, weight, None),
+        "offset-text": bad(
+            TypeError, r"weight_offset: expected a number, got str", x, weight, weight_offset="1"
+        ),
+        "offset-tensor": bad(
+            TypeError, r"weight_offset: expected a number", x, weight, weight_offset=weight
+        ),
+        "rounding": bad(
+            ValueError,
+            r"rounding: 'never' was given; expected one of after_weight, before_weight",
+            x,
+            weight,
+            rounding="never",
+        ),
+        "rounding-none": bad(ValueError, r"rounding: None was given", x, weight, rounding=None),
+    }
+
+
+def _add_norm_bad_calls() -> dict[str, BadCall]:
+    op = leeboard.ops.add_rms_norm
+    x = torch.ones(4, 8)
+
+    def bad(error: type[Exception], match: str, residual: object, **options: object) -> BadCall:
+        return BadCall(lambda: op(x, residual, **options), error, match)
+
+    calls = norm_bad_calls(op, rows=2)
+    calls |= {
+        "residual-none": bad(TypeError, r"residual: expected a torch.Tensor, got NoneType", None),
+        "residual-shape": bad(
+            ValueError, r"residual: shape \[1, 8\] was given; expected \[4, 8\]", x[:1]
+        ),
+        "residual-dtype": bad(
+            ValueError, r"residual: dtype torch.float16 .* expected torch.float32", x.half()
+        ),
+        "residual-device": bad(ValueError, r"residual: device meta .* expected cpu", x.to("meta")),
+        "out-tensor": bad(TypeError, r"out: expected a pair of tensors, got Tensor", x, out=x),
+        "out-number": bad(TypeError, r"out: expected a pair of tensors, got int", x, out=5),
+        "out-three": bad(TypeError, r"out: expected a pair of tensors", x, out=(x, x, x)),
+        "out-twice": bad(ValueError, r"out\[0\]: shares memory with out\[1\]", x, out=(x, x)),
+    }
+    return calls
+
+
+def aux_samples() -> dict[str, Builder]:
+    def build(
+        shape: tuple[int, ...],
+        features: int = 12,
+        states: int = 3,
+        scales: bool = True,
+        make: Callable[..., Tensor] = normal,
+        **options: Any,
+    ) -> Builder:
+        def sample(dtype: torch.dtype) -> Sample:
+            width = shape[-1]
+            hiddens = [make(dtype, *shape) for _ in range(states)]
+            gammas = [gain(dtype, width) for _ in range(states)] if scales else None
+            weight = normal(dtype, features, states * width, scale=(states * width) ** -0.5)
+            return Sample((hiddens, gammas, weight), options)
+
+        return sample
+
+    samples = {name: build(shape) for name, shape in SHAPES.items()}
+    samples["one-state"] = build((3, 40), states=1)
+    samples["eight-states"] = build((3, 40), states=8)
+    samples["no-gammas"] = build((3, 40), scales=False)
+    samples["eps"] = build((3, 40), eps=0.1)
+    samples["one-feature"] = build((3, 40), features=1)
+    samples["many-features"] = build((2, 257), features=515)
+    samples["16-rows"] = build((16, 72), features=31)
+    samples["17-rows"] = build((17, 72), features=31)
+    samples["600-rows"] = build((600, 24), features=9)
+    for name, scale in SCALES.items():
+        samples[name] = build(
+            (6, 136), make=lambda dtype, *shape, scale=scale: scaled(dtype, scale, *shape)
+        )
+    samples["special"] = build((8, 40), make=lambda dtype, *shape: special(normal(dtype, *shape)))
+    return samples
+
+
+def _aux_bad_calls() -> dict[str, BadCall]:
+    op = leeboard.ops.aux_norm_linear
+    h, g, w = torch.ones(4, 8), torch.ones(8), torch.ones(5, 24)
+
+    def bad(
+        error: type[Exception],
+        match: str,
+        hiddens: object = (h, h, h),
+        gammas: object = (g, g, g),
+        weight: object = w,
+        **options: object,
+    ) -> BadCall:
+        return BadCall(lambda: op(hiddens, gammas, weight, **options), error, match)
+
+    return {
+        "hiddens-tensor": bad(
+            TypeError, r"hiddens: expected a sequence of tensors, got Tensor", hiddens=h
+        ),
+        "hiddens-none": bad(TypeError, r"hiddens: expected a sequence of tensors", hiddens=None),
+        "hiddens-empty": bad(
+            ValueError, r"hiddens: 0 tensors given; expected 1 to 8", hiddens=(), gammas=None
+        ),
+        "hiddens-nine": bad(ValueError, r"hiddens: 9 tensors given; expected 1 to 8", (h,) * 9),
+        "hiddens-item": bad(
+            TypeError, r"hiddens\[1\]: expected a torch.Tensor, got int", (h, 1, h)
+        ),
+        "hiddens-shape": bad(
+            ValueError, r"hiddens\[2\]: shape \[3, 8\] .* expected \[4, 8\]", (h, h, h[:3])
+        ),
+        "hiddens-dtype": bad(
+            ValueError, r"hiddens\[1\]: dtype torch.float16 .* torch.float32", (h, h.half(), h)
+        ),
+        "hiddens-device": bad(
+            ValueError, r"hiddens\[1\]: device meta .* expected cpu", (h, h.to("meta"), h)
+        ),
+        "hiddens-int": bad(ValueError, r"hiddens\[0\]: dtype torch.int64", (h.long(),) * 3),
+        "hiddens-0d": bad(ValueError, r"hiddens\[0\]: .*0-dimensional", (torch.ones(()),) * 3),
+        "hiddens-H0": bad(ValueError, r"hiddens\[0\]: shape \[4, 0\]", (torch.ones(4, 0),) * 3),
+        "hiddens-sparse": bad(ValueError, r"hiddens\[0\]: layout", (h.to_sparse(), h, h)),
+        "gammas-tensor": bad(TypeError, r"gammas: expected a sequence of tensors", gammas=g),
+        "gammas-few": bad(ValueError, r"gammas: 2 given; expected 3", gammas=(g, g)),
+        "gammas-item": bad(
+            TypeError, r"gammas\[0\]: expected a torch.Tensor, got NoneType", gammas=(None, g, g)
+        ),
+        "gammas-shape": bad(
+            ValueError, r"gammas\[2\]: shape \[7\] .* expected \[8\]", gammas=(g, g, g[:7])
+        ),
+        "gammas-dtype": bad(
+            ValueError, r"gammas\[0\]: dtype torch.float64", gammas=(g.double(), g, g)
+        ),
+        "weight-none": bad(
+            TypeError, r"weight: expected a torch.Tensor, got NoneType", weight=None
+        ),
+        "weight-width": bad(
+            ValueError, r"weight: shape \[5, 23\] .* expected \[H, 24\]", weight=w[:, 1:]
+        ),
+        "weight-1d": bad(ValueError, r"weight: shape \[24\] .* expected \[H, 24\]", weight=w[0]),
+        "weight-dtype": bad(ValueError, r"weight: dtype torch.bfloat16", weight=w.bfloat16()),
+        "weight-device": bad(ValueError, r"weight: device meta", weight=w.to("meta")),
+        "weight-sparse": bad(ValueError, r"weight: layout torch.sparse", weight=w.to_sparse()),
+        "eps-negative": bad(ValueError, r"eps: -1 .* expected a number >= 0", eps=-1),
+        "eps-text": bad(TypeError, r"eps: expected a number, got str", eps="small"),
+    }
+
+
+def offsets(vocabulary: int) -> Tensor:
+    """A d2t table: the target's token of draft token v is v + d2t[v], increasing in v."""
+    return torch.randint(0, 4, (vocabulary,)).cumsum(0)
+
+
+def head_samples() -> dict[str, Builder]:
+    def build(
+        shape: tuple[int, ...],
+        vocabulary: int = 151,
+        table: bool = False,
+        make: Callable[..., Tensor] = normal,
+    ) -> Builder:
+        def sample(dtype: torch.dtype) -> Sample:
+            x = make(dtype, *shape)
+            weight = normal(dtype, vocabulary, shape[-1], scale=shape[-1] ** -0.5)
+            kwargs = {"d2t": offsets(vocabulary)} if table else {}
+            return Sample((x, weight), kwargs)
+
+        return sample
+
+    samples = {name: build(shape) for name, shape in SHAPES.items()}
+    samples["plain"] = build((4, 24), table=True)
+    samples["d2t"] = build((3, 5, 40), vocabulary=300, table=True)
+    for vocabulary in (1, 2, 127, 128, 129, 1000):
+        samples[f"V{vocabulary}"] = build((3, 40), vocabulary=vocabulary)
+    for rows in (63, 64, 65, 129):
+        samples[f"N{rows}"] = build((rows, 24), vocabulary=50)
+    for name, scale in SCALES.items():
+        samples[name] = build(
+            (6, 136), make=lambda dtype, *shape, scale=scale: scaled(dtype, scale, *shape)
+        )
+    return samples
+
+
+def check_argmax(sample: Sample, index: Tensor) -> None:
+    """The token chosen is the best one, as far as float32 sums can tell.
+
+    A sum of K products errs by at most K eps/2 |x| . |w| (Higham, 2002, section 3.1), so a token
+    that is worse by more than twice that cannot win.
+    """
+    x, weight = (t.double() for t in sample.args)
+    vocabulary, width = weight.shape
+    logits = x @ weight.mT
+    # NaN and what overflows float32 are tested by value; see test_linear_argmax.py.
+    tokens = torch.arange(vocabulary)
+    if "d2t" in sample.kwargs:
+        tokens = tokens + sample.kwargs["d2t"]
+    chosen = torch.searchsorted(tokens, index.reshape(-1))
+    assert torch.equal(tokens[chosen.clamp(max=vocabulary - 1)], index.reshape(-1))
+    chosen = chosen.view(index.shape).unsqueeze(-1)
+    bound = width * torch.finfo(torch.float32).eps / 2 * (x.abs() @ weight.abs().mT)
+    best, at = logits.max(dim=-1, keepdim=True)
+    allowed = bound.gather(-1, chosen) + bound.gather(-1, at)
+    lost = best - logits.gather(-1, chosen)
+    assert bool((lost <= allowed).all()), f"chosen token is worse by {lost.max().item():.3g}"
+
+
+def _head_bad_calls() -> dict[str, BadCall]:
+    op = leeboard.ops.linear_argmax
+    x, w = torch.ones(4, 8), torch.ones(5, 8)
+    table = torch.zeros(5, dtype=torch.int64)
+
+    def bad(
+        error: type[Exception],
+        match: str,
+        x: object = x,
+        weight: object = w,
+        **options: object,
+    ) -> BadCall:
+        return BadCall(lambda: op(x, weight, **options), error, match)
+
+    return {
+        "x-list": bad(TypeError, r"x: expected a torch.Tensor, got list", x=[1.0]),
+        "x-int": bad(ValueError, r"x: dtype torch.int64", x=x.long()),
+        "x-0d": bad(ValueError, r"x: .*0-dimensional", x=torch.ones(())),
+        "x-H0": bad(ValueError, r"x: shape \[4, 0\]", x=torch.ones(4, 0), weight=w[:, :0]),
+        "x-sparse": bad(ValueError, r"x: layout torch.sparse_coo", x=x.to_sparse()),
+        "weight-none": bad(TypeError, r"weight: expected a torch.Tensor", weight=None),
+        "weight-width": bad(
+            ValueError, r"weight: shape \[5, 7\] .* expected \[V, 8\]", weight=w[:, 1:]
+        ),
+        "weight-1d": bad(ValueError, r"weight: shape \[8\] .* expected \[V, 8\]", weight=w[0]),
+        "weight-V0": bad(ValueError, r"weight: shape \[0, 8\] .* V >= 1", weight=w[:0]),
+        "weight-dtype": bad(
+            ValueError, r"weight: dtype torch.float16 .* expected torch.float32", weight=w.half()
+        ),
+        "weight-device": bad(ValueError, r"weight: device meta", weight=w.to("meta")),
+        "weight-sparse": bad(ValueError, r"weight: layout torch.sparse", weight=w.to_sparse()),
+        "d2t-list": bad(TypeError, r"d2t: expected a torch.Tensor, got list", d2t=[0] * 5),
+        "d2t-dtype": bad(
+            ValueError, r"d2t: dtype torch.int32 .* expected torch.int64", d2t=table.int()
+        ),
+        "d2t-size": bad(ValueError, r"d2t: shape \[4\] .* expected \[5\]", d2t=table[:4]),
+        "d2t-device": bad(ValueError, r"d2t: device meta", d2t=table.to("meta")),
+        "x-grad": bad(
+            RuntimeError, r"x: requires grad, .*inference-only", x=x.clone().requires_grad_()
+        ),
+        "weight-grad": bad(
+            RuntimeError, r"weight: requires grad, .*inference-only", weight=torch.nn.Parameter(w)
+        ),
+        "out-tensor": bad(TypeError, r"out: expected a pair of tensors", out=table),
+    }
+
+
+CASES: dict[str, OpCases] = {
+    "rms_norm": OpCases(
+        samples=norm_samples(rows=1),
+        bad_calls=norm_bad_calls(leeboard.ops.rms_norm, rows=1),
+        op_arguments=norm_arguments(rows=1),
+        row_leaves=lambda sample: (0,),
+    ),
+    "add_rms_norm": OpCases(
+        samples=norm_samples(rows=2),
+        bad_calls=_add_norm_bad_calls(),
+        op_arguments=norm_arguments(rows=2),
+        row_leaves=lambda sample: (0, 1),
+    ),
+    "aux_norm_linear": OpCases(
+        samples=aux_samples(),
+        bad_calls=_aux_bad_calls(),
+        op_arguments=lambda sample: (
+            sample.args[0],
+            sample.args[1] or [],
+            sample.args[2],
+            sample.kwargs.get("eps", 1e-6),
+        ),
+        row_leaves=lambda sample: range(len(sample.args[0])),
+        # More rows go through torch's matrix product.
+        invariant_rows=16,
+    ),
+    "linear_argmax": OpCases(
+        samples=head_samples(),
+        bad_calls=_head_bad_calls(),
+        op_arguments=lambda sample: (*sample.args, sample.kwargs.get("d2t")),
+        row_leaves=lambda sample: (0,),
+        check_index=check_argmax,
+    ),
+}

@@ -1,0 +1,190 @@
+"""Runs an op and its reference on the same sample, in any layout, and compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from leeboard.ops.registry import OPS
+from tolerances import assert_close_to_reference
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Arguments of a public op."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in the order of the arguments."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    def replaced(self, tensors: Sequence[Any]) -> Sample:
+        """The same call on other tensors."""
+        leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
+        others = iter(tensors)
+        args, kwargs = pytree.tree_unflatten(
+            [next(others) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+        )
+        return Sample(args, kwargs)
+
+    def mapped(self, function: Callable[[Tensor], Any]) -> Sample:
+        return self.replaced([function(t) for t in self.tensors()])
+
+    def in_double(self) -> Sample:
+        return self.mapped(lambda t: t.detach().double() if t.is_floating_point() else t)
+
+    def copied(self) -> Sample:
+        """On plain contiguous copies."""
+        return self.mapped(lambda t: t.detach().as_subclass(Tensor).resolve_neg().clone())
+
+
+def many(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Outputs as a tuple, however many there are."""
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def run(name: str, sample: Sample, **extra: Any) -> tuple[Tensor, ...]:
+    """The outputs of a public op."""
+    return many(OPS[name].function(*sample.args, **sample.kwargs, **extra))
+
+
+def run_reference(name: str, sample: Sample) -> tuple[Tensor, ...]:
+    """The outputs of its reference."""
+    return many(OPS[name].reference(*sample.args, **sample.kwargs))
+
+
+def assert_matches(
+    name: str,
+    sample: Sample,
+    actual: Sequence[Tensor],
+    check_index: Callable[[Sample, Tensor], None] | None = None,
+) -> None:
+    """Outputs within the budget; an index output by the op's own rule."""
+    plain = sample.copied()
+    low, exact = run_reference(name, plain), run_reference(name, plain.in_double())
+    assert len(actual) == len(low)
+    for i, (got, in_dtype, in_double) in enumerate(zip(actual, low, exact, strict=True)):
+        if got.is_floating_point():
+            assert_close_to_reference(got, in_dtype, in_double, what=f"{name} output {i}")
+        else:
+            assert check_index is not None
+            assert got.shape == in_dtype.shape
+            assert got.dtype == in_dtype.dtype
+            check_index(plain, got)
+
+
+def assert_same(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Bit for bit, NaN included."""
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert torch.equal(a.isnan(), b.isnan())
+        assert torch.equal(a.nan_to_num(nan=0.0), b.nan_to_num(nan=0.0))
+
+
+def wants_gradient(sample: Sample, which: Sequence[int] | None = None) -> Sample:
+    """The floating-point tensors (or those at `which` positions) as leaves that require grad."""
+    return sample.replaced(
+        [
+            t.detach().requires_grad_(t.is_floating_point() and (which is None or i in which))
+            for i, t in enumerate(sample.tensors())
+        ]
+    )
+
+
+def gradients(
+    function: Callable[..., Any], sample: Sample, grads: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Gradients of the tensors of `sample` that require grad."""
+    outputs = many(function(*sample.args, **sample.kwargs))
+    wanted = [t for t in sample.tensors() if t.requires_grad]
+    return torch.autograd.grad(outputs, wanted, grads)
+
+
+def assert_gradients_match(
+    name: str, sample: Sample, grads: Sequence[Tensor], actual: Sequence[Tensor]
+) -> None:
+    """Gradients within the budget of autograd through the reference."""
+    reference, plain = OPS[name].reference, sample.copied()
+    plain_grads = [g.detach().as_subclass(Tensor).resolve_neg().clone() for g in grads]
+    low = gradients(reference, wants_gradient(plain), plain_grads)
+    exact = gradients(
+        reference, wants_gradient(plain.in_double()), [g.double() for g in plain_grads]
+    )
+    assert len(actual) == len(low)
+    for i, (got, in_dtype, in_double) in enumerate(zip(actual, low, exact, strict=True)):
+        assert_close_to_reference(got, in_dtype, in_double, what=f"{name} gradient {i}")
+
+
+class Plain(Tensor):
+    """A subclass that adds nothing."""
+
+
+def _padded(t: Tensor) -> Tensor:
+    wide = t.new_empty((*t.shape[:-1], t.shape[-1] + 3))
+    view = wide[..., 1 : 1 + t.shape[-1]]
+    view.copy_(t)
+    return view
+
+
+def _every_other(t: Tensor, dim: int) -> Tensor:
+    size = list(t.shape)
+    size[dim] *= 2
+    view = t.new_empty(size)[(slice(None),) * (dim % t.dim()) + (slice(None, None, 2),)]
+    view.copy_(t)
+    return view
+
+
+def _swapped(t: Tensor, a: int, b: int) -> Tensor:
+    return t.transpose(a, b).contiguous().transpose(a, b)
+
+
+def _offset(t: Tensor) -> Tensor:
+    view = t.new_empty(t.numel() + 1)[1:].view(t.shape)
+    view.copy_(t)
+    return view
+
+
+def _negative(t: Tensor) -> Tensor:
+    if t.dtype == torch.float32:
+        view = torch.imag(torch.complex(t, -t).conj())
+    else:
+        view = torch._neg_view(-t)
+    assert view.is_neg()
+    return view
+
+
+# Each takes a contiguous tensor and gives one of the same shape in another layout; the two
+# `expanded` ones change its values. The number is the least dimension that it applies to.
+LAYOUTS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "sliced": (1, _padded),
+    "rows-strided": (2, lambda t: _every_other(t, 0)),
+    "last-strided": (1, lambda t: _every_other(t, -1)),
+    "transposed": (2, lambda t: _swapped(t, -1, -2)),
+    "leading-swapped": (3, lambda t: _swapped(t, 0, 1)),
+    "expanded-rows": (2, lambda t: t[:1].expand_as(t)),
+    "expanded-all": (1, lambda t: t.reshape(-1)[:1].reshape([1] * t.dim()).expand_as(t)),
+    "offset": (1, _offset),
+    "negative": (1, _negative),
+    "parameter": (1, lambda t: torch.nn.Parameter(t, requires_grad=False)),
+    "subclass": (1, lambda t: t.as_subclass(Plain)),
+}
+
+
+def relayout(layout: str, t: Tensor) -> Tensor:
+    """The tensor in another layout, or itself where the layout does not apply."""
+    least, make = LAYOUTS[layout]
+    integral = not t.is_floating_point()
+    if t.dim() < least or (integral and layout == "negative") or t.numel() == 0:
+        return t
+    view = make(t)
+    assert view.shape == t.shape
+    return view
