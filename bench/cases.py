@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 import torch
 import torch._functorch.config as functorch_config
-from leeboard.ops.registry import OPS
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from leeboard.ops.registry import OPS
 
 Direction = Literal["forward", "backward"]
 Variant = Literal["leeboard", "leeboard-out", "eager", "compile", "reference"]

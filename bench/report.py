@@ -98,7 +98,7 @@ def read_timings(path: Path) -> tuple[dict[str, str], list[Timing], str]:
     return run["machine_info"], timings, run["datetime"][:10]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
     """A Markdown table whose columns line up in plain text too; the first `left` go left."""
     widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
 
@@ -113,12 +113,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> lis
     return [line(head), "| " + " | ".join(rule) + " |", *(line(row) for row in rows)]
 
 
-def _microseconds(seconds: float) -> str:
+def microseconds(seconds: float) -> str:
+    """A time in microseconds, with three digits or so."""
     us = seconds * 1e6
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:,.0f}"
 
 
-def _sizes(sizes: str) -> str:
+def spaced(sizes: str) -> str:
+    """Sizes as they are shown."""
     return " ".join(sizes.split("-"))
 
 
@@ -129,7 +131,7 @@ def failures(point: dict[str, Timing]) -> list[str] | None:
         return None
     missed = []
     if own.aim["seconds"] is not None and own.median >= own.aim["seconds"]:
-        missed.append(f"not under {_microseconds(own.aim['seconds'])} us")
+        missed.append(f"not under {microseconds(own.aim['seconds'])} us")
     if own.aim["share"] is not None and own.share < own.aim["share"]:
         missed.append(f"share under {own.aim['share']:.0%}")
     if own.aim["compiled"] and "compile" in point and point["compile"].median < own.median:
@@ -158,16 +160,16 @@ def _timing_row(point: dict[str, Timing]) -> list[str]:
     given = point.get("leeboard-out")
     missed = failures(point)
     return [
-        _sizes(own.sizes),
+        spaced(own.sizes),
         own.dtype,
         str(own.threads),
         own.level,
-        mark(own) + _microseconds(own.median),
-        _microseconds(own.p99),
-        "" if given is None else mark(given) + _microseconds(given.median),
+        mark(own) + microseconds(own.median),
+        microseconds(own.p99),
+        "" if given is None else mark(given) + microseconds(given.median),
         ratio("eager"),
         ratio("compile"),
-        _microseconds(own.limit),
+        microseconds(own.limit),
         f"{own.share:.0%}",
         "" if missed is None else "; ".join(missed) or "met",
     ]
@@ -182,7 +184,7 @@ def _op_section(op: str, points: list[dict[str, Timing]]) -> list[str]:
     for direction in ("forward", "backward"):
         rows = [_timing_row(p) for p in points if p["leeboard"].direction == direction]
         if rows:
-            lines += [f"**{direction}**", "", *_table(_HEAD, rows, left=2), ""]
+            lines += [f"**{direction}**", "", *table(_HEAD, rows, left=2), ""]
     return [*lines[:-1], f"<!-- --8<-- [end:{op}] -->", ""]
 
 
@@ -202,7 +204,7 @@ def _memory_section(found: list[dict[str, Any]]) -> list[str]:
         ]
         what = "training" if direction == "backward" else "forward"
         inputs, outputs = (f"{any_one[key] / 1e6:,.1f}" for key in ("inputs", "outputs"))
-        rows.append([op, _sizes(sizes), dtype, what, inputs, outputs, *cells])
+        rows.append([op, spaced(sizes), dtype, what, inputs, outputs, *cells])
     head = ["op", "case", "dtype", "what", "inputs", "outputs", "leeboard", "eager", "reference"]
     return [
         "## Peak extra memory",
@@ -210,7 +212,7 @@ def _memory_section(found: list[dict[str, Any]]) -> list[str]:
         MEMORY_READING,
         "",
         "<!-- --8<-- [start:memory] -->",
-        *_table(head, rows, left=4),
+        *table(head, rows, left=4),
         "<!-- --8<-- [end:memory] -->",
         "",
     ]
@@ -241,13 +243,13 @@ def compose(
     """The whole report."""
     points = _points(timings)
     ops = list(dict.fromkeys(p["leeboard"].op for p in points))
+    origin = f"Written by `make bench` (`python bench/run.py`) on {date}: one run, one machine."
     lines = [
         "# Measured speed",
         "",
-        f"Written by `make bench` (`python bench/run.py`) on {date}; one run, one machine. "
-        "Ratios carry over to other machines better than times do.",
+        f"{origin} Ratios carry over to other machines better than times do.",
         "",
-        *_table(["machine", ""], [[k, v] for k, v in machine.items()], left=2),
+        *table(["machine", ""], [[k, v] for k, v in machine.items()], left=2),
         "",
         "\n".join(_summary(points)),
         "",
@@ -260,7 +262,8 @@ def compose(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Replaces a file as a whole."""
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     os.replace(part, path)
@@ -283,8 +286,8 @@ def main() -> None:
         "timings": [asdict(t) | {"share": t.share} for t in timings],
         "memory": memory,
     }
-    _write(RESULTS / "latest.json", json.dumps(latest, separators=(",", ":")) + "\n")
-    _write(TARGET, text)
+    write(RESULTS / "latest.json", json.dumps(latest, separators=(",", ":")) + "\n")
+    write(TARGET, text)
     print(f"{TARGET.relative_to(ROOT)}: " + " ".join(_summary(_points(timings))))
 
 

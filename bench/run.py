@@ -60,9 +60,8 @@ def main() -> None:
     for stale in (run, memory):
         stale.unlink(missing_ok=True)
     measure = ["pytest", "bench", "--benchmark-enable", "--benchmark-disable-gc"]
-    measure += ["--benchmark-columns=median,iqr,rounds,iterations", "--benchmark-sort=name"]
-    measure += ["--quiet", "--no-header", "-p", "no:cacheprovider", f"--benchmark-json={run}"]
-    measure += ["--bench-progress"]
+    measure += ["--benchmark-quiet", "--bench-progress", f"--benchmark-json={run}"]
+    measure += ["--quiet", "--no-header", "-p", "no:cacheprovider"]
     if options.quick:
         measure += ["--bench-quick"]
     if options.k:

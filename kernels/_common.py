@@ -57,13 +57,15 @@ def stream_config(rows: int, columns: int, dtype: torch.dtype, hip: bool) -> dic
     A block of columns is one 128-bit vector for each thread, so rows, weights and sums lie in the
     same threads and nothing moves between them in the loop. Four features: 8 KB of weights in
     flight per program, and for the usual 4096 features 1024 programs, several for every
-    multiprocessor.
+    multiprocessor. Rows that are not a multiple of 16 long cannot be loaded as vectors and need
+    an address for every element: half as many.
     """
     threads = 4 * (64 if hip else 32)
+    vector = (16 if columns % 16 == 0 else 8) // dtype.itemsize
     return {
         "ROWS": triton.next_power_of_2(rows),
         "FEATURES": 4,
-        "BLOCK": min(threads * 16 // dtype.itemsize, triton.next_power_of_2(columns)),
+        "BLOCK": min(threads * vector, triton.next_power_of_2(columns)),
         "num_warps": 4,
         **PINNED,
     }

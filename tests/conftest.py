@@ -10,10 +10,11 @@ from collections.abc import Iterator
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-import leeboard.ops
 import pytest
 import torch
 from hypothesis import settings
+
+import leeboard.ops
 from leeboard import _C
 
 SEED = 20260101

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tolerances import assert_close_to_reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

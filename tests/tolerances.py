@@ -22,12 +22,13 @@ def floors(exact: Tensor, dtype: torch.dtype) -> tuple[float, float]:
 
     Rounding to nearest leaves up to half a unit in the last place, eps / 2 of a value at most,
     and 0.2 eps of it on average: a quarter of eps for the RMS and eps for the maximum, at the
-    scale of the tensor. The RMS over few elements is itself uncertain, by 1 / sqrt(n).
+    scale of the tensor. The RMS over few elements is itself uncertain, by 1 / sqrt(n); equal
+    elements carry the same error and count once.
     """
     info = torch.finfo(dtype)
     rms = exact.square().mean().sqrt().item()
     peak = exact.abs().max().item()
-    uncertain = 0.25 + 1.0 / math.sqrt(exact.numel())
+    uncertain = 0.25 + 1.0 / math.sqrt(exact.float().unique().numel())
     tiny = info.smallest_normal * info.eps
     return info.eps * uncertain * rms + tiny, info.eps * peak + tiny
 

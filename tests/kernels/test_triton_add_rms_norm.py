@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from leeboard.kernels import add_rms_norm
 from rows import ROUNDINGS, assert_gaps_untouched, poisoned, rows
-from tolerances import assert_close_to_reference
 
 from leeboard import reference
-from leeboard.kernels import add_rms_norm
+from tolerances import assert_close_to_reference
 
 EPS = 1e-5
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from leeboard.kernels import linear_argmax
 from rows import rows
-from tolerances import assert_close_to_reference
 
 from leeboard import reference
-from leeboard.kernels import linear_argmax
+from tolerances import assert_close_to_reference
 
 INF, NAN = float("inf"), float("nan")
 

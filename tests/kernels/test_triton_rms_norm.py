@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from leeboard.kernels import rms_norm
 from rows import ROUNDINGS, assert_gaps_untouched, poisoned, rows
-from tolerances import assert_close_to_reference
 
 from leeboard import reference
-from leeboard.kernels import rms_norm
+from tolerances import assert_close_to_reference
 
 # Below, at and off powers of two; one column; several rows a program (up to 512 columns) and one.
 SHAPES = [(1, 1), (3, 7), (17, 100), (3, 257), (17, 1000)]

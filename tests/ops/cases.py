@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import leeboard.ops
 import numpy as np
 import torch
 from harness import Sample
 from torch import Tensor
+
+import leeboard.ops
 
 Builder = Callable[[torch.dtype], Sample]
 

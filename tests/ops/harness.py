@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from leeboard.ops.registry import OPS
-from tolerances import assert_close_to_reference
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from leeboard.ops.registry import OPS
+from tolerances import assert_close_to_reference
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import leeboard.ops
 import pytest
 import torch
 from cases import CASES
@@ -21,8 +20,10 @@ from harness import (
     run_reference,
     wants_gradient,
 )
-from leeboard.ops.registry import OPS
 from torch import Tensor
+
+import leeboard.ops
+from leeboard.ops.registry import OPS
 
 NAMES = sorted(OPS)
 DIFFERENTIABLE = [name for name in NAMES if OPS[name].differentiable]

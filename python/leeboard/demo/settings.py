@@ -46,10 +46,10 @@ class Settings:
     max_functions: int | None = None
     heldout_share: float = 0.1
     vocab_size: int = 1024
-    layers: int = 6
-    hidden_size: int = 128
-    intermediate_size: int = 352
-    heads: int = 4
+    layers: int = 8
+    hidden_size: int = 96
+    intermediate_size: int = 256
+    heads: int = 3
     target_tokens: int = 1_800_000
     target_row: int = 256
     target_batch: int = 16

@@ -43,7 +43,7 @@ def define(
     name = schema[: schema.index("(")]
     qualified = f"leeboard::{name}"
     LIBRARY.define(schema)
-    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, _without_autocast(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     if backward is None:
         backward, setup_context = _no_backward(name), _keep_nothing
@@ -82,11 +82,34 @@ def _in_forward_state(backward: Callable[..., Any]) -> Callable[..., Any]:
     def run(ctx: Any, *grads: Any) -> Any:
         forced = getattr(ctx, "leeboard_state", None)
         if forced is None:
-            return backward(ctx, *grads)
+            return exact(ctx, *grads)
         with use(forced):
-            return backward(ctx, *grads)
+            return exact(ctx, *grads)
+
+    exact = _without_autocast(backward)
+    return run
+
+
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    # An op computes in the dtype of its arguments; autocast would change the products inside it.
+    def run(*args: Any) -> Any:
+        device = _first_device(args)
+        if not torch.is_autocast_enabled(device):
+            return function(*args)
+        with torch.amp.autocast(device, enabled=False):
+            return function(*args)
 
     return run
+
+
+def _first_device(args: Sequence[Any]) -> str:
+    """Device type of the first tensor among arguments and lists of them."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            return arg.device.type
+        if isinstance(arg, list | tuple) and arg:
+            return _first_device(arg)
+    return "cpu"
 
 
 def _vmap_rule(name: str, row_arguments: frozenset[int]) -> Callable[..., Any]:
