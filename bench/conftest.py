@@ -88,7 +88,8 @@ class _Protocol:
         self.prepared: Any = None
         self.report = config.getoption("bench_progress")
         self.done = 0
-        self.terminal = config.pluginmanager.get_plugin("terminalreporter")
+        self.terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+        self.capture: Any = config.pluginmanager.get_plugin("capturemanager")
 
     def prepare(self, subject: Any, case: Any) -> Any:
         from bench.cases import Prepared
@@ -108,7 +109,8 @@ class _Protocol:
 
     def say(self, text: str) -> None:
         if self.report:
-            self.terminal.write_line(text)
+            with self.capture.global_and_fixture_disabled():
+                self.terminal.write_line(text)
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +158,8 @@ def measure(benchmark: Any, protocol: _Protocol) -> Iterator[Any]:
             idle = protocol.gate.wait()
             load = Load.now()
             before, kernel = protocol.limit(case, threads)
-            _cost(call)
+            # The limit's buffers took the caches.
+            call()
             faults = _faults()
             benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=1)
             faults = _faults() - faults

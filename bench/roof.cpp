@@ -1,7 +1,6 @@
 // Limits of this machine: bytes per second of a read/write mix, float32 multiply-adds per second.
 // Loaded by roof.py; a measuring program, never shipped.
-#include <pthread.h>
-
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -98,19 +97,30 @@ Sweep choose(int reads, int writes) {
   return table[reads - 1][writes];
 }
 
-// Runs work(thread) on every thread, `rounds` times, together; seconds[round] is the time
-// from the common start to the last one's end.
+// Runs work(thread) on every thread, `rounds` times, together; seconds[round] is the time from the
+// first one's start to the last one's end, whichever thread the system held up.
 template <typename Work>
 void time_rounds(int threads, int rounds, double* seconds, const Work& work) {
+  using Clock = std::chrono::steady_clock;
+  struct alignas(64) Span {
+    Clock::time_point start, stop;
+  };
+  std::vector<Span> spans(threads);
   Barrier barrier(threads);
   auto body = [&](int thread) {
     for (int round = -1; round < rounds; ++round) {
       barrier.wait();
-      const auto start = std::chrono::steady_clock::now();
+      spans[thread].start = Clock::now();
       work(thread);
+      spans[thread].stop = Clock::now();
       barrier.wait();
-      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-      if (thread == 0 && round >= 0) seconds[round] = taken.count();
+      if (thread != 0 || round < 0) continue;
+      Span all = spans[0];
+      for (const Span& span : spans) {
+        all.start = std::min(all.start, span.start);
+        all.stop = std::max(all.stop, span.stop);
+      }
+      seconds[round] = std::chrono::duration<double>(all.stop - all.start).count();
     }
   };
   std::vector<std::thread> pool;

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from leeboard.draft import DrafterConfig, Eagle3Drafter, capture, speculate, ttt_loss
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from leeboard.draft import DrafterConfig, Eagle3Drafter, capture, speculate, ttt_loss
 
 torch.manual_seed(0)
 config = LlamaConfig(

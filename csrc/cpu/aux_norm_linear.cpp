@@ -33,12 +33,16 @@ void pack_rows(const PackNormed& args, int64_t begin, int64_t end) {
 template <class T>
 void linear_features(const LinearForward& args, int64_t begin, int64_t end) {
   T* out = static_cast<T*>(args.out.data);
-  float products[kLinearMaxRows * kTileFeatures];
+  float products[kLinearMaxRows * kPanelFeatures];
   dot_panel<T>(args.weight, args.packed, args.packed_stride, args.rows, args.k, begin, end,
                products, [&](int64_t v, int64_t count, const float* values) {
                  for (int64_t m = 0; m < args.rows; ++m) {
-                   const vf row = load_tail(values + m * kTileFeatures, kTileFeatures);
-                   store_tail(out + m * args.out.stride + v, row, count);
+                   const float* from = values + m * kPanelFeatures;
+                   T* to = out + m * args.out.stride + v;
+                   for (int64_t i = 0; i < count; i += W) {
+                     const int64_t n = count - i < W ? count - i : W;
+                     store_n(to + i, load_n(from + i, n), n);
+                   }
                  }
                });
 }

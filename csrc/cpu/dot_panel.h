@@ -81,40 +81,48 @@ LB_INLINE void dot_tile(const T* weight, int64_t weight_stride, const float* pac
   }
 }
 
+// Weight rows that are read side by side. For one activation row as many streams as the prefetchers
+// follow; a tile of several rows keeps its sums in registers instead.
+inline constexpr int kPanelFeatures = 8;
 inline constexpr int kTileFeatures = 4;
 inline constexpr int kTileRows = W == 16 ? 4 : 2;
 
-template <class T, int features>
-LB_INLINE void dot_rows(const T* weight, int64_t weight_stride, const float* packed,
-                        int64_t packed_stride, int64_t rows, int64_t k, float* out,
-                        int64_t out_stride) {
+// products[m * kPanelFeatures + i] = packed[m] . weight[i] for the features of one panel.
+template <class T>
+LB_INLINE void dot_full_panel(const T* weight, int64_t weight_stride, const float* packed,
+                              int64_t packed_stride, int64_t rows, int64_t k, float* products) {
   int64_t m = 0;
   for (; m + kTileRows <= rows; m += kTileRows) {
-    dot_tile<T, features, kTileRows>(weight, weight_stride, packed + m * packed_stride,
-                                     packed_stride, k, out + m * out_stride, out_stride);
+    for (int v = 0; v < kPanelFeatures; v += kTileFeatures) {
+      dot_tile<T, kTileFeatures, kTileRows>(weight + v * weight_stride, weight_stride,
+                                            packed + m * packed_stride, packed_stride, k,
+                                            products + m * kPanelFeatures + v, kPanelFeatures);
+    }
   }
   for (; m < rows; ++m) {
-    dot_tile<T, features, 1>(weight, weight_stride, packed + m * packed_stride, packed_stride, k,
-                             out + m * out_stride, out_stride);
+    dot_tile<T, kPanelFeatures, 1>(weight, weight_stride, packed + m * packed_stride, packed_stride,
+                                   k, products + m * kPanelFeatures, kPanelFeatures);
   }
 }
 
 // Calls visit(v, count, products) for every few weight rows of [begin, end), where
-// products[m * kTileFeatures + i] = packed[m] . weight[v + i].
+// products[m * kPanelFeatures + i] = packed[m] . weight[v + i].
 template <class T, class Visit>
 LB_INLINE void dot_panel(const ConstRows& weight, const float* packed, int64_t packed_stride,
                          int64_t rows, int64_t k, int64_t begin, int64_t end, float* products,
                          Visit visit) {
   const T* base = static_cast<const T*>(weight.data);
   int64_t v = begin;
-  for (; v + kTileFeatures <= end; v += kTileFeatures) {
-    dot_rows<T, kTileFeatures>(base + v * weight.stride, weight.stride, packed, packed_stride, rows,
-                               k, products, kTileFeatures);
-    visit(v, static_cast<int64_t>(kTileFeatures), products);
+  for (; v + kPanelFeatures <= end; v += kPanelFeatures) {
+    dot_full_panel(base + v * weight.stride, weight.stride, packed, packed_stride, rows, k,
+                   products);
+    visit(v, static_cast<int64_t>(kPanelFeatures), products);
   }
   for (; v < end; ++v) {
-    dot_rows<T, 1>(base + v * weight.stride, weight.stride, packed, packed_stride, rows, k,
-                   products, kTileFeatures);
+    for (int64_t m = 0; m < rows; ++m) {
+      dot_tile<T, 1, 1>(base + v * weight.stride, weight.stride, packed + m * packed_stride,
+                        packed_stride, k, products + m * kPanelFeatures, kPanelFeatures);
+    }
     visit(v, static_cast<int64_t>(1), products);
   }
 }

@@ -14,7 +14,7 @@ LB_INLINE bool beats(float value, float best) {
 
 template <class T>
 void argmax_blocks(const LinearArgmax& args, int64_t begin, int64_t end) {
-  float products[kLinearMaxRows * kTileFeatures];
+  float products[kLinearMaxRows * kPanelFeatures];
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = block * args.block;
     const int64_t last = first + args.block < args.vocab ? first + args.block : args.vocab;
@@ -25,7 +25,7 @@ void argmax_blocks(const LinearArgmax& args, int64_t begin, int64_t end) {
                  products, [&](int64_t v, int64_t count, const float* values) {
                    for (int64_t m = 0; m < args.rows; ++m) {
                      for (int64_t i = 0; i < count; ++i) {
-                       const float value = values[m * kTileFeatures + i];
+                       const float value = values[m * kPanelFeatures + i];
                        if (best_index[m] < 0 || beats(value, best_value[m])) {
                          best_value[m] = value;
                          best_index[m] = v + i;

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from leeboard.draft import DrafterConfig, Eagle3Drafter
 
 VARIANTS: dict[str, dict[str, Any]] = {

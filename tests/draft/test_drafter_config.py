@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from drafter_models import make_target, tiny_config
+
 from leeboard.draft import DrafterConfig
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from drafter_models import FAMILIES, make_target
+from torch import Tensor
+
 from leeboard.draft import (
     DrafterConfig,
     Eagle3Drafter,
@@ -17,7 +19,6 @@ from leeboard.draft import (
     speculate,
     ttt_loss,
 )
-from torch import Tensor
 
 NEW = 40
 

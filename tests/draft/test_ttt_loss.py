@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from drafter_models import tiny_drafter
-from leeboard.draft import ttt_loss
 from torch import Tensor
+
+from leeboard.draft import ttt_loss
 
 
 def data(vocab: int = 37) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:

@@ -47,6 +47,17 @@ def test_forward_walks_wide_rows(dtype, device, monkeypatch):
     check(2, 5000, "before_weight", dtype, device)
 
 
+def test_the_rounded_sum_is_normalised(device):
+    """Bit by bit the float16 reference, which a norm of the unrounded sum is not."""
+    x, residual = (rows(8, 256, torch.float16, device) for _ in range(2))
+    out = poisoned(8, 256, torch.float16, device), poisoned(8, 256, torch.float16, device)
+    add_rms_norm.forward(x, residual, None, *out, EPS, 0.0, "after_weight")
+    low, _ = reference.add_rms_norm(x, residual, None, EPS)
+    unrounded = reference.rms_norm(x.float() + residual.float(), None, EPS).half()
+    assert (out[0] == low).double().mean() > 0.99
+    assert (out[0] == unrounded).double().mean() < 0.9
+
+
 def test_inputs_are_left_alone(device):
     x, residual = rows(3, 100, torch.float32, device), rows(3, 100, torch.float32, device)
     before = x.clone(), residual.clone()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from leeboard.kernels import linear_argmax
 from rows import rows
 
@@ -82,6 +84,23 @@ def test_negative_nan_is_the_maximum_too(N, device):
     index, value = argmax(torch.ones(N, 1, device=device), weight)
     assert (index == 1).all()
     assert value.isnan().all()
+
+
+@triton.jit
+def _encode_kernel(logits, keys, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(keys + at, linear_argmax._encode(tl.load(logits + at), at, at < SIZE))
+
+
+def test_keys_compare_as_logits_do(device):
+    """Pairs of equal logits included: a product that underflows may leave either zero."""
+    logits = [NAN, INF, 3.0, 1e-45, -0.0, 0.0, -0.0, 0.0, -1e-45, -3.0, -3.0, -1e38, -INF, -INF]
+    logits = torch.tensor([-NAN, NAN, *logits], device=device)
+    keys = torch.zeros(16, dtype=torch.int64, device=device)
+    _encode_kernel[(1,)](logits, keys, SIZE=16)
+    assert keys.tolist() == sorted(keys.tolist(), reverse=True)
+    assert len(set(keys.tolist())) == 16
+    assert keys.min() > -0x7FFFFFFFFFFFFFFF
 
 
 @pytest.mark.parametrize("N", [1, 5], ids=lambda n: f"N{n}")

@@ -108,6 +108,20 @@ def check_backward(N, H, rounding, residual, dtype, device):
     return grad_x, grad_weight
 
 
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_weight_gradient_sees_the_rounded_value(rounding, device):
+    """One row, so that nothing averages: the summand of the rounding asked for, in float32."""
+    grad, x = (rows(1, 1000, torch.float16, device) for _ in range(2))
+    weight = torch.ones(1000, device=device)
+    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+    rms_norm.backward(grad, x, weight, grad_x, grad_weight, EPS, 0.0, rounding, None)
+    normed = x.float() * torch.rsqrt(x.float().square().mean() + EPS)
+    rounded = normed.half().float() if rounding == "before_weight" else normed
+    # The reciprocal RMS may differ in its last bits, which can tip a rounding.
+    same = (grad_weight - (grad * rounded)[0]).abs() <= 1e-6 * (grad * rounded)[0].abs()
+    assert same.double().mean() > 0.99
+
+
 @pytest.mark.parametrize("with_weight", [False, True], ids=["no-weight", "frozen-weight"])
 def test_backward_without_weight_gradient(with_weight, dtype, device):
     grad, x = rows(17, 100, dtype, device), rows(17, 100, dtype, device)

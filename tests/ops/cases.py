@@ -218,7 +218,7 @@ def _add_norm_bad_calls() -> dict[str, BadCall]:
         "residual-device": bad(ValueError, r"residual: device meta .* expected cpu", x.to("meta")),
         "out-tensor": bad(TypeError, r"out: expected a pair of tensors, got Tensor", x, out=x),
         "out-number": bad(TypeError, r"out: expected a pair of tensors, got int", x, out=5),
-        "out-three": bad(TypeError, r"out: expected a pair of tensors", x, out=(x, x, x)),
+        "out-three": bad(ValueError, r"out: 3 tensors given; expected a pair", x, out=(x, x, x)),
         "out-twice": bad(ValueError, r"out\[0\]: shares memory with out\[1\]", x, out=(x, x)),
     }
     return calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +90,18 @@ def assert_same(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         assert a.dtype == b.dtype
         assert torch.equal(a.isnan(), b.isnan())
         assert torch.equal(a.nan_to_num(nan=0.0), b.nan_to_num(nan=0.0))
+
+
+def rows_beyond_the_cache(row: Tensor) -> int:
+    """How many such rows make an output that kernels write with streaming stores."""
+    known = subprocess.run(["getconf", "LEVEL3_CACHE_SIZE"], capture_output=True, check=False)
+    cache = int(known.stdout) if known.stdout.strip().isdigit() else 0
+    return max(cache, 32 << 20) // (row.numel() * row.itemsize) + 1
+
+
+def all_rows_equal(t: Tensor, row: Tensor) -> bool:
+    """Whether every row of [N, H] is `row`, without a copy of all of them."""
+    return all(bool((part == row).all()) for part in t.split(4096))
 
 
 def wants_gradient(sample: Sample, which: Sequence[int] | None = None) -> Sample:

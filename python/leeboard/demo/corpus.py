@@ -139,15 +139,14 @@ def _header_end(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[bytes]
 
     A comment between colon and body belongs to the body.
     """
-    known = [node.lineno]
-    parts = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-    for part in (*parts, *node.args.defaults, node.args.vararg, node.args.kwarg, node.returns):
-        if part is not None:
-            known.append(part.end_lineno or part.lineno)
-    for line in range(max(known), node.body[0].lineno):
+    known = [part for part in ast.walk(node.args) if isinstance(part, (ast.arg, ast.expr))]
+    if node.returns is not None:
+        known.append(node.returns)
+    last = max((part.end_lineno or part.lineno for part in known), default=node.lineno)
+    for line in range(last, node.body[0].lineno):
         if lines[line - 1].split(b"#")[0].rstrip().endswith(b":"):
             return line
-    return node.body[0].lineno - 1
+    return node.body[0].lineno
 
 
 def _next_line(line: int, following: ast.stmt) -> tuple[int, int]:

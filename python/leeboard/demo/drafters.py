@@ -55,9 +55,7 @@ def train_drafters(
         with torch.no_grad(), capture(target, drafters["post"].config) as aux:
             logits = target(input_ids=rows[here], use_cache=False).logits
         return {
-            name: ttt_loss(
-                drafter, logits, rows[here], aux.hiddens, marks[here], settings.ttt
-            ).loss
+            name: ttt_loss(drafter, logits, rows[here], aux.hiddens, marks[here], settings.ttt).loss
             for name, drafter in drafters.items()
         }
 

@@ -7,7 +7,8 @@ import importlib.metadata
 import platform
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class Demo:
         stages = (corpus, tokens, target, drafters, decode)
         return {
             "settings": dataclasses.asdict(self.settings),
-            "machine": _machine(self.threads),
+            "versions": _versions(),
+            "threads": self.threads,
             "seconds": time.perf_counter() - began,
             "stages": {
                 stage.name: {"seconds": stage.seconds, "reused": stage.reused} for stage in stages
@@ -128,15 +130,17 @@ class Demo:
             from leeboard.demo.target import mean_loss, train_target
             from leeboard.demo.tokens import load_documents
 
-            self._prepare_torch()
-            target, history = train_target(
-                self.settings,
-                load_documents(tokens.path / "train.npz"),
-                folder / "checkpoint.safetensors",
-                self._title("target"),
-            )
+            with _torch_threads(self.threads):
+                target, history = train_target(
+                    self.settings,
+                    load_documents(tokens.path / "train.npz"),
+                    folder / "checkpoint.safetensors",
+                    self._title("target"),
+                )
+                heldout = mean_loss(
+                    target, load_documents(tokens.path / "heldout.npz"), self.settings
+                )
             target.save_pretrained(folder)
-            heldout = mean_loss(target, load_documents(tokens.path / "heldout.npz"), self.settings)
             write_json(
                 folder / "summary.json",
                 {
@@ -164,14 +168,14 @@ class Demo:
             from leeboard.demo.target import load_target
             from leeboard.demo.tokens import load_documents
 
-            self._prepare_torch()
-            drafters, history = train_drafters(
-                self.settings,
-                load_target(target.path),
-                load_documents(tokens.path / "train.npz"),
-                folder / "checkpoint.safetensors",
-                self._title("drafters"),
-            )
+            with _torch_threads(self.threads):
+                drafters, history = train_drafters(
+                    self.settings,
+                    load_target(target.path),
+                    load_documents(tokens.path / "train.npz"),
+                    folder / "checkpoint.safetensors",
+                    self._title("drafters"),
+                )
             save_drafters(folder, drafters)
             parameters = {
                 name: sum(p.numel() for p in drafter.parameters() if p.requires_grad)
@@ -193,20 +197,21 @@ class Demo:
             from leeboard.demo.target import load_target
             from leeboard.demo.tokens import load_tokenizer
 
-            self._prepare_torch()
             tokenizer = load_tokenizer(tokens.path / "tokenizer.json")
-            results = decode_prompts(
-                self.settings,
-                load_target(target.path),
-                load_drafters(drafters.path),
-                tokenizer,
-                choose_prompts(read_functions(corpus, "heldout"), tokenizer, self.settings),
-                self._title("decode"),
-            )
+            # One row at a time is too little work to share between threads.
+            with _torch_threads(1):
+                results = decode_prompts(
+                    self.settings,
+                    load_target(target.path),
+                    load_drafters(drafters.path),
+                    tokenizer,
+                    choose_prompts(read_functions(corpus, "heldout"), tokenizer, self.settings),
+                    self._title("decode"),
+                )
             write_json(folder / "decode.json", results)
 
         settings = self._pick("seed", "prompts", "prompt_tokens", "new_tokens", "depth", "ttt")
-        settings["machine"] = _machine(self.threads)
+        settings["versions"] = _versions()
         stage = self._stage("decode", build, settings, corpus, tokens, target, drafters)
         self._done(stage, f"{self.settings.prompts} held-out prompts")
         return stage
@@ -228,24 +233,31 @@ class Demo:
         cost = "cached" if stage.reused else f"{stage.seconds:.0f} s"
         self._say(f"{self._title(stage.name):<12} {cost:>7}  {text}")
 
-    def _prepare_torch(self) -> None:
-        import torch
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        torch.set_num_threads(self.threads)
-
 
 def read_functions(corpus: Stage, part: str) -> list[corpora.Function]:
     """The functions of one part, "train" or "heldout", of a corpus stage."""
     return [corpora.Function(**fields) for fields in read_json(corpus.path / f"{part}.json")]
 
 
-def _machine(threads: int) -> dict[str, Any]:
+def _versions() -> dict[str, str]:
     """What the decoded figures depend on besides the settings."""
     return {
         "leeboard": leeboard.__version__,
         "torch": importlib.metadata.version("torch"),
         "transformers": importlib.metadata.version("transformers"),
-        "threads": threads,
     }
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads, and keep transformers from drawing bars of its own."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

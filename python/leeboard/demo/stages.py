@@ -107,5 +107,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RuntimeError(f"another run is writing to {folder}: wait, or give --out") from error
+            raise RuntimeError(
+                f"another run is writing to {folder}: wait, or give --out"
+            ) from error
         yield

@@ -85,6 +85,7 @@ def ttt_loss(
         if config.draft_vocab_size < config.vocab_size:
             target_logits = target_logits[..., drafter.t2d]
         teacher = target_logits.softmax(-1, dtype=torch.float32)
+        entropy = torch.special.entr(teacher).sum(-1)
         wanted = loss_mask.bool()
 
     total = torch.zeros((), device=input_ids.device)
@@ -98,9 +99,8 @@ def ttt_loss(
         valid = marked & draftable[:, here]
         counts[j] = marked.sum()
         logits = drafter.logits(hidden[:, :rows][valid]).float()
-        p = teacher[:, here][valid]
-        # Cross entropy less the teacher's own entropy.
-        divergence = F.cross_entropy(logits, p, reduction="sum") + torch.xlogy(p, p).sum()
+        cross = F.cross_entropy(logits, teacher[:, here][valid], reduction="sum")
+        divergence = cross - entropy[:, here][valid].sum()
         step_loss = divergence / max(logits.shape[0], 1)
         total = total + decay**j * step_loss
         losses[j] = step_loss.detach()

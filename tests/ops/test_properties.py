@@ -1,0 +1,227 @@
+"""Random shapes, strides, dtypes and options through every op, against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES
+from harness import (
+    Sample,
+    assert_gradients_match,
+    assert_matches,
+    assert_same,
+    gradients,
+    run,
+    wants_gradient,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from leeboard.ops.registry import OPS
+
+NAMES = sorted(OPS)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WIDTHS = st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 129, 257, 1000]))
+
+# The fixtures of a test hold for all its examples: they are settings, not state.
+bounded = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+ops = pytest.mark.parametrize("name", NAMES)
+
+
+@st.composite
+def strided(draw: st.DrawFn, shape: tuple[int, ...], make: Callable[..., Tensor]) -> Tensor:
+    """A tensor of this shape, cut out of a larger one: any order of dimensions, offsets, steps,
+    and dimensions of stride 0.
+    """
+    order = draw(st.permutations(range(len(shape))))
+    base_shape, cuts, expanded = [], [], []
+    for dim in order:
+        size = shape[dim]
+        if draw(st.integers(0, 9)) == 0:
+            base_shape.append(1)
+            cuts.append(slice(None))
+            expanded.append(size)
+            continue
+        step, start, end = (draw(st.integers(low, 2)) for low in (1, 0, 0))
+        base_shape.append(start + size * step + end)
+        cuts.append(slice(start, start + size * step, step))
+        expanded.append(size)
+    view = make(base_shape)[tuple(cuts)].expand(expanded)
+    inverse = [order.index(dim) for dim in range(len(shape))]
+    result = view.permute(inverse)
+    kind = draw(st.integers(0, 11))
+    if result.is_floating_point() and kind == 0:
+        result = torch._neg_view(-result)
+    elif result.is_floating_point() and kind == 1:
+        result = torch.nn.Parameter(result, requires_grad=False)
+    assert tuple(result.shape) == shape
+    return result
+
+
+def normal(dtype: torch.dtype, scale: float = 1.0) -> Callable[[list[int]], Tensor]:
+    return lambda size: (torch.randn(size, dtype=torch.float64) * scale).to(dtype)
+
+
+def leading(draw: st.DrawFn) -> tuple[int, ...]:
+    return tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
+
+
+def draw_norm(draw: st.DrawFn, rows: int, dtype: torch.dtype) -> Sample:
+    shape = (*leading(draw), draw(WIDTHS))
+    args: list[Any] = [draw(strided(shape, normal(dtype))) for _ in range(rows)]
+    args.append(draw(strided(shape[-1:], normal(dtype))) if draw(st.booleans()) else None)
+    options = {
+        "eps": draw(st.sampled_from([1e-6, 1e-5, 0.5, 1])),
+        "weight_offset": draw(st.sampled_from([0.0, 1.0, -0.25, 2])),
+        "rounding": draw(st.sampled_from(["after_weight", "before_weight"])),
+    }
+    return Sample(tuple(args), options)
+
+
+def draw_aux(draw: st.DrawFn, dtype: torch.dtype) -> Sample:
+    shape = (*leading(draw), draw(WIDTHS))
+    states, features = draw(st.integers(1, 8)), draw(st.integers(1, 40))
+    hiddens = [draw(strided(shape, normal(dtype))) for _ in range(states)]
+    gammas = None
+    if draw(st.booleans()):
+        gammas = [draw(strided(shape[-1:], normal(dtype))) for _ in range(states)]
+    total = states * shape[-1]
+    weight = draw(strided((features, total), normal(dtype, total**-0.5)))
+    return Sample((hiddens, gammas, weight), {"eps": draw(st.sampled_from([1e-6, 0.5]))})
+
+
+def draw_head(draw: st.DrawFn, dtype: torch.dtype) -> Sample:
+    shape = (*leading(draw), draw(WIDTHS))
+    vocabulary = draw(st.one_of(st.integers(1, 40), st.sampled_from([127, 129, 300])))
+    x = draw(strided(shape, normal(dtype)))
+    weight = draw(strided((vocabulary, shape[-1]), normal(dtype)))
+    if not draw(st.booleans()):
+        return Sample((x, weight))
+    # Increasing, so that an index tells its token; stored with any stride.
+    steps = torch.randint(0, 4, (vocabulary,)).cumsum(0)
+    d2t = draw(strided((vocabulary,), lambda size: torch.zeros(size, dtype=torch.int64)))
+    return Sample((x, weight), {"d2t": d2t if d2t.stride() == (0,) else d2t.copy_(steps)})
+
+
+DRAW: dict[str, Callable[[st.DrawFn, torch.dtype], Sample]] = {
+    "rms_norm": lambda draw, dtype: draw_norm(draw, 1, dtype),
+    "add_rms_norm": lambda draw, dtype: draw_norm(draw, 2, dtype),
+    "aux_norm_linear": draw_aux,
+    "linear_argmax": draw_head,
+}
+
+
+@st.composite
+def samples(draw: st.DrawFn, name: str) -> Sample:
+    torch.manual_seed(draw(st.integers(0, 1 << 16)))
+    return DRAW[name](draw, draw(st.sampled_from(DTYPES)))
+
+
+def test_every_op_is_drawn() -> None:
+    assert set(DRAW) == set(OPS)
+
+
+@ops
+@bounded
+@given(data=st.data())
+def test_any_valid_call_matches_the_reference(name: str, data: st.DataObject) -> None:
+    call = data.draw(samples(name))
+    before = call.copied()
+    actual = run(name, call)
+    assert_matches(name, before, actual, CASES[name].check_index)
+    outs = tuple(torch.empty_like(y) for y in actual)
+    run(name, call, out=outs[0] if len(outs) == 1 else outs)
+    assert_same(outs, actual)
+    assert_same(call.copied().tensors(), before.tensors())
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if OPS[n].differentiable])
+@bounded
+@given(data=st.data())
+def test_any_gradient_matches_the_reference(name: str, data: st.DataObject) -> None:
+    call = data.draw(samples(name))
+    outputs = run(name, call)
+    grads = [data.draw(strided(tuple(y.shape), normal(y.dtype))) for y in outputs]
+    actual = gradients(OPS[name].function, wants_gradient(call), grads)
+    assert_gradients_match(name, call, grads, actual)
+
+
+def reshaped(t: Tensor) -> Tensor:
+    return t.new_zeros((*t.shape[:-1], t.shape[-1] + 1))
+
+
+# Each makes an argument that does not go with the others, or with any.
+MUTATIONS: dict[str, Callable[[Tensor], Any]] = {
+    "wider": reshaped,
+    "more dimensions": lambda t: t.new_zeros((2, 3, *t.shape)),
+    "empty": lambda t: t.new_zeros((*t.shape[:-1], 0)),
+    "0-d": lambda t: t.new_zeros(()),
+    "int32": lambda t: t.to(torch.int32),
+    "complex": lambda t: t.to(torch.complex64),
+    "bool": lambda t: t.bool(),
+    "meta": lambda t: t.to("meta"),
+    "sparse": lambda t: t.detach().to_sparse(),
+    "list": lambda t: t.tolist(),
+    "numpy": lambda t: t.double().numpy() if t.is_floating_point() else t.numpy(),
+    "text": lambda t: "x",
+    "number": lambda t: 1.0,
+    "module": lambda t: torch.nn.Identity(),
+}
+
+
+@ops
+@bounded
+@given(data=st.data())
+def test_mismatched_arguments_raise(name: str, data: st.DataObject) -> None:
+    call = data.draw(samples(name)).copied()
+    tensors = call.tensors()
+    # A tensor alone cannot mismatch in shape or device.
+    alone = len(tensors) == 1
+    names = [m for m in MUTATIONS if not (alone and m in ("wider", "more dimensions", "meta"))]
+    mutation = data.draw(st.sampled_from(names))
+    at = data.draw(st.integers(0, len(tensors) - 1))
+    changed = [MUTATIONS[mutation](t) if i == at else t for i, t in enumerate(tensors)]
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+        run(name, call.replaced(changed))
+    assert len(str(caught.value)) > 10
+
+
+@ops
+@bounded
+@given(data=st.data())
+def test_mismatched_outputs_raise(name: str, data: st.DataObject) -> None:
+    call = data.draw(samples(name)).copied()
+    outs = list(run(name, call))
+    mutation = data.draw(st.sampled_from([m for m in MUTATIONS if m != "empty"]))
+    at = data.draw(st.integers(0, len(outs) - 1))
+    if outs[at].dim() == 0:
+        outs[at] = outs[at].new_zeros(3)
+    else:
+        outs[at] = MUTATIONS[mutation](outs[at])
+    with pytest.raises((TypeError, ValueError, RuntimeError), match="out"):
+        run(name, call, out=outs[0] if len(outs) == 1 else tuple(outs))
+
+
+@ops
+@bounded
+@given(data=st.data())
+def test_random_arguments_never_crash(name: str, data: st.DataObject) -> None:
+    """Tensors of unrelated shapes and dtypes: whatever comes back is a result or an error."""
+    call = data.draw(samples(name)).copied()
+
+    def unrelated(t: Tensor) -> Tensor:
+        shape = data.draw(st.lists(st.integers(0, 4), max_size=3).map(tuple))
+        dtype = data.draw(st.sampled_from([*DTYPES, torch.int64, torch.uint8]))
+        return data.draw(strided(shape, lambda size: torch.ones(size).to(dtype)))
+
+    changed = [unrelated(t) if data.draw(st.booleans()) else t for t in call.tensors()]
+    wrong = call.replaced(changed)
+    try:
+        outputs = run(name, wrong)
+    except (TypeError, ValueError, RuntimeError):
+        return
+    assert_matches(name, wrong.copied(), outputs, lambda sample, index: None)

@@ -1,0 +1,193 @@
+"""The compiled extension and what importing the package costs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leeboard import _C
+
+ROOT = Path(__file__).resolve().parents[1]
+EXTRAS = {"triton", "transformers", "matplotlib", "tokenizers", "safetensors"}
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def in_new_process(code: str) -> str:
+    return output(sys.executable, "-c", code)
+
+
+def test_needs_no_torch_and_no_openmp() -> None:
+    dynamic = output("readelf", "--dynamic", "--wide", _C.__file__)
+    needed = re.findall(r"\(NEEDED\).*\[(.*?)\]", dynamic)
+    assert needed, "readelf told nothing"
+    for library in needed:
+        assert not re.match(r"lib(torch|c10|gomp|omp|iomp|python)", library), needed
+    assert not re.search(r"\((RPATH|RUNPATH)\)", dynamic)
+
+
+def test_exports_its_module_only() -> None:
+    table = output("nm", "--dynamic", "--defined-only", _C.__file__)
+    functions = [line.split()[-1] for line in table.splitlines() if " T " in line]
+    assert functions == ["PyInit__C"]
+
+
+def test_is_small() -> None:
+    assert Path(_C.__file__).stat().st_size < 5 << 20
+
+
+def test_brings_no_second_openmp() -> None:
+    code = (
+        "import torch, re\n"
+        "def runtimes():\n"
+        "    text = open('/proc/self/maps').read()\n"
+        r"    return set(re.findall(r'/\S*lib(?:gomp|iomp5|omp)\S*', text))" + "\n"
+        "before = runtimes()\n"
+        "import leeboard.ops\n"
+        "x = torch.ones(600, 1024)\n"
+        "leeboard.ops.rms_norm(x)\n"
+        "print(len(before), len(runtimes() - before))"
+    )
+    before, added = map(int, in_new_process(code).split())
+    assert before <= 1
+    assert added == 0
+
+
+def test_uses_the_thread_pool_and_the_exchange_table_of_torch() -> None:
+    import torch
+
+    version = tuple(int(n) for n in torch.__version__.split("+")[0].split(".")[:2])
+    if version >= (2, 10):
+        assert _C.has_thread_pool()
+        assert _C.has_exchange_table()
+    levels = _C.isa_levels()
+    assert levels[0] == (0, "base")
+    assert levels == sorted(levels)
+
+
+def test_importing_leeboard_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "import leeboard\n"
+        "light = 'torch' not in sys.modules\n"
+        "import torch\n"
+        "before = set(sys.modules)\n"
+        "import leeboard.ops, leeboard.nn\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(light, *sorted(new))"
+    )
+    light, *new = in_new_process(code).split()
+    assert light == "True"
+    assert not EXTRAS & set(new)
+    # torch itself, what it imports late, and the standard library.
+    foreign = set(new) - {"leeboard", "torch"} - set(sys.stdlib_module_names)
+    assert not foreign
+
+
+def test_importing_leeboard_takes_less_than_100_ms() -> None:
+    """Beyond torch, by the processor's clock: other programs do not count. The best of three."""
+    code = (
+        "import time, torch\n"
+        "start = time.process_time()\n"
+        "import leeboard, leeboard.ops, leeboard.nn\n"
+        "print(time.process_time() - start)"
+    )
+    assert min(float(in_new_process(code)) for _ in range(3)) < 0.1
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys\n"
+        "from leeboard.cli import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "except SystemExit as done:\n"
+        "    assert not done.code, done.code\n"
+        "print('heavy:', *[n for n in ('torch', 'numpy', 'transformers') if n in sys.modules])"
+    )
+    text = in_new_process(code)
+    assert "usage: leeboard" in text
+    assert text.splitlines()[-1].strip() == "heavy:"
+
+
+# --- the objects of every level ---
+
+
+def kernel_sources() -> list[str]:
+    listed = (ROOT / "cmake" / "Isa.cmake").read_text()
+    return re.findall(r"^\s+(csrc/cpu/\w+\.cpp)", listed, flags=re.MULTILINE)
+
+
+def level_flags() -> dict[str, list[str]]:
+    listed = (ROOT / "cmake" / "Isa.cmake").read_text()
+    calls = re.findall(r"leeboard_add_level\(\$\{target\} (\w+)(.*?)\)", listed)
+    return {level: flags.split() for level, flags in calls}
+
+
+def common_flags() -> list[str]:
+    listed = (ROOT / "cmake" / "Isa.cmake").read_text()
+    options = re.search(r"target_compile_options\((.*?)\)", listed, flags=re.DOTALL)
+    assert options is not None
+    return [word for word in options[1].split() if word.startswith("-")]
+
+
+def compiled_symbols(level: str, flags: list[str], folder: Path) -> dict[str, str]:
+    """The symbol tables of a level's objects, by source."""
+    compiler = os.environ.get("CXX", "g++")
+    tables = {}
+    for source in kernel_sources():
+        made = folder / f"{level}-{Path(source).stem}.o"
+        subprocess.run(
+            [compiler, "-std=c++20", *common_flags(), *flags, "-w", "-fPIC"]
+            + ["-fvisibility=hidden", f"-DLEEBOARD_LEVEL={level}", "-Icsrc/cpu"]
+            + ["-c", source, "-o", str(made)],
+            cwd=ROOT,
+            check=True,
+            timeout=300,
+        )
+        tables[source] = output("nm", "--demangle", str(made))
+    return tables
+
+
+def test_the_build_file_is_read() -> None:
+    assert "csrc/cpu/rms_norm.cpp" in kernel_sources()
+    assert "base" in level_flags()
+    assert "-O3" in common_flags()
+    assert "-ffp-contract=off" in common_flags()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", level_flags())
+def test_objects_hold_no_weak_symbol(level: str, tmp_path: Path) -> None:
+    """Else the linker could keep one level's code for all, and an older machine would meet it."""
+    if os.uname().machine != "x86_64" and level != "base":
+        pytest.skip("a level of another processor")
+    assert shutil.which("nm")
+    tables = compiled_symbols(level, level_flags()[level], tmp_path)
+    for source, table in tables.items():
+        weak = [line for line in table.splitlines() if re.match(r"^[0-9a-f ]{16} [WwVvu] ", line)]
+        assert not weak, f"{source} at {level}: {weak}"
+        defined = [line for line in table.splitlines() if re.match(r"^[0-9a-f]{16} [A-Z] ", line)]
+        assert defined, source
+        for line in defined:
+            assert f"leeboard::{level}::" in line, f"{source} at {level}: {line}"
+
+
+def test_weak_symbols_would_be_seen(tmp_path: Path) -> None:
+    source = tmp_path / "weak.cpp"
+    source.write_text("inline int twice(int x) { return 2 * x; }\nauto* keep = &twice;\n")
+    made = tmp_path / "weak.o"
+    subprocess.run(
+        [os.environ.get("CXX", "g++"), "-O3", "-c", str(source), "-o", str(made)],
+        check=True,
+        timeout=60,
+    )
+    assert re.search(r"^[0-9a-f ]{16} [WwVvu] ", output("nm", str(made)), flags=re.MULTILINE)
