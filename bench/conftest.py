@@ -39,7 +39,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # Imported after the settings are known to be in force: it loads torch.
     from bench.cases import subjects
 
-    subjects()
+    try:
+        subjects()
+    except LookupError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def _timing(config: pytest.Config) -> bool:
@@ -51,7 +54,8 @@ def _timing(config: pytest.Config) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("bench_quick"):
         return
-    kept, dropped = [], []
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
     for item in items:
         point = getattr(item, "callspec").params["point"]  # noqa: B009
         (kept if point.quick else dropped).append(item)
@@ -70,7 +74,7 @@ def pytest_benchmark_update_machine_info(
     machine_info.clear()
     machine_info.update(facts())
     for threads in sorted({1, CPUS}):
-        machine_info[f"multiply-adds, {threads} threads"] = (
+        machine_info[f"arithmetic peak, threads {threads}"] = (
             f"{fma_peak(threads) / 1e9:.0f} GFLOP/s (float32)"
         )
     torch.set_num_threads(CPUS)

@@ -3,8 +3,8 @@
     python -m bench.report [--publish]
 
 Reads bench/results/run.json (pytest-benchmark) and memory.json. With --publish it rewrites
-bench/RESULTS.md and bench/results/latest.json; without, it prints. The sections of RESULTS.md
-carry snippet markers, so that the documentation shows them without a copy.
+bench/RESULTS.md and bench/results/latest.json; without, it prints. Each op has a section of its
+name, which the op's page of the documentation shows.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ times as long PyTorch's own idiom takes, eagerly and under `torch.compile` (belo
 faster). `limit` is the time that this machine needs to move the bytes that the case must move (or
 for its arithmetic, if that is longer): the fastest of several streaming kernels with the same mix
 of reads and writes over the same working set, measured just before and just after. `level` is
-where that working set lives, `share` is limit / time. Every result was checked against the
+where that working set fits, by the cache sizes that the system reports; `share` is limit / time. Every result was checked against the
 reference in float64 before it was timed. One backward is one `torch.autograd.grad` through a graph
 that is kept. The allocator keeps freed memory (see `bench/run.py`), so no time holds page faults;
-that helps the peers more than leeboard. `~` marks a time that other processes disturbed."""
+that helps the peers more than leeboard. `~` marks a time that other processes disturbed.
 
-MEMORY_READING = """\
-Resident memory in MB at the peak of one call, above its inputs and outputs, each in a process of
-its own with the allocator's ordinary settings. `training` is a forward and a backward together."""
+Memory is the peak of resident memory in MB of one call above its inputs and outputs, each in a
+process of its own with the allocator's ordinary settings; `training` is a forward and a backward
+together, so what the forward keeps for its backward counts."""
 
 
 @dataclass(frozen=True)
@@ -179,43 +179,46 @@ _HEAD = ["case", "dtype", "threads", "level", "leeboard", "p99", "out=", "eager"
 _HEAD += ["limit", "share", "aim"]
 
 
-def _op_section(op: str, points: list[dict[str, Timing]]) -> list[str]:
-    lines = [f"## {op}", "", f"<!-- --8<-- [start:{op}] -->"]
+def _op_section(
+    op: str, points: list[dict[str, Timing]], memory: list[dict[str, Any]]
+) -> list[str]:
+    lines = [f"## {op}", ""]
     for direction in ("forward", "backward"):
         rows = [_timing_row(p) for p in points if p["leeboard"].direction == direction]
         if rows:
-            lines += [f"**{direction}**", "", *table(_HEAD, rows, left=2), ""]
-    return [*lines[:-1], f"<!-- --8<-- [end:{op}] -->", ""]
+            lines += [f"**{direction}**, microseconds", "", *table(_HEAD, rows, left=2), ""]
+    if memory:
+        lines += ["**peak extra memory**, MB", "", *_memory_table(memory), ""]
+    return lines
 
 
-def _memory_section(found: list[dict[str, Any]]) -> list[str]:
-    if not found:
-        return []
-    grouped: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+def _memory_table(found: list[dict[str, Any]]) -> list[str]:
+    grouped: dict[str, dict[str, dict[str, Any]]] = {}
     for entry in found:
-        grouped.setdefault((entry["op"], entry["case"]), {})[entry["variant"]] = entry
+        grouped.setdefault(entry["case"], {})[entry["variant"]] = entry
     rows = []
-    for (op, case), by_variant in grouped.items():
+    for case, by_variant in grouped.items():
         sizes, dtype, direction = case.rsplit("-", 2)
-        any_one = next(iter(by_variant.values()))
-        cells = [
-            f"{by_variant[v]['extra'] / 1e6:,.1f}" if v in by_variant else ""
-            for v in ("leeboard", "eager", "reference")
-        ]
+        own = by_variant["leeboard"]
         what = "training" if direction == "backward" else "forward"
-        inputs, outputs = (f"{any_one[key] / 1e6:,.1f}" for key in ("inputs", "outputs"))
-        rows.append([op, spaced(sizes), dtype, what, inputs, outputs, *cells])
-    head = ["op", "case", "dtype", "what", "inputs", "outputs", "leeboard", "eager", "reference"]
-    return [
-        "## Peak extra memory",
-        "",
-        MEMORY_READING,
-        "",
-        "<!-- --8<-- [start:memory] -->",
-        *table(head, rows, left=4),
-        "<!-- --8<-- [end:memory] -->",
-        "",
-    ]
+        sizes_mb = [own["inputs"], own["outputs"], *(v["extra"] for v in by_variant.values())]
+        rows.append([spaced(sizes), dtype, what, *(f"{size / 1e6:,.1f}" for size in sizes_mb)])
+    head = ["case", "dtype", "what", "inputs", "outputs", "leeboard", "eager", "reference"]
+    return table(head, rows, left=3)
+
+
+def _glance(points: list[dict[str, Timing]]) -> list[str]:
+    """The cases that have an aim, on all cores."""
+    most = max(p["leeboard"].threads for p in points)
+    rows = []
+    for point in points:
+        own = point["leeboard"]
+        if own.aim is None or own.threads != most:
+            continue
+        size, dtype, _, _, time, _, _, eager, compiled, _, share, aim = _timing_row(point)
+        rows.append([own.op, size, dtype, own.direction, time, eager, compiled, share, aim])
+    head = ["op", "case", "dtype", "direction", "us", "eager", "compile", "share of limit", "aim"]
+    return [*table(head, rows, left=4), ""] if rows else []
 
 
 def _summary(points: list[dict[str, Timing]]) -> list[str]:
@@ -251,14 +254,19 @@ def compose(
         "",
         *table(["machine", ""], [[k, v] for k, v in machine.items()], left=2),
         "",
-        "\n".join(_summary(points)),
+        *(f"- {line}" for line in _summary(points)),
+        "",
+        "## At a glance",
+        "",
+        *_glance(points),
+        "## How to read the tables",
         "",
         READING,
         "",
     ]
     for op in ops:
-        lines += _op_section(op, [p for p in points if p["leeboard"].op == op])
-    lines += _memory_section(memory)
+        own_points = [p for p in points if p["leeboard"].op == op]
+        lines += _op_section(op, own_points, [m for m in memory if m["op"] == op])
     return "\n".join(lines).rstrip() + "\n"
 
 

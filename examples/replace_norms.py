@@ -5,9 +5,10 @@ Run: python examples/replace_norms.py    (needs pip install "leeboard[hf]"; down
 
 from __future__ import annotations
 
-import leeboard.nn
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+import leeboard.nn
 
 
 def main() -> None:

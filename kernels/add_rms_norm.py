@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from leeboard.kernels._common import apply_weight, device_of, reciprocal_rms, row_config
 
 FORWARD_LIMIT = 16384

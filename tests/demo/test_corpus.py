@@ -26,8 +26,7 @@ def test_signature_and_docstring_are_the_users_turn(found: dict[str, Function]) 
     plain = found["plain"]
     assert plain.documented
     assert plain.user == (
-        "def plain(a, b=(1,\n                2)):  # why\n"
-        '    """Add\n    two things.\n    """\n'
+        'def plain(a, b=(1,\n                2)):  # why\n    """Add\n    two things.\n    """\n'
     )
     assert plain.body == "    # A comment of the body.\n    return a + b\n"
 

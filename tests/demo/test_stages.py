@@ -101,9 +101,14 @@ def test_an_interrupted_stage_is_not_taken_for_a_finished_one(tmp_path: Path) ->
 def test_a_failed_write_leaves_the_old_file_and_no_half_one(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     write_json(path, {"old": True})
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     with pytest.raises(TypeError):
         write_json(path, {"not JSON": object()})
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
@@ -111,8 +116,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_half_one(tmp_path: Path) -> N
 
 
 def test_a_folder_is_held_by_one_run(tmp_path: Path) -> None:
-    with locked(tmp_path):
-        with pytest.raises(RuntimeError, match="another run is writing"), locked(tmp_path):
-            pass
+    with (
+        locked(tmp_path),
+        pytest.raises(RuntimeError, match="another run is writing"),
+        locked(tmp_path),
+    ):
+        pass
     with locked(tmp_path):
         pass

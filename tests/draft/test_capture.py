@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from drafter_models import make_target
 from torch import nn
 
+from drafter_models import make_target
 from leeboard.draft import DrafterConfig, capture
 
 IDS = torch.randint(61, (2, 5), generator=torch.Generator().manual_seed(0))

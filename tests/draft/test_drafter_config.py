@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from drafter_models import make_target, tiny_config
 
+from drafter_models import make_target, tiny_config
 from leeboard.draft import DrafterConfig
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from drafter_models import make_target, tiny_config, tiny_drafter
 from torch import Tensor
 
+from drafter_models import make_target, tiny_config, tiny_drafter
 from leeboard.draft import DrafterCache, DrafterConfig, Eagle3Drafter
 
 STEPS = 5

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from drafter_models import FAMILIES, make_target
 from torch import Tensor
 
+from drafter_models import FAMILIES, make_target
 from leeboard.draft import (
     DrafterConfig,
     Eagle3Drafter,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from drafter_models import tiny_drafter
 from torch import Tensor
 
+from drafter_models import tiny_drafter
 from leeboard.draft import ttt_loss
 
 

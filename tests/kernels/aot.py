@@ -110,6 +110,7 @@ def problems(record: Record) -> list[str]:
 def cases() -> dict[str, Callable[[Any], None]]:
     """Launches by name; each takes the storage dtype."""
     import torch
+
     from leeboard.kernels import add_rms_norm, aux_norm_linear, linear_argmax, rms_norm
 
     def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import aot
 import pytest
 import torch
 import triton
+
+import aot
 from leeboard.kernels import _common, add_rms_norm, aux_norm_linear, linear_argmax, rms_norm
 
 pytestmark = pytest.mark.slow

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from leeboard.kernels import add_rms_norm
-from rows import ROUNDINGS, assert_gaps_untouched, poisoned, rows
 
 from leeboard import reference
+from leeboard.kernels import add_rms_norm
+from rows import ROUNDINGS, assert_gaps_untouched, poisoned, rows
 from tolerances import assert_close_to_reference
 
 EPS = 1e-5

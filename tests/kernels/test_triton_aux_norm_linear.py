@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from leeboard import reference
 from leeboard.kernels import aux_norm_linear
 from leeboard.kernels._common import STREAM_ROWS
 from rows import assert_gaps_untouched, poisoned, rows
-
-from leeboard import reference
 from tolerances import assert_close_to_reference
 
 EPS = 1e-5

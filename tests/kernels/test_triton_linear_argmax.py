@@ -6,10 +6,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from leeboard.kernels import linear_argmax
-from rows import rows
 
 from leeboard import reference
+from leeboard.kernels import linear_argmax
+from rows import rows
 from tolerances import assert_close_to_reference
 
 INF, NAN = float("inf"), float("nan")

@@ -7,10 +7,11 @@ import re
 import subprocess
 import sys
 
-import leeboard.nn
 import pytest
 import torch
 from torch import nn
+
+import leeboard.nn
 
 
 class Block(nn.Module):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 
-import leeboard.nn
-import leeboard.ops
 import pytest
 import torch
-from tolerances import assert_close_to_reference
 from torch import nn
+
+import leeboard.nn
+import leeboard.ops
+from tolerances import assert_close_to_reference
 
 transformers = pytest.importorskip("transformers")
 

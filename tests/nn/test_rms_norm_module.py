@@ -6,12 +6,13 @@ import copy
 import io
 import re
 
-import leeboard.nn
-import leeboard.reference
 import pytest
 import torch
-from tolerances import assert_close_to_reference
 from torch import nn
+
+import leeboard.nn
+import leeboard.reference
+from tolerances import assert_close_to_reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -42,6 +42,18 @@ class Sample:
     def in_double(self) -> Sample:
         return self.mapped(lambda t: t.detach().double() if t.is_floating_point() else t)
 
+    def nearby(self) -> Sample:
+        """In float64, off by up to one unit in the last place of the accumulation dtype."""
+
+        def off(t: Tensor) -> Tensor:
+            if not t.is_floating_point():
+                return t
+            eps = torch.finfo(torch.promote_types(t.dtype, torch.float32)).eps
+            noise = torch.empty(t.shape, dtype=torch.float64).uniform_(-eps, eps)
+            return t.detach().double() * (1.0 + noise)
+
+        return self.mapped(off)
+
     def copied(self) -> Sample:
         """On plain contiguous copies."""
         return self.mapped(lambda t: t.detach().as_subclass(Tensor).resolve_neg().clone())
@@ -67,14 +79,24 @@ def assert_matches(
     sample: Sample,
     actual: Sequence[Tensor],
     check_index: Callable[[Sample, Tensor], None] | None = None,
+    *,
+    arbitrary: bool = False,
 ) -> None:
-    """Outputs within the budget; an index output by the op's own rule."""
+    """Outputs within the budget; an index output by the op's own rule.
+
+    `arbitrary` inputs may cancel: what inputs nearby would give is allowed too.
+    """
     plain = sample.copied()
     low, exact = run_reference(name, plain), run_reference(name, plain.in_double())
+    nearby = run_reference(name, plain.nearby()) if arbitrary else [None] * len(exact)
     assert len(actual) == len(low)
-    for i, (got, in_dtype, in_double) in enumerate(zip(actual, low, exact, strict=True)):
+    for i, (got, in_dtype, in_double, near) in enumerate(
+        zip(actual, low, exact, nearby, strict=True)
+    ):
         if got.is_floating_point():
-            assert_close_to_reference(got, in_dtype, in_double, what=f"{name} output {i}")
+            assert_close_to_reference(
+                got, in_dtype, in_double, what=f"{name} output {i}", nearby=near
+            )
         else:
             assert check_index is not None
             assert got.shape == in_dtype.shape
@@ -124,7 +146,12 @@ def gradients(
 
 
 def assert_gradients_match(
-    name: str, sample: Sample, grads: Sequence[Tensor], actual: Sequence[Tensor]
+    name: str,
+    sample: Sample,
+    grads: Sequence[Tensor],
+    actual: Sequence[Tensor],
+    *,
+    arbitrary: bool = False,
 ) -> None:
     """Gradients within the budget of autograd through the reference."""
     reference, plain = OPS[name].reference, sample.copied()
@@ -133,9 +160,17 @@ def assert_gradients_match(
     exact = gradients(
         reference, wants_gradient(plain.in_double()), [g.double() for g in plain_grads]
     )
+    nearby: Sequence[Tensor | None] = [None] * len(exact)
+    if arbitrary:
+        near_grads = Sample(tuple(plain_grads)).nearby().tensors()
+        nearby = gradients(reference, wants_gradient(plain.nearby()), near_grads)
     assert len(actual) == len(low)
-    for i, (got, in_dtype, in_double) in enumerate(zip(actual, low, exact, strict=True)):
-        assert_close_to_reference(got, in_dtype, in_double, what=f"{name} gradient {i}")
+    for i, (got, in_dtype, in_double, near) in enumerate(
+        zip(actual, low, exact, nearby, strict=True)
+    ):
+        assert_close_to_reference(
+            got, in_dtype, in_double, what=f"{name} gradient {i}", nearby=near
+        )
 
 
 class Plain(Tensor):

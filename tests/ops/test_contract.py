@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 import torch
-from cases import CASES
 from harness import (
     LAYOUTS,
     Sample,
@@ -22,6 +21,7 @@ from harness import (
 from torch import Tensor
 
 import leeboard.ops
+from cases import CASES
 from leeboard.ops.registry import OPS
 
 NAMES = sorted(OPS)

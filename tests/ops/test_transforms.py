@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES
 from harness import (
     Sample,
     assert_gradients_match,
@@ -26,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import leeboard.ops
+from cases import CASES
 from leeboard.ops.registry import OPS
 from tolerances import assert_close_to_reference
 

@@ -62,29 +62,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ttt",
         type=number,
+        metavar="N",
         default=full.ttt,
         help="chain steps in the drafters' training (default: %(default)s)",
     )
     parser.add_argument(
         "--depth",
         type=number,
+        metavar="N",
         default=full.depth,
         help="chain steps per round in decoding (default: %(default)s)",
     )
     parser.add_argument(
         "--prompts",
         type=number,
+        metavar="N",
         help=f"held-out prompts to decode (default: {full.prompts}, with --quick "
         f"{Settings.quick().prompts})",
     )
     parser.add_argument(
         "--seed",
         type=_at_least(0),
+        metavar="N",
         default=full.seed,
         help="of the split, the weights and the order of the data (default: %(default)s)",
     )
     parser.add_argument(
-        "--threads", type=number, help="threads for training (default: all cores, at most 8)"
+        "--threads",
+        type=number,
+        metavar="N",
+        help="threads for training (default: all cores, at most 8)",
     )
 
 

@@ -43,11 +43,11 @@ def table(results: dict[str, Any]) -> str:
 
     span = 11 * len(DRAFTERS)
     opening = (
-        f"{count} held-out prompts, {plain['new_tokens']:,} new tokens, greedy. Both drafters "
-        f"trained on chains of {ttt}."
+        f"{count} held-out prompts, {plain['new_tokens']:,} new tokens, greedy; drafters trained "
+        f"on chains of {ttt}."
     )
     lines = [
-        opening,
+        *textwrap.wrap(opening, _WIDTH),
         "",
         " " * 35 + "".join(f"{f'chains of {d}':>{span}}" for d in depths),
         row("", "plain", [TITLES[name] for _ in depths for name in DRAFTERS]),
@@ -138,7 +138,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
             acceptance.plot(
                 [tested[i] for i in few],
                 [shares[i] for i in few],
-                **{"color": _COLORS[name], "marker": "o", "mfc": "white", "ls": "none"},
+                color=_COLORS[name],
+                marker="o",
+                mfc="white",
+                ls="none",
             )
             rms.plot(steps, run["state_rms_by_depth"], **line)
         acceptance.set(
@@ -160,7 +163,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 va="bottom",
             )
         acceptance.plot(
-            [], [], color="#555555", marker="o", mfc="white", ls="none", label=f"under {_FEW} drafts"
+            [],
+            [],
+            color="#555555",
+            marker="o",
+            mfc="white",
+            ls="none",
+            label=f"under {_FEW} drafts",
         )
         acceptance.legend(frameon=False)
         _bars(speed, decode["runs"], sorted({ttt, depth}))

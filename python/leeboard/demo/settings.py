@@ -88,4 +88,4 @@ class Settings:
     @property
     def positions(self) -> int:
         """Longest sequence that any stage runs through a model."""
-        return max(self.target_row, self.prompt_tokens + self.new_tokens + self.depth)
+        return max(self.target_row, self.prompt_tokens + self.new_tokens)
