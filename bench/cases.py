@@ -25,9 +25,10 @@ Direction = Literal["forward", "backward"]
 Variant = Literal["leeboard", "leeboard-out", "eager", "compile", "reference"]
 Call = Callable[[], Any]
 
-# The kernels' contract allows twice the reference's own error; another library's rounding is its
-# own business, so peers are only held to compute the same thing.
-BUDGET = {"leeboard": 2.0, "leeboard-out": 2.0, "reference": 2.0, "eager": 10.0, "compile": 10.0}
+# The kernels' contract allows twice the reference's own error. Peers are only held to compute the
+# same thing: torch.compile adds thousands of rows one after another, which alone costs them tens of
+# times the error of a pairwise sum.
+BUDGET = {"leeboard": 2.0, "leeboard-out": 2.0, "reference": 2.0, "eager": 64.0, "compile": 64.0}
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,12 @@ averages several. `out=` is the same call into a given output. `eager` and `comp
 times as long PyTorch's own idiom takes, eagerly and under `torch.compile` (below 1.00x it is
 faster). `limit` is the time that this machine needs to move the bytes that the case must move (or
 for its arithmetic, if that is longer): the fastest of several streaming kernels with the same mix
-of reads and writes over the same working set, measured just before and just after. `level` is
-where that working set fits, by the cache sizes that the system reports; `share` is limit / time. Every result was checked against the
-reference in float64 before it was timed. One backward is one `torch.autograd.grad` through a graph
-that is kept. The allocator keeps freed memory (see `bench/run.py`), so no time holds page faults;
-that helps the peers more than leeboard. `~` marks a time that other processes disturbed.
+of reads and writes over the same working set, measured just before and just after. `share` is
+limit / time. `level` is where the working set fits, by the cache sizes that the system reports.
+Every result was checked against the reference in float64 before it was timed. One backward is one
+`torch.autograd.grad` through a graph that is kept. The allocator keeps freed memory (see
+`bench/run.py`), so no time holds page faults; that helps the peers more than leeboard. `~` marks a
+time that other processes disturbed.
 
 Memory is the peak of resident memory in MB of one call above its inputs and outputs, each in a
 process of its own with the allocator's ordinary settings; `training` is a forward and a backward

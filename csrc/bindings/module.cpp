@@ -48,6 +48,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
         return levels;
       },
       "Levels that were built and that this processor runs, lowest first: [(level, name)].");
+  module.attr("STREAM_BYTES") = leeboard::kStreamBytes;
   module.def("has_thread_pool", &leeboard::has_thread_pool,
              "Whether torch's thread pool was found; else kernels run on the calling thread.");
   module.def(

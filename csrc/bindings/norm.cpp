@@ -58,7 +58,7 @@ bool weight_apart(const RowsView& out, const NormParams& norm) {
 }
 
 bool wants_stream(const RowsView& out) {
-  return out.rows * out.cols * out.item >= stream_threshold();
+  return out.rows * out.cols * out.item >= kStreamBytes;
 }
 
 // Chunks of the weight gradient: fixed by the number of rows alone.

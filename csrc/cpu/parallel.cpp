@@ -1,7 +1,6 @@
 #include "parallel.h"
 
 #include <dlfcn.h>
-#include <unistd.h>
 
 namespace leeboard {
 namespace {
@@ -36,17 +35,6 @@ void parallel_ranges(int64_t count, int64_t grain, RangeFunction function, void*
   if (pool == nullptr || pool(0, count, grain, function, context) != 0) {
     function(0, count, context);
   }
-}
-
-int64_t stream_threshold() {
-  static const int64_t bytes = [] {
-    long cache = -1;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-    return cache > 0 ? static_cast<int64_t>(cache) : int64_t{32} << 20;
-  }();
-  return bytes;
 }
 
 }  // namespace leeboard

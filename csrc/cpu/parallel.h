@@ -36,7 +36,8 @@ inline int64_t grain_of(int64_t bytes_each) {
   return grain > 0 ? grain : 1;
 }
 
-// Outputs above this many bytes are written around the cache.
-int64_t stream_threshold();
+// Outputs of at least this many bytes are written around the cache: with their input they overflow
+// a last-level cache of 32 MB. A constant, since what a virtual machine reports is often wrong.
+inline constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 }  // namespace leeboard

@@ -5,6 +5,9 @@ Kernel entry points return False, with nothing touched, for arguments that they 
 
 from torch import Tensor
 
+# Outputs of at least this many bytes are written around the cache.
+STREAM_BYTES: int
+
 def isa_levels() -> list[tuple[int, str]]: ...
 def has_thread_pool() -> bool: ...
 def has_exchange_table() -> bool: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from leeboard import _C
 from leeboard.ops.registry import OPS
 from tolerances import assert_close_to_reference
 
@@ -116,9 +116,7 @@ def assert_same(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 
 def rows_beyond_the_cache(row: Tensor) -> int:
     """How many such rows make an output that kernels write with streaming stores."""
-    known = subprocess.run(["getconf", "LEVEL3_CACHE_SIZE"], capture_output=True, check=False)
-    cache = int(known.stdout) if known.stdout.strip().isdigit() else 0
-    return max(cache, 32 << 20) // (row.numel() * row.itemsize) + 1
+    return _C.STREAM_BYTES // (row.numel() * row.itemsize) + 1
 
 
 def all_rows_equal(t: Tensor, row: Tensor) -> bool:
@@ -232,7 +230,8 @@ def relayout(layout: str, t: Tensor) -> Tensor:
     """The tensor in another layout, or itself where the layout does not apply."""
     least, make = LAYOUTS[layout]
     integral = not t.is_floating_point()
-    if t.dim() < least or (integral and layout == "negative") or t.numel() == 0:
+    nothing_to_repeat = t.numel() == 0 and layout.startswith("expanded")
+    if t.dim() < least or (integral and layout == "negative") or nothing_to_repeat:
         return t
     view = make(t)
     assert view.shape == t.shape

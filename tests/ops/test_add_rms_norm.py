@@ -105,7 +105,6 @@ def test_a_row_wider_than_the_buffer_of_the_streaming_path(isa: str) -> None:
     assert_same([normed], [rms_norm(x + residual, w)])
 
 
-@pytest.mark.slow
 def test_streaming_stores_write_the_same_bits(isa: str) -> None:
     x, residual, w = inputs(torch.bfloat16, 1, 4096)
     rows = rows_beyond_the_cache(x)

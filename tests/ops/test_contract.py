@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -160,6 +161,16 @@ def test_same_bits_again_and_for_any_thread_count(name: str, dtype: torch.dtype)
         assert_gradients_match(name, call, grads, results[0][len(grads) :])
 
 
+@ops
+def test_several_threads_at_once(name: str) -> None:
+    """Kernels give the interpreter away while they run."""
+    call = make(name, "many")
+    expected = run(name, call)
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: run(name, call), range(12)):
+            assert_same(result, expected)
+
+
 @dtypes
 @ops
 def test_a_row_does_not_depend_on_the_others(name: str, dtype: torch.dtype, isa: str) -> None:
@@ -215,6 +226,45 @@ def test_layouts_of_gradients(name: str, layout: str, dtype: torch.dtype) -> Non
     assert_gradients_match(name, changed, grads, actual)
     for grad, t in zip(actual, changed.tensors(), strict=True):
         assert grad.shape == t.shape
+
+
+@pytest.mark.parametrize("layout", [n for n in LAYOUTS if not n.startswith("expanded")])
+@pytest.mark.parametrize("sample", ["no-rows", "no-rows-3d"])
+@ops
+def test_layouts_without_rows(name: str, sample: str, layout: str) -> None:
+    """Strides of an empty tensor mean nothing, and torch never makes it contiguous."""
+    call = make(name, sample)
+    changed = call.mapped(lambda t: relayout(layout, t))
+    actual = run(name, changed)
+    assert_same([y.as_subclass(Tensor) for y in actual], run_reference(name, call))
+    outs = tuple(relayout(layout, torch.empty_like(y)) for y in actual)
+    run(name, changed, out=as_out(outs))
+    if name in DIFFERENTIABLE:
+        grads = [relayout(layout, torch.empty_like(y)) for y in run_reference(name, call)]
+        wanted = wants_gradient(changed)
+        for grad, t in zip(
+            gradients(OPS[name].function, wanted, grads), wanted.tensors(), strict=True
+        ):
+            assert torch.equal(grad.as_subclass(Tensor), torch.zeros(t.shape))
+
+
+@ops
+def test_as_many_rows_is_not_the_same_shape(name: str) -> None:
+    """[3, 4, H] goes with [3, 4, H] alone, not with [12, H], on every path."""
+    call = make(name, "plain-3d")
+    row_leaves = CASES[name].row_leaves(call)
+    flat = [t.flatten(0, -2) if i in row_leaves[1:] else t for i, t in enumerate(call.tensors())]
+    if len(row_leaves) > 1:
+        with pytest.raises(ValueError, match=r"shape \[12, 24\] was given; expected \[3, 4, 24\]"):
+            run(name, call.replaced(flat))
+    outs = run(name, call)
+    for i, y in enumerate(outs):
+        wrong = tuple(
+            torch.empty_like(y).flatten(0, 1) if i == j else torch.empty_like(other)
+            for j, other in enumerate(outs)
+        )
+        with pytest.raises(ValueError, match=r"out.*: shape \[12.*\] was given; expected \[3, 4"):
+            run(name, call, out=as_out(wrong))
 
 
 @ops

@@ -126,6 +126,9 @@ def _demo(args: argparse.Namespace) -> None:
     out = args.out or Path("runs", "demo-quick" if args.quick else "demo")
     threads = args.threads or min(8, len(os.sched_getaffinity(0)))
 
+    # Read once, when torch loads its OpenMP. A thread that spins while it waits for another costs
+    # little on an idle machine and nearly everything on a busy one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with locked(out):
         if args.fresh:
             shutil.rmtree(out / "stages", ignore_errors=True)

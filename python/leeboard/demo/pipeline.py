@@ -101,8 +101,8 @@ class Demo:
         counts = read_json(stage.path / "summary.json")
         self._done(
             stage,
-            f"{counts['train']['functions']:,} functions of the standard library to learn from, "
-            f"{counts['heldout']['functions']:,} held out",
+            f"{counts['train']['functions']:,} functions of the standard library, "
+            f"{counts['heldout']['functions']:,} more held out",
         )
         return stage
 
@@ -231,7 +231,7 @@ class Demo:
 
     def _done(self, stage: Stage, text: str) -> None:
         cost = "cached" if stage.reused else f"{stage.seconds:.0f} s"
-        self._say(f"{self._title(stage.name):<12} {cost:>7}  {text}")
+        self._say(f"{self._title(stage.name):<12} {cost:>6}  {text}")
 
 
 def read_functions(corpus: Stage, part: str) -> list[corpora.Function]:

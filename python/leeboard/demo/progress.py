@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_FORMAT = "{desc:<26} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}"
+_FORMAT = "{desc:<12} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}"
 
 
 @contextmanager

@@ -46,21 +46,21 @@ class Settings:
     max_functions: int | None = None
     heldout_share: float = 0.1
     vocab_size: int = 1024
-    layers: int = 8
+    layers: int = 10
     hidden_size: int = 96
     intermediate_size: int = 256
     heads: int = 3
-    target_tokens: int = 1_800_000
+    target_tokens: int = 1_600_000
     target_row: int = 256
-    target_batch: int = 16
+    target_batch: int = 4
     target_lr: float = 4e-3
     drafter_tokens: int = 600_000
     drafter_row: int = 128
-    drafter_batch: int = 16
+    drafter_batch: int = 8
     drafter_lr: float = 2e-3
     ttt: int = 2
     depth: int = 8
-    prompts: int = 24
+    prompts: int = 32
     prompt_tokens: int = 128
     new_tokens: int = 96
 
@@ -76,6 +76,7 @@ class Settings:
             heads=2,
             target_tokens=120_000,
             target_row=128,
+            target_batch=8,
             drafter_tokens=50_000,
             drafter_row=96,
             drafter_batch=8,

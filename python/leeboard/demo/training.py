@@ -77,7 +77,8 @@ def fit(
             optimizer.step()
             optimizer.zero_grad()
             bar.set_postfix_str(
-                " ".join(f"loss {values[-1]:.2f}" for values in history.values()), refresh=False
+                "loss " + ", ".join(f"{owner} {past[-1]:.2f}" for owner, past in history.items()),
+                refresh=False,
             )
             bar.update()
             if time.monotonic() - saved > checkpoint_seconds and step + 1 < steps:
