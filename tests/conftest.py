@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 # Triton reads both when it is imported: kernels on CPU tensors run in its interpreter, and the
 # contraction default, which changes between releases, is pinned.
-os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 # torch's idle threads sleep instead of spinning: a test run shares its processors.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -14,10 +14,27 @@ struct Input {
   RowsView rows;
 };
 
-// x and weight of a norm; false when a kernel does not take them.
+// eps, weight_offset and rounding as Python gave them. Reading them here keeps calls short.
+struct Options {
+  py::handle eps;
+  py::handle weight_offset;
+  py::handle rounding;
+};
+
+bool is_text(py::handle object, const char* text) {
+  return PyUnicode_Check(object.ptr()) && PyUnicode_CompareWithASCIIString(object.ptr(), text) == 0;
+}
+
+// Input, weight and options of a norm; false when a kernel does not take them.
 bool read_norm(const TensorReader& reader, py::handle x_object, py::handle weight_object,
-               double eps, double weight_offset, bool round_before_weight, Input& x,
-               NormParams& norm) {
+               const Options& options, Input& x, NormParams& norm) {
+  const bool before_weight = is_text(options.rounding, "before_weight");
+  if (!PyFloat_Check(options.eps.ptr()) || !PyFloat_Check(options.weight_offset.ptr()) ||
+      !(before_weight || is_text(options.rounding, "after_weight"))) {
+    return false;
+  }
+  const double eps = PyFloat_AS_DOUBLE(options.eps.ptr());
+  if (!(eps >= 0)) return false;
   const auto tensor = reader.read(x_object);
   if (!tensor) return false;
   const auto dtype = float_dtype(tensor->kind);
@@ -35,8 +52,8 @@ bool read_norm(const TensorReader& reader, py::handle x_object, py::handle weigh
           rows->cols,
           weight,
           static_cast<float>(eps),
-          static_cast<float>(weight_offset),
-          round_before_weight};
+          static_cast<float>(PyFloat_AS_DOUBLE(options.weight_offset.ptr())),
+          before_weight};
   return true;
 }
 
@@ -57,9 +74,7 @@ bool weight_apart(const RowsView& out, const NormParams& norm) {
   return apart(out, weight);
 }
 
-bool wants_stream(const RowsView& out) {
-  return out.rows * out.cols * out.item >= kStreamBytes;
-}
+bool wants_stream(const RowsView& out) { return out.rows * out.cols * out.item >= kStreamBytes; }
 
 // Chunks of the weight gradient: fixed by the number of rows alone.
 int64_t chunk_rows_of(int64_t rows) {
@@ -73,12 +88,12 @@ int64_t chunk_rows_of(int64_t rows) {
 void bind_norm(py::module_& module, const TensorReader& reader) {
   module.def(
       "rms_norm_forward",
-      [&reader](py::handle x_object, py::handle weight, py::handle out_object, double eps,
-                double weight_offset, bool round_before_weight, int level) {
+      [&reader](py::handle x_object, py::handle weight, py::handle out_object, py::handle eps,
+                py::handle weight_offset, py::handle rounding, int level) {
         RmsNormForward args;
         Input input;
         RowsView out;
-        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, input,
+        if (!read_norm(reader, x_object, weight, {eps, weight_offset, rounding}, input,
                        args.norm) ||
             !read_like(reader, out_object, input, out) || !rows_distinct(out) ||
             !may_write(out, input.rows) || !weight_apart(out, args.norm)) {
@@ -102,19 +117,19 @@ void bind_norm(py::module_& module, const TensorReader& reader) {
         return true;
       },
       py::arg("x"), py::arg("weight").none(true), py::arg("out"), py::arg("eps"),
-      py::arg("weight_offset"), py::arg("round_before_weight"), py::arg("level"));
+      py::arg("weight_offset"), py::arg("rounding"), py::arg("level"));
 
   module.def(
       "add_rms_norm_forward",
       [&reader](py::handle x_object, py::handle residual_object, py::handle weight,
-                py::handle normed_object, py::handle new_residual_object, double eps,
-                double weight_offset, bool round_before_weight, int level) {
+                py::handle normed_object, py::handle new_residual_object, py::handle eps,
+                py::handle weight_offset, py::handle rounding, int level) {
         AddRmsNormForward args;
         Input input;
         RowsView residual;
         RowsView normed;
         RowsView new_residual;
-        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, input,
+        if (!read_norm(reader, x_object, weight, {eps, weight_offset, rounding}, input,
                        args.norm) ||
             !read_like(reader, residual_object, input, residual) ||
             !read_like(reader, normed_object, input, normed) ||
@@ -146,22 +161,22 @@ void bind_norm(py::module_& module, const TensorReader& reader) {
         return true;
       },
       py::arg("x"), py::arg("residual"), py::arg("weight").none(true), py::arg("normed"),
-      py::arg("new_residual"), py::arg("eps"), py::arg("weight_offset"),
-      py::arg("round_before_weight"), py::arg("level"));
+      py::arg("new_residual"), py::arg("eps"), py::arg("weight_offset"), py::arg("rounding"),
+      py::arg("level"));
 
   module.def(
       "rms_norm_backward",
       [&reader](py::handle grad_object, py::handle x_object, py::handle weight,
                 py::handle grad_residual_object, py::handle grad_x_object,
-                py::handle grad_weight_object, double eps, double weight_offset,
-                bool round_before_weight, int level) {
+                py::handle grad_weight_object, py::handle eps, py::handle weight_offset,
+                py::handle rounding, int level) {
         RmsNormBackward args;
         Input input;
         RowsView grad;
         RowsView grad_x;
         RowsView grad_residual{nullptr, 0, 0, 0, 0};
         void* grad_weight = nullptr;
-        if (!read_norm(reader, x_object, weight, eps, weight_offset, round_before_weight, input,
+        if (!read_norm(reader, x_object, weight, {eps, weight_offset, rounding}, input,
                        args.norm) ||
             !read_like(reader, grad_object, input, grad) ||
             !read_like(reader, grad_x_object, input, grad_x) || !rows_distinct(grad_x) ||
@@ -208,7 +223,7 @@ void bind_norm(py::module_& module, const TensorReader& reader) {
       },
       py::arg("grad"), py::arg("x"), py::arg("weight").none(true),
       py::arg("grad_residual").none(true), py::arg("grad_x"), py::arg("grad_weight").none(true),
-      py::arg("eps"), py::arg("weight_offset"), py::arg("round_before_weight"), py::arg("level"));
+      py::arg("eps"), py::arg("weight_offset"), py::arg("rounding"), py::arg("level"));
 }
 
 }  // namespace leeboard

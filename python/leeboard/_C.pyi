@@ -17,7 +17,7 @@ def rms_norm_forward(
     out: Tensor,
     eps: float,
     weight_offset: float,
-    round_before_weight: bool,
+    rounding: str,
     level: int,
 ) -> bool: ...
 def rms_norm_backward(
@@ -29,7 +29,7 @@ def rms_norm_backward(
     grad_weight: Tensor | None,
     eps: float,
     weight_offset: float,
-    round_before_weight: bool,
+    rounding: str,
     level: int,
 ) -> bool: ...
 def add_rms_norm_forward(
@@ -40,7 +40,7 @@ def add_rms_norm_forward(
     new_residual: Tensor,
     eps: float,
     weight_offset: float,
-    round_before_weight: bool,
+    rounding: str,
     level: int,
 ) -> bool: ...
 def aux_norm_linear_forward(

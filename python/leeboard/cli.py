@@ -39,7 +39,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> Command:
     from leeboard.demo import cli
 
     cli.add_arguments(parser)
-    return cli.run
+    run: Command = cli.run
+    return run
 
 
 # name, line in the overview, and what fills the subparser in.

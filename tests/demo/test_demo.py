@@ -74,9 +74,12 @@ def test_quick_demo(tmp_path: Path, capsys: Any) -> None:
     """All stages, all files, the target's own text; then from the cache."""
     pytest.importorskip("transformers")
     mpl_image = pytest.importorskip("matplotlib.image")
-    assert run(parse("--quick", "--out", str(tmp_path))) == 0
+    # torch is loaded already: two threads would spin for each other on a busy machine.
+    options = ("--quick", "--out", str(tmp_path), "--threads", "1")
+    assert run(parse(*options)) == 0
     shown = capsys.readouterr().out
-    assert max(len(line) for line in shown.splitlines() if "«" not in line) < 100
+    assert "numbers mean little" in shown
+    assert "«" in shown
 
     results = json.loads((tmp_path / "results.json").read_text())
     prompts = results["decode"]["prompts"]
@@ -100,7 +103,7 @@ def test_quick_demo(tmp_path: Path, capsys: Any) -> None:
     assert left == []
 
     began = time.perf_counter()
-    assert run(parse("--quick", "--out", str(tmp_path))) == 0
+    assert run(parse(*options)) == 0
     assert time.perf_counter() - began < 15
     again = json.loads((tmp_path / "results.json").read_text())
     assert all(stage["reused"] for stage in again["stages"].values())
@@ -108,6 +111,6 @@ def test_quick_demo(tmp_path: Path, capsys: Any) -> None:
     assert capsys.readouterr().out.count("cached") == 5
 
     # Another chain depth in decoding needs no training.
-    assert run(parse("--quick", "--out", str(tmp_path), "--depth", "3", "--prompts", "2")) == 0
+    assert run(parse(*options, "--depth", "3", "--prompts", "2")) == 0
     third = json.loads((tmp_path / "results.json").read_text())
     assert [name for name, stage in third["stages"].items() if not stage["reused"]] == ["decode"]

@@ -5,17 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from leeboard.demo.cli import DESCRIPTION, EPILOG, add_arguments, run
+from leeboard.demo.cli import add_arguments, run
 
 
 def main() -> int:
     """Parse the command line and run the demo."""
-    parser = argparse.ArgumentParser(
-        prog="python -m leeboard.demo",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(prog="python -m leeboard.demo")
     add_arguments(parser)
     return run(parser.parse_args())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from leeboard.demo.settings import STAGES, Settings
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Train a small language model on the source of Python's own standard library,
 train two speculative drafters for it, decode held-out prompts with and
 without them, and draw what happens to each drafter as its chain grows: the
@@ -22,7 +22,7 @@ drifts, the post-norm one (the default here) does not.
 Nothing is downloaded. About six minutes on two cores, then seconds: every
 stage is cached, and an interrupted run goes on where it stopped."""
 
-EPILOG = """\
+_EPILOG = """\
 examples:
   leeboard demo                     the whole story
   leeboard demo --quick             one minute; shows the steps, not the effect
@@ -41,7 +41,10 @@ _EXTRAS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `leeboard demo`."""
+    """Declare the options of `leeboard demo`, and what its `--help` explains around them."""
+    parser.description = _DESCRIPTION
+    parser.epilog = _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     full = Settings()
     number = _at_least(1)
     parser.add_argument(
@@ -126,9 +129,9 @@ def _demo(args: argparse.Namespace) -> None:
     out = args.out or Path("runs", "demo-quick" if args.quick else "demo")
     threads = args.threads or min(8, len(os.sched_getaffinity(0)))
 
-    # Read once, when torch loads its OpenMP. A thread that spins while it waits for another costs
-    # little on an idle machine and nearly everything on a busy one.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch loads GNU OpenMP. By default a thread spins for milliseconds while it waits for
+    # another, so that one busy neighbour on the machine makes training several times slower.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     with locked(out):
         if args.fresh:
             shutil.rmtree(out / "stages", ignore_errors=True)
@@ -141,7 +144,9 @@ def _demo(args: argparse.Namespace) -> None:
     if args.quick:
         print("--quick trains for seconds: these numbers mean little.\n")
     print(table(results))
-    print(f"\n{results['seconds']:.0f} s. Written: {out / 'drift.png'}, {out / 'results.json'}")
+    print(f"\n{results['seconds']:.0f} s. Written:")
+    for name in ("drift.png", "results.json"):
+        print(f"  {out / name}")
 
 
 def _require_extras() -> None:

@@ -22,8 +22,6 @@ _STEP_FIGURES = (
     ("rounds accepted this far", "share_by_depth", ".0%"),
     ("RMS of the fed-back state", "state_rms_by_depth", ".2f"),
 )
-# Below this many tested drafts a share of them says little.
-_FEW = 20
 _COLORS = {"plain": "#8a8a8a", "pre": "#c8553d", "post": "#1f6f8b"}
 
 
@@ -132,23 +130,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
         for name in DRAFTERS:
             run = decode["runs"][name][str(depth)]
             line = {"color": _COLORS[name], "marker": "o", "label": TITLES[name]}
-            tested = [k for k in steps if run["reached_by_depth"][k - 1]]
-            shares = [100 * run["acceptance_by_depth"][k - 1] for k in tested]
-            acceptance.plot(tested, shares, **line)
-            few = [i for i, k in enumerate(tested) if run["reached_by_depth"][k - 1] < _FEW]
-            acceptance.plot(
-                [tested[i] for i in few],
-                [shares[i] for i in few],
-                color=_COLORS[name],
-                marker="o",
-                mfc="white",
-                ls="none",
-            )
+            acceptance.plot(steps, [100 * share for share in run["share_by_depth"]], **line)
             rms.plot(steps, run["state_rms_by_depth"], **line)
         acceptance.set(
-            title="Is the drafted token accepted?",
-            ylabel="accepted, % of the drafts tested",
-            ylim=(-4, 104),
+            title="How far is the chain accepted?",
+            ylabel="rounds accepted at least this far, %",
+            ylim=(-2, 102),
         )
         rms.set(title="Does the fed-back state grow?", ylabel="RMS of the state", ylim=(0, None))
         for axes in (acceptance, rms):
@@ -163,15 +150,6 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 color="#555555",
                 va="bottom",
             )
-        acceptance.plot(
-            [],
-            [],
-            color="#555555",
-            marker="o",
-            mfc="white",
-            ls="none",
-            label=f"under {_FEW} drafts",
-        )
         acceptance.legend(frameon=False)
         _bars(speed, decode["runs"], sorted({ttt, depth}))
         plain = results["decode"]["plain"]["new_tokens"]

@@ -50,9 +50,9 @@ class Settings:
     hidden_size: int = 96
     intermediate_size: int = 256
     heads: int = 3
-    target_tokens: int = 1_600_000
+    target_tokens: int = 1_500_000
     target_row: int = 256
-    target_batch: int = 4
+    target_batch: int = 6
     target_lr: float = 4e-3
     drafter_tokens: int = 600_000
     drafter_row: int = 128

@@ -99,16 +99,6 @@ def norm_options(eps: object, weight_offset: object, rounding: object) -> None:
         )
 
 
-def plain_norm_options(eps: object, weight_offset: object, rounding: object) -> bool:
-    """The same without a message, for the direct path: False sends a call to the full checks."""
-    return (
-        type(eps) is float
-        and eps >= 0.0
-        and type(weight_offset) is float
-        and (rounding == "after_weight" or rounding == "before_weight")
-    )
-
-
 def output(name: str, value: object, like_name: str, like: Tensor, size: Sequence[int]) -> None:
     """An `out=` tensor that can be written."""
     companion(name, value, like_name, like)

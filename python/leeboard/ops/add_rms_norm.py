@@ -57,15 +57,14 @@ def add_rms_norm(
     if out is not None:
         _check.pair("out", out)
     level = direct_level(x, residual, weight, *(() if out is None else out))
-    if level is not None and _check.plain_norm_options(eps, weight_offset, rounding):
+    if level is not None:
         if out is None:
             normed = torch.empty_like(x)
             new_residual = torch.empty_like(x)
         else:
             normed, new_residual = out
-        before_weight = rounding == "before_weight"
         if _C.add_rms_norm_forward(
-            x, residual, weight, normed, new_residual, eps, weight_offset, before_weight, level
+            x, residual, weight, normed, new_residual, eps, weight_offset, rounding, level
         ):
             return normed, new_residual
     _check.rows("x", x)
@@ -127,7 +126,7 @@ def _forward(
             [normed, new_residual],
             eps,
             weight_offset,
-            rounding == "before_weight",
+            rounding,
             state().level,
         )
     return normed, new_residual

@@ -57,10 +57,9 @@ def rms_norm(
         RuntimeError: If `out` is given while a gradient is wanted, or a forced backend cannot run.
     """
     level = direct_level(x, weight, out)
-    if level is not None and _check.plain_norm_options(eps, weight_offset, rounding):
+    if level is not None:
         y = torch.empty_like(x) if out is None else out
-        before_weight = rounding == "before_weight"
-        if _C.rms_norm_forward(x, weight, y, eps, weight_offset, before_weight, level):
+        if _C.rms_norm_forward(x, weight, y, eps, weight_offset, rounding, level):
             return y
     _check.rows("x", x)
     _check.gain("weight", weight, x)
@@ -87,14 +86,13 @@ def _forward(
             as_matrix(x), weight, as_matrix(out), eps, weight_offset, rounding
         )
         return out
-    before_weight = rounding == "before_weight"
     run_kernel(
         _C.rms_norm_forward,
         [x, weight],
         [out],
         eps,
         weight_offset,
-        before_weight,
+        rounding,
         state().level,
     )
     return out
@@ -165,7 +163,7 @@ def _gradients(
             [grad_x, None if weight is None else grad_weight],
             eps,
             weight_offset,
-            rounding == "before_weight",
+            rounding,
             state().level,
         )
     return grad_x, grad_weight
