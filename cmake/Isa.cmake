@@ -42,8 +42,13 @@ endfunction()
 function(leeboard_add_kernels target)
   leeboard_add_level(${target} base)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-    leeboard_add_level(${target} avx2 -march=x86-64-v3)
-    leeboard_add_level(${target} avx512 -march=x86-64-v4 -mprefer-vector-width=512)
-    leeboard_add_level(${target} avx512_bf16 -march=x86-64-v4 -mprefer-vector-width=512 -mavx512bf16)
+    # Exactly the features that csrc/cpu/isa.cpp asks the processor for; -march would add others.
+    leeboard_add_level(${target} avx2 -mavx2 -mfma -mf16c)
+    leeboard_add_level(
+      ${target} avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd
+      -mprefer-vector-width=512)
+    leeboard_add_level(
+      ${target} avx512_bf16 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
+      -mavx512cd -mavx512bf16 -mprefer-vector-width=512)
   endif()
 endfunction()

@@ -130,7 +130,7 @@ def kernel_sources() -> list[str]:
 
 def level_flags() -> dict[str, list[str]]:
     listed = (ROOT / "cmake" / "Isa.cmake").read_text()
-    calls = re.findall(r"leeboard_add_level\(\$\{target\} (\w+)(.*?)\)", listed)
+    calls = re.findall(r"leeboard_add_level\(\s*\$\{target\} (\w+)(.*?)\)", listed, flags=re.DOTALL)
     return {level: flags.split() for level, flags in calls}
 
 

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <memory>
-#include <new>
 
 #include "bindings.h"
 #include "parallel.h"
@@ -105,7 +104,7 @@ void bind_norm(py::module_& module, const TensorReader& reader) {
         args.stream = wants_stream(out);
         const KernelTable& kernels = kernels_of(level);
         const int64_t grain = grain_of(2 * x.cols * x.item);
-        if (x.rows <= grain) {
+        if (2 * x.rows * x.cols * x.item <= kParallelBytes) {
           // Giving the lock away costs as much as such a call.
           kernels.rms_norm_forward(args, 0, x.rows);
         } else {
@@ -150,7 +149,7 @@ void bind_norm(py::module_& module, const TensorReader& reader) {
         args.stream = wants_stream(normed);
         const KernelTable& kernels = kernels_of(level);
         const int64_t grain = grain_of(4 * x.cols * x.item);
-        if (x.rows <= grain) {
+        if (4 * x.rows * x.cols * x.item <= kParallelBytes) {
           kernels.add_rms_norm_forward(args, 0, x.rows);
         } else {
           py::gil_scoped_release nogil;

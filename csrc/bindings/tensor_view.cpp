@@ -41,6 +41,13 @@ int64_t kind_size(Kind kind) {
   }
 }
 
+// Zero tensors, functional tensors and emptied storages have elements but no memory.
+std::optional<TensorView> with_memory(const TensorView& view) {
+  const bool empty = std::find(view.shape, view.shape + view.ndim, 0) != view.shape + view.ndim;
+  if (view.data == nullptr && !empty) return std::nullopt;
+  return view;
+}
+
 // One past the last byte that the rows touch.
 const char* end_of(const RowsView& view) {
   if (view.rows == 0 || view.cols == 0) return view.data;
@@ -87,7 +94,7 @@ std::optional<TensorView> TensorReader::read(py::handle object) const {
   view.ndim = raw.ndim;
   std::copy_n(raw.shape, raw.ndim, view.shape);
   std::copy_n(raw.strides, raw.ndim, view.strides);
-  return view;
+  return with_memory(view);
 }
 
 std::optional<TensorView> TensorReader::read_attributes(py::handle object) const {
@@ -109,7 +116,7 @@ std::optional<TensorView> TensorReader::read_attributes(py::handle object) const
       view.shape[d] = shape[static_cast<size_t>(d)].cast<int64_t>();
       view.strides[d] = strides[static_cast<size_t>(d)].cast<int64_t>();
     }
-    return view;
+    return with_memory(view);
   } catch (py::error_already_set&) {
     return std::nullopt;
   }

@@ -11,8 +11,6 @@ namespace leeboard {
 
 enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-inline int64_t item_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
 // A matrix whose rows are contiguous; strides count elements. data may be null when rows == 0.
 struct ConstRows {
   const void* data;
@@ -72,8 +70,8 @@ struct ColumnSum {
   void* out;
 };
 
-// Prepared activations: float32, padded with zeros to `padded` and permuted to the order in which
-// the dot kernel meets the weights of `dtype`.
+// Prepared activations: float32, padded with zeros to `packed_stride` and permuted to the order in
+// which the dot kernel meets the weights of `dtype`.
 struct PackNormed {
   DType dtype;
   int64_t cols;  // of one state

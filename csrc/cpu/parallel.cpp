@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <stdexcept>
+
 namespace leeboard {
 namespace {
 
@@ -32,8 +34,10 @@ bool has_thread_pool() { return thread_pool() != nullptr; }
 
 void parallel_ranges(int64_t count, int64_t grain, RangeFunction function, void* context) {
   const TorchParallelFor pool = thread_pool();
-  if (pool == nullptr || pool(0, count, grain, function, context) != 0) {
+  if (pool == nullptr) {
     function(0, count, context);
+  } else if (pool(0, count, grain, function, context) != 0) {
+    throw std::runtime_error("torch_parallel_for failed");
   }
 }
 

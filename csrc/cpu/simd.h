@@ -156,9 +156,14 @@ typedef vh narrow;
 #endif
 
 LB_INLINE narrow to_narrow(vf v, bf16) {
+#if defined(__AVX512F__)
 #if defined(__AVX512BF16__)
-  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
-#elif defined(__AVX512F__)
+  // The instruction takes subnormal values for zero.
+  constexpr int kSubnormal = 0x20;
+  if (__builtin_expect(_mm512_fpclass_ps_mask(v, kSubnormal) == 0, 1)) {
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+  }
+#endif
   return _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(float_to_bf16(v)));
 #elif defined(__AVX2__)
   const __m256i wide = reinterpret_cast<__m256i>(float_to_bf16(v));

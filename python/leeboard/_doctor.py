@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,8 +13,8 @@ import torch
 from leeboard import _C
 from leeboard._version import __version__
 from leeboard.ops._library import kernel_problem
-from leeboard.ops._state import BACKENDS, ISA_LEVELS, has_direct_path, state
-from leeboard.ops.registry import OPS
+from leeboard.ops._state import ISA_LEVELS, has_direct_path, state
+from leeboard.ops.registry import OPS, OpSpec
 
 _EXTRAS = {
     "triton": ("triton",),
@@ -106,12 +105,14 @@ def _version(package: str) -> str | None:
         return "of unknown version"
 
 
-def _verdicts(device: torch.device) -> dict[str, str]:
-    probe = torch.empty(0, device=device)
+def _verdicts(spec: OpSpec, device: torch.device) -> dict[str, str]:
+    dtype = spec.dtypes[0]
     found: dict[str, str] = {}
-    for name in BACKENDS:
+    for name in spec.backends:
         on_cpu = name == "cpu"
-        problem = kernel_problem(name, [torch.empty(0) if on_cpu else probe])
+        problem = kernel_problem(
+            name, [torch.empty(0, dtype=dtype, device="cpu" if on_cpu else device)]
+        )
         found[name] = "runs" if problem is None else problem
     return found
 
@@ -124,23 +125,25 @@ def doctor() -> Doctor:
     """
     gpus = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     forced = state()
-    names = tuple(ISA_LEVELS)
-    verdicts = _verdicts(torch.device("cuda" if gpus else "cpu"))
+    device = torch.device("cuda" if gpus else "cpu")
     return Doctor(
         leeboard=__version__,
         torch=torch.__version__,
         python=platform.python_version(),
-        isa_levels=names,
-        isa=names[forced.level],
+        isa_levels=tuple(ISA_LEVELS),
+        isa=next(
+            (name for name, level in ISA_LEVELS.items() if level == forced.level),
+            list(ISA_LEVELS)[-1],
+        ),
         threads=torch.get_num_threads(),
         thread_pool=_C.has_thread_pool(),
         exchange_table=_C.has_exchange_table(),
         direct_path=has_direct_path(),
-        forced_backend=forced.backend or os.environ.get("LEEBOARD_BACKEND"),
+        forced_backend=forced.backend,
         gpus=gpus,
         extras={
             extra: {name: _version(name) for name in packages}
             for extra, packages in _EXTRAS.items()
         },
-        ops={name: dict(verdicts) for name in OPS},
+        ops={name: _verdicts(spec, device) for name, spec in OPS.items()},
     )

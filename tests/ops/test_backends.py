@@ -112,7 +112,7 @@ def test_unknown_names_are_refused() -> None:
 def test_an_unknown_level_is_refused_by_the_extension() -> None:
     x = torch.ones(2, 8)
     with pytest.raises(ValueError, match=r"level: 99"):
-        _C.rms_norm_forward(x, None, torch.empty_like(x), 1e-6, 0.0, False, 99)
+        _C.rms_norm_forward(x, None, torch.empty_like(x), 1e-6, 0.0, "after_weight", 99)
 
 
 def test_a_thread_has_its_own_choice() -> None:

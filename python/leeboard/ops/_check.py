@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -31,8 +32,9 @@ def rows(name: str, value: object) -> int:
             f"{name}: dtype {value.dtype} is not supported; "
             "expected float32, bfloat16, float16 or float64"
         )
-    if value.layout != torch.strided:
-        raise ValueError(f"{name}: layout {value.layout} is not supported; expected torch.strided")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else value.layout
+        raise ValueError(f"{name}: layout {kind} is not supported; expected torch.strided")
     if value.dim() == 0:
         raise ValueError(f"{name}: a 0-dimensional tensor was given; expected [..., H]")
     size = value.shape[-1]
@@ -80,23 +82,26 @@ def gain(name: str, value: Tensor | None, x: Tensor) -> None:
     shape(name, value, x.shape[-1:], "the last dimension of x")
 
 
-def epsilon(eps: object) -> None:
-    """A number >= 0."""
-    if isinstance(eps, bool) or not isinstance(eps, float | int):
+def epsilon(eps: object) -> float:
+    """A number >= 0, as a float."""
+    if isinstance(eps, bool) or not isinstance(eps, Real):
         raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
-    if not eps >= 0:
+    number = float(eps)
+    if not number >= 0:
         raise ValueError(f"eps: {eps} was given; expected a number >= 0")
+    return number
 
 
-def norm_options(eps: object, weight_offset: object, rounding: object) -> None:
-    """The options that every norm takes."""
-    epsilon(eps)
-    if isinstance(weight_offset, bool) or not isinstance(weight_offset, float | int):
+def norm_options(eps: object, weight_offset: object, rounding: object) -> tuple[float, float]:
+    """The options that every norm takes; returns eps and weight_offset as floats."""
+    number = epsilon(eps)
+    if isinstance(weight_offset, bool) or not isinstance(weight_offset, Real):
         raise TypeError(f"weight_offset: expected a number, got {type(weight_offset).__name__}")
     if rounding not in ROUNDINGS:
         raise ValueError(
             f"rounding: {rounding!r} was given; expected one of {', '.join(ROUNDINGS)}"
         )
+    return number, float(weight_offset)
 
 
 def output(name: str, value: object, like_name: str, like: Tensor, size: Sequence[int]) -> None:
@@ -134,7 +139,9 @@ def apart(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
         return
     first, second = _span(value), _span(other)
     if first[0] < second[1] and second[0] < first[1]:
-        raise ValueError(f"{name}: shares memory with {other_name}; expected a tensor of its own")
+        raise ValueError(
+            f"{name}: its address range overlaps that of {other_name}; expected a tensor of its own"
+        )
 
 
 def _span(t: Tensor) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from leeboard.ops._check import KERNEL_DTYPES
+from leeboard.ops._check import KERNEL_DTYPES, no_grad
 from leeboard.ops._state import Backend, state, transform_problem, use
 
 # The library object owns the registrations: it must live as long as the process.
@@ -62,7 +62,10 @@ def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _no_backward(name: str) -> Callable[..., Any]:
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(f"leeboard.ops: {name} has no gradient")
+        raise RuntimeError(
+            f"leeboard.ops: {name} has no gradient (gradients of gradients go through "
+            "leeboard.reference only)"
+        )
 
     return backward
 
@@ -94,7 +97,7 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     # An op computes in the dtype of its arguments; autocast would change the products inside it.
     def run(*args: Any) -> Any:
         device = _first_device(args)
-        if not torch.is_autocast_enabled(device):
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return function(*args)
         with torch.amp.autocast(device, enabled=False):
             return function(*args)
@@ -122,30 +125,33 @@ def _vmap_rule(name: str, row_arguments: frozenset[int]) -> Callable[..., Any]:
         batched_rows_only = all(
             dim is None or owner in row_arguments for owner, dim in zip(owners, dims, strict=True)
         )
+
+        def call(leaf_of: Callable[[Any, int | None, int], Any]) -> Any:
+            new = [leaf_of(*each) for each in zip(leaves, dims, owners, strict=True)]
+            return op(*pytree.tree_unflatten(new, spec))
+
         if batched_rows_only:
-            front = [
-                leaf
-                if owner not in row_arguments or not isinstance(leaf, Tensor)
-                else leaf.unsqueeze(0).expand(batch, *leaf.shape)
-                if dim is None
-                else leaf.movedim(dim, 0)
-                for leaf, dim, owner in zip(leaves, dims, owners, strict=True)
-            ]
-            outputs = op(*pytree.tree_unflatten(front, spec))
+
+            def in_front(leaf: Any, dim: int | None, owner: int) -> Any:
+                if owner not in row_arguments or not isinstance(leaf, Tensor):
+                    return leaf
+                return leaf.expand(batch, *leaf.shape) if dim is None else leaf.movedim(dim, 0)
+
+            outputs = call(in_front)
+        elif batch == 0:
+            # One blank sample tells the shapes.
+            blank = call(
+                lambda leaf, dim, _: (
+                    leaf if dim is None else leaf.new_zeros(leaf.movedim(dim, 0).shape[1:])
+                )
+            )
+            outputs = pytree.tree_map(lambda t: t.new_empty((0, *t.shape)), blank)
         else:
             # A batched weight is another op per sample: no kernel shares work between them.
-            samples = [
-                op(
-                    *pytree.tree_unflatten(
-                        [
-                            leaf if dim is None else leaf.select(dim, b)
-                            for leaf, dim in zip(leaves, dims, strict=True)
-                        ],
-                        spec,
-                    )
-                )
-                for b in range(batch)
-            ]
+            def sample(b: int) -> Any:
+                return call(lambda leaf, dim, _: leaf if dim is None else leaf.select(dim, b))
+
+            samples = [sample(b) for b in range(batch)]
             outputs = pytree.tree_map(lambda *parts: torch.stack(parts), *samples)
         return outputs, pytree.tree_map(lambda _: 0, outputs)
 
@@ -217,6 +223,18 @@ def takes_reference(op: str) -> bool:
     return True
 
 
+def check_out(op: str, **tensors: Tensor | None) -> None:
+    """Raises when writing to `out=` would lose a gradient or a tangent.
+
+    Raises:
+        RuntimeError: Naming the tensor, or the transform.
+    """
+    problem = transform_problem()
+    if problem is not None:
+        raise RuntimeError(f"out: {op} with out= is not differentiable, but {problem} is in force")
+    no_grad(op, "with out= is not differentiable", **tensors)
+
+
 def kernels(op: str) -> ModuleType:
     """The Triton kernels of an op; imports triton."""
     return importlib.import_module(f"leeboard.kernels.{op}")
@@ -233,6 +251,12 @@ def _plain(t: Tensor) -> Tensor:
     return t.flatten(0, -2) if t.dim() > 2 else t
 
 
+def overlaps(out: Tensor, *inputs: Tensor) -> bool:
+    """Whether `out` shares its storage with an input."""
+    storage = out.untyped_storage().data_ptr()
+    return any(t.untyped_storage().data_ptr() == storage for t in inputs)
+
+
 def run_kernel(
     entry: Callable[..., bool], inputs: Sequence[Any], outputs: Sequence[Any], *options: Any
 ) -> None:
@@ -245,4 +269,12 @@ def run_kernel(
     copies = pytree.tree_map_only(Tensor, _plain, list(inputs))
     views = pytree.tree_map_only(Tensor, _plain, list(outputs))
     if not entry(*copies, *views, *options):
-        raise RuntimeError(f"leeboard._C.{entry.__name__} refused arguments that were checked")
+        given = [
+            f"{t.dtype} {list(t.shape)}"
+            for t in pytree.tree_leaves([*inputs, *outputs])
+            if isinstance(t, Tensor)
+        ]
+        raise RuntimeError(
+            f"leeboard._C.{entry.__name__}: arguments do not fit together: "
+            f"{', '.join(given)}, {options}"
+        )

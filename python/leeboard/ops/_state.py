@@ -81,7 +81,8 @@ def backend(name: Backend) -> Iterator[None]:
 
     A forced backend never falls back: an op that cannot run there raises and says why. The choice
     belongs to the current thread and async task (a context variable). Functions compiled by
-    `torch.compile` look at it when they run, not when they are traced.
+    `torch.compile` look at it when they run, not when they are traced: enter the block outside
+    them.
 
     Args:
         name: "reference" (plain PyTorch), "cpu" (compiled kernels) or "triton".
@@ -152,13 +153,18 @@ def transform_problem() -> str | None:
 
 
 def direct_level(
-    x: object, a: object = None, b: object = None, c: object = None, d: object = None
+    x: object,
+    a: object = None,
+    b: object = None,
+    c: object = None,
+    d: object = None,
+    *more: object,
 ) -> int | None:
     """The level for a direct call of a CPU kernel, or None when the dispatcher must see the call.
 
     None under compilation, tracing, dispatch modes, functorch transforms, forward-mode AD, for
     what is no tensor, and where a gradient is wanted. The kernels check the rest themselves, exact
-    types included. Unrolled over its tensors: a loop would cost a tenth of the whole call.
+    types included. Unrolled over the first tensors: a loop would cost a tenth of a short call.
     """
     if (
         _is_compiling()
@@ -170,7 +176,7 @@ def direct_level(
     ):
         return None
     grad = _is_grad_enabled()
-    if not isinstance(x, Tensor) or x.is_neg() or (grad and x.requires_grad):
+    if not isinstance(x, Tensor) or not x.is_cpu or x.is_neg() or (grad and x.requires_grad):
         return None
     if a is not None and (not isinstance(a, Tensor) or a.is_neg() or (grad and a.requires_grad)):
         return None
@@ -180,5 +186,8 @@ def direct_level(
         return None
     if d is not None and (not isinstance(d, Tensor) or d.is_neg() or (grad and d.requires_grad)):
         return None
+    for t in more:
+        if not isinstance(t, Tensor) or t.is_neg() or (grad and t.requires_grad):
+            return None
     forced = _get_state()
     return forced.level if forced.backend is None or forced.backend == "cpu" else None

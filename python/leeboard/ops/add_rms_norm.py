@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from leeboard import _C, reference
 from leeboard.ops import _check
 from leeboard.ops._library import (
     as_matrix,
+    check_out,
     choose,
     define,
     kernels,
@@ -66,12 +68,14 @@ def add_rms_norm(
         if _C.add_rms_norm_forward(
             x, residual, weight, normed, new_residual, eps, weight_offset, rounding, level
         ):
+            if out is not None:
+                increment_version(out)
             return normed, new_residual
     _check.rows("x", x)
     _check.companion("residual", residual, "x", x)
     _check.shape("residual", residual, x.shape, "the shape of x")
     _check.gain("weight", weight, x)
-    _check.norm_options(eps, weight_offset, rounding)
+    eps, weight_offset = _check.norm_options(eps, weight_offset, rounding)
     result: tuple[Tensor, Tensor]
     if out is None and takes_reference("add_rms_norm"):
         return reference.add_rms_norm(
@@ -86,7 +90,7 @@ def add_rms_norm(
     _check.apart("out[0]", normed, "out[1]", new_residual)
     named = {"x": x, "residual": residual, "weight": weight}
     named |= {"out[0]": normed, "out[1]": new_residual}
-    _check.no_grad("add_rms_norm", "with out= is not differentiable", **named)
+    check_out("add_rms_norm", **named)
     result = torch.ops.leeboard.add_rms_norm(x, residual, weight, eps, weight_offset, rounding)
     return normed.copy_(result[0]), new_residual.copy_(result[1])
 

@@ -7,18 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.utils import _pytree as pytree
 
 from leeboard import _C, reference
 from leeboard.ops import _check
 from leeboard.ops._library import (
     as_matrix,
+    check_out,
     choose,
     define,
     kernels,
+    overlaps,
     run_kernel,
     takes_reference,
 )
-from leeboard.ops._state import state
+from leeboard.ops._state import direct_level, state
 
 MAX_STATES = 8
 # Above this many rows the product is a matrix product, which torch does well; the normed copy
@@ -51,8 +55,10 @@ def aux_norm_linear(
         out: [..., H], written and returned if given. Not differentiable.
 
     Returns:
-        Tensor [..., H], accumulated in float32 and rounded once. Differentiable in hiddens, gammas
-        and weight (once).
+        Tensor [..., H], accumulated in float32. Up to 16 rows on a CPU the normed states stay in
+        float32 and only the result is rounded; more rows, and GPUs beyond a few rows, round the
+        normed states first, as `rms_norm` followed by a matrix product would, and leave the product
+        to torch. Differentiable in hiddens, gammas and weight (once).
 
     Raises:
         TypeError, ValueError: For an argument that does not fit; the message names it.
@@ -78,7 +84,15 @@ def aux_norm_linear(
             f"weight: shape {list(weight.shape)} was given; expected [H, {len(hiddens) * width}] "
             f"({len(hiddens)} states of {width})"
         )
-    _check.epsilon(eps)
+    eps = _check.epsilon(eps)
+    if direct_level(weight, out, *hiddens, *scales) is not None:
+        if out is None:
+            return _forward(hiddens, scales, weight, eps)
+        _check.output("out", out, "hiddens[0]", first, (*first.shape[:-1], weight.shape[0]))
+        if out.is_contiguous() and not overlaps(out, weight, *hiddens, *scales):
+            _compute(hiddens, scales, weight, eps, out)
+            increment_version(out)
+            return out
     if out is None and takes_reference("aux_norm_linear"):
         return reference.aux_norm_linear(hiddens, scales or None, weight, eps)
     if out is None:
@@ -86,19 +100,29 @@ def aux_norm_linear(
     _check.output("out", out, "hiddens[0]", first, (*first.shape[:-1], weight.shape[0]))
     named = {f"hiddens[{i}]": t for i, t in enumerate(hiddens)}
     named |= {f"gammas[{i}]": t for i, t in enumerate(scales)}
-    _check.no_grad(
-        "aux_norm_linear", "with out= is not differentiable", **named, weight=weight, out=out
-    )
+    check_out("aux_norm_linear", **named, weight=weight, out=out)
     return out.copy_(torch.ops.leeboard.aux_norm_linear(hiddens, scales, weight, eps))
 
 
 def _forward(
     hiddens: Sequence[Tensor], gammas: Sequence[Tensor], weight: Tensor, eps: float
 ) -> Tensor:
-    backend = choose("aux_norm_linear", [*hiddens, *gammas, weight])
     out = _fake(hiddens, gammas, weight, eps)
+    _compute(hiddens, gammas, weight, eps, out)
+    return out
+
+
+def _compute(
+    hiddens: Sequence[Tensor],
+    gammas: Sequence[Tensor],
+    weight: Tensor,
+    eps: float,
+    out: Tensor,
+) -> None:
+    """Writes the result to a contiguous `out` that shares no memory with the inputs."""
+    backend = choose("aux_norm_linear", [*hiddens, *gammas, weight])
     if out.numel() == 0:
-        return out
+        return
     if backend == "reference":
         out.copy_(reference.aux_norm_linear(hiddens, list(gammas) or None, weight, eps))
     elif backend == "triton":
@@ -119,7 +143,6 @@ def _forward(
         )
     else:
         _forward_in_pieces(hiddens, gammas, weight, eps, as_matrix(out))
-    return out
 
 
 def _forward_in_pieces(
@@ -163,7 +186,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     shape = hiddens[0].shape
     rows = [h.reshape(-1, shape[-1]) for h in hiddens]
     grad_rows = grad.reshape(-1, weight.shape[0])
-    grad_weight = grad_rows.t() @ _normed(rows, gammas, ctx.eps)
+    wants_states, wants_gammas, wants_weight, _ = (
+        any(pytree.tree_leaves(want)) for want in ctx.needs_input_grad
+    )
+    grad_weight = grad_rows.t() @ _normed(rows, gammas, ctx.eps) if wants_weight else None
+    if not (wants_states or wants_gammas):
+        return [None] * ctx.states, [None] * len(gammas), grad_weight, None
     grad_normed = (grad_rows @ weight).split(shape[-1], dim=-1)
     pairs = [
         torch.ops.leeboard.rms_norm_backward(

@@ -9,13 +9,14 @@ from leeboard import _C, reference
 from leeboard.ops import _check
 from leeboard.ops._library import (
     as_matrix,
+    check_out,
     choose,
     define,
     kernels,
     run_kernel,
     takes_reference,
 )
-from leeboard.ops._state import state
+from leeboard.ops._state import direct_level, state
 
 
 def linear_argmax(
@@ -64,7 +65,9 @@ def linear_argmax(
         _check.shape("out[0]", out[0], x.shape[:-1], "the leading dimensions of x")
         _check.values("out[1]", out[1], x)
         _check.shape("out[1]", out[1], x.shape[:-1], "the leading dimensions of x")
-        _check.no_grad("linear_argmax", "is inference-only", **{"out[1]": out[1]})
+        check_out("linear_argmax", **{"out[1]": out[1]})
+    if direct_level(x, weight, d2t) is not None and out is None:
+        return _forward(x, weight, d2t)
     if out is None and takes_reference("linear_argmax"):
         return reference.linear_argmax(x, weight, d2t=d2t)
     index, value = torch.ops.leeboard.linear_argmax(x, weight, d2t)

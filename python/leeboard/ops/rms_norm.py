@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from leeboard import _C, reference
 from leeboard.ops import _check
 from leeboard.ops._library import (
     as_matrix,
+    check_out,
     choose,
     define,
     kernels,
@@ -60,16 +62,18 @@ def rms_norm(
     if level is not None:
         y = torch.empty_like(x) if out is None else out
         if _C.rms_norm_forward(x, weight, y, eps, weight_offset, rounding, level):
+            if out is not None:
+                increment_version(out)
             return y
     _check.rows("x", x)
     _check.gain("weight", weight, x)
-    _check.norm_options(eps, weight_offset, rounding)
+    eps, weight_offset = _check.norm_options(eps, weight_offset, rounding)
     if out is None and takes_reference("rms_norm"):
         return reference.rms_norm(x, weight, eps, weight_offset=weight_offset, rounding=rounding)
     if out is None:
         return torch.ops.leeboard.rms_norm(x, weight, eps, weight_offset, rounding)  # type: ignore[no-any-return]
     _check.output("out", out, "x", x, x.shape)
-    _check.no_grad("rms_norm", "with out= is not differentiable", x=x, weight=weight, out=out)
+    check_out("rms_norm", x=x, weight=weight, out=out)
     return out.copy_(torch.ops.leeboard.rms_norm(x, weight, eps, weight_offset, rounding))
 
 
