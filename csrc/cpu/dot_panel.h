@@ -28,18 +28,6 @@ LB_INLINE int64_t packed_position(int64_t k) {
   }
 }
 
-struct Pair {
-  vf first;
-  vf second;
-};
-
-LB_INLINE Pair load_pair(const float* p) { return {load(p), load(p + W)}; }
-LB_INLINE Pair load_pair(const f16* p) { return {load(p), load(p + W)}; }
-LB_INLINE Pair load_pair(const bf16* p) {
-  const vu words = load_bits<vu>(p);
-  return {reinterpret_cast<vf>(words << 16), reinterpret_cast<vf>(words & 0xffff0000u)};
-}
-
 template <class T>
 LB_INLINE Pair load_pair_tail(const T* p, int64_t n) {
   T lane[kPackBlock] = {};

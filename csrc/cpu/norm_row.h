@@ -8,50 +8,60 @@
 namespace leeboard::LEEBOARD_LEVEL {
 namespace {
 
-// Four accumulators hide the latency of the additions; their order is fixed by `cols` alone.
-template <class Value>
-LB_INLINE float reduce_row(int64_t cols, Value value) {
-  vf acc[4] = {};
-  int64_t j = 0;
-  for (; j + 4 * W <= cols; j += 4 * W) {
-#pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) acc[u] = value(acc[u], j + u * W, static_cast<int64_t>(W));
-  }
-  for (; j + W <= cols; j += W) acc[0] = value(acc[0], j, static_cast<int64_t>(W));
-  if (j < cols) acc[1] = value(acc[1], j, cols - j);
+// Rows that are written side by side. They share the conversion of the weight, and past the cache
+// several write streams keep more of the memory busy than one; in the cache, wide rows would push
+// each other out of the first level.
+template <class T, bool streaming>
+inline constexpr int kSide = streaming || sizeof(T) == 2 ? 4 : 1;
+// Vectors of one row between two switches to the next.
+inline constexpr int kBlock = 4;
+
+// Four accumulators hide the latency of an addition; this is their one order.
+LB_INLINE float sum_of_four(const vf (&acc)[4]) {
   return horizontal_sum((acc[0] + acc[1]) + (acc[2] + acc[3]));
 }
 
 template <class T>
 LB_OUTLINE float sum_of_squares(const T* x, int64_t cols) {
-  return reduce_row(cols, [x](vf acc, int64_t j, int64_t n) {
-    const vf v = load_n(x + j, n);
-    return fma(v, v, acc);
-  });
+  vf acc[4] = {};
+  int64_t j = 0;
+  for (; j + 4 * W <= cols; j += 4 * W) {
+#pragma GCC unroll 2
+    for (int u = 0; u < 2; ++u) {
+      const Pair pair = load_pair(x + j + 2 * u * W);
+      acc[2 * u] = fma(pair.first, pair.first, acc[2 * u]);
+      acc[2 * u + 1] = fma(pair.second, pair.second, acc[2 * u + 1]);
+    }
+  }
+  for (; j < cols; j += W) {
+    const vf v = load_n(x + j, cols - j < W ? cols - j : W);
+    acc[0] = fma(v, v, acc[0]);
+  }
+  return sum_of_four(acc);
 }
 
 LB_INLINE float reciprocal_rms(float sum_of_squares, int64_t cols, float eps) {
   return 1.0f / std::sqrt(sum_of_squares / static_cast<float>(cols) + eps);
 }
 
-// weight + offset at columns j..j+n of `norm`; the caller knows that there is a weight.
-template <class T>
-LB_INLINE vf gain_at(const NormParams& norm, int64_t j, int64_t n) {
-  return load_n(static_cast<const T*>(norm.weight) + j, n) + splat(norm.weight_offset);
-}
-
 // How the normed value meets the weight: none, one rounding at the end, or one before as well.
 enum class Gain { kNone, kAfter, kBefore };
 
+// weight + offset at columns j..j+n, rounded if the product's factors are; ones without a weight.
 template <class T, Gain gain>
-LB_INLINE vf apply_gain(const NormParams& norm, vf normed, int64_t j, int64_t n) {
+LB_INLINE vf gain_at(const NormParams& norm, int64_t j, int64_t n) {
   if constexpr (gain == Gain::kNone) {
-    return normed;
-  } else if constexpr (gain == Gain::kAfter) {
-    return normed * gain_at<T>(norm, j, n);
+    return splat(1.0f);
   } else {
-    return round_through(normed, T{}) * round_through(gain_at<T>(norm, j, n), T{});
+    const vf value = load_n(static_cast<const T*>(norm.weight) + j, n) + splat(norm.weight_offset);
+    return gain == Gain::kBefore ? round_through(value, T{}) : value;
   }
+}
+
+template <class T, Gain gain>
+LB_INLINE vf apply_gain(vf normed, vf factor) {
+  if constexpr (gain == Gain::kNone) return normed;
+  return (gain == Gain::kBefore ? round_through(normed, T{}) : normed) * factor;
 }
 
 template <class T, bool streaming>
@@ -61,6 +71,13 @@ LB_INLINE void put(T* p, vf v, int64_t n) {
   } else {
     store_n(p, v, n);
   }
+}
+
+// Whether rows of `cols` may be streamed to `out`: whole aligned vectors only.
+template <class T>
+bool can_stream(bool asked, const Rows& out, int64_t cols) {
+  return asked && cols % W == 0 && out.stride % W == 0 &&
+         vector_aligned(static_cast<const T*>(out.data));
 }
 
 // Runs f<T, gain>() for the storage type and rounding of `norm`.

@@ -6,18 +6,50 @@
 namespace leeboard::LEEBOARD_LEVEL {
 namespace {
 
+template <class T, Gain gain, bool streaming, int side>
+LB_INLINE void forward_step(const RmsNormForward& args, int64_t row, int64_t end) {
+  const int64_t cols = args.norm.cols;
+  const T* x[side];
+  T* out[side];
+  vf r[side];
+  for (int k = 0; k < side; ++k) {
+    x[k] = static_cast<const T*>(args.x.data) + (row + k) * args.x.stride;
+    out[k] = static_cast<T*>(args.out.data) + (row + k) * args.out.stride;
+    r[k] = splat(reciprocal_rms(sum_of_squares(x[k], cols), cols, args.norm.eps));
+  }
+  // While these rows are written, memory already reads the next ones.
+  const int64_t ahead = row + 2 * side <= end ? side * args.x.stride : 0;
+  int64_t j = 0;
+  for (; j + kBlock * W <= cols; j += kBlock * W) {
+    vf factor[kBlock];
+#pragma GCC unroll 4
+    for (int u = 0; u < kBlock; ++u) factor[u] = gain_at<T, gain>(args.norm, j + u * W, W);
+    for (int k = 0; k < side; ++k) {
+#pragma GCC unroll 4
+      for (int u = 0; u < kBlock; ++u) {
+        const int64_t at = j + u * W;
+        if constexpr (streaming) prefetch(x[k] + ahead + at);
+        const vf normed = load(x[k] + at) * r[k];
+        put<T, streaming>(out[k] + at, apply_gain<T, gain>(normed, factor[u]), W);
+      }
+    }
+  }
+  for (; j < cols; j += W) {
+    const int64_t n = cols - j < W ? cols - j : W;
+    const vf factor = gain_at<T, gain>(args.norm, j, n);
+    for (int k = 0; k < side; ++k) {
+      const vf normed = load_n(x[k] + j, n) * r[k];
+      put<T, streaming>(out[k] + j, apply_gain<T, gain>(normed, factor), n);
+    }
+  }
+}
+
 template <class T, Gain gain, bool streaming>
 void forward_rows(const RmsNormForward& args, int64_t begin, int64_t end) {
-  const int64_t cols = args.norm.cols;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* x = static_cast<const T*>(args.x.data) + row * args.x.stride;
-    T* out = static_cast<T*>(args.out.data) + row * args.out.stride;
-    const vf r = splat(reciprocal_rms(sum_of_squares(x, cols), cols, args.norm.eps));
-    for_each_vector(cols, [&](int64_t j, int64_t n) {
-      const vf normed = load_n(x + j, n) * r;
-      put<T, streaming>(out + j, apply_gain<T, gain>(args.norm, normed, j, n), n);
-    });
-  }
+  constexpr int side = kSide<T, streaming>;
+  int64_t row = begin;
+  for (; row + side <= end; row += side) forward_step<T, gain, streaming, side>(args, row, end);
+  for (; row < end; ++row) forward_step<T, gain, streaming, 1>(args, row, end);
   if constexpr (streaming) stream_fence();
 }
 
@@ -32,17 +64,42 @@ struct RowScales {
 
 template <class T, Gain gain>
 LB_OUTLINE RowScales row_scales(const NormParams& norm, const T* x, const T* grad) {
-  const float r = reciprocal_rms(sum_of_squares(x, norm.cols), norm.cols, norm.eps);
-  const float dot = reduce_row(norm.cols, [&](vf acc, int64_t j, int64_t n) {
+  const T* weight = static_cast<const T*>(norm.weight);
+  const vf offset = splat(norm.weight_offset);
+  vf squares[4] = {};
+  vf dots[4] = {};
+  int64_t j = 0;
+  for (; j + 4 * W <= norm.cols; j += 4 * W) {
+#pragma GCC unroll 2
+    for (int u = 0; u < 2; ++u) {
+      const int64_t at = j + 2 * u * W;
+      const Pair xs = load_pair(x + at);
+      Pair g = load_pair(grad + at);
+      if constexpr (gain != Gain::kNone) {
+        const Pair w = load_pair(weight + at);
+        g = {g.first * (w.first + offset), g.second * (w.second + offset)};
+      }
+      squares[2 * u] = fma(xs.first, xs.first, squares[2 * u]);
+      squares[2 * u + 1] = fma(xs.second, xs.second, squares[2 * u + 1]);
+      dots[2 * u] = fma(g.first, xs.first, dots[2 * u]);
+      dots[2 * u + 1] = fma(g.second, xs.second, dots[2 * u + 1]);
+    }
+  }
+  for (; j < norm.cols; j += W) {
+    const int64_t n = norm.cols - j < W ? norm.cols - j : W;
+    const vf xs = load_n(x + j, n);
     vf g = load_n(grad + j, n);
-    if constexpr (gain != Gain::kNone) g = g * gain_at<T>(norm, j, n);
-    return fma(g, load_n(x + j, n), acc);
-  });
-  return {r, r * r * r * dot / static_cast<float>(norm.cols)};
+    if constexpr (gain != Gain::kNone) g = g * (load_n(weight + j, n) + offset);
+    squares[0] = fma(xs, xs, squares[0]);
+    dots[0] = fma(g, xs, dots[0]);
+  }
+  const float r = reciprocal_rms(sum_of_four(squares), norm.cols, norm.eps);
+  return {r, r * r * r * sum_of_four(dots) / static_cast<float>(norm.cols)};
 }
 
 template <class T, Gain gain, bool streaming, int step>
-LB_INLINE void backward_step(const RmsNormBackward& args, int64_t row, float* partial) {
+LB_INLINE void backward_step(const RmsNormBackward& args, int64_t row, int64_t end,
+                             float* partial) {
   const int64_t cols = args.norm.cols;
   const T* x[step];
   const T* grad[step];
@@ -61,14 +118,19 @@ LB_INLINE void backward_step(const RmsNormBackward& args, int64_t row, float* pa
     r[k] = splat(scales.r);
     c[k] = splat(scales.c);
   }
+  const int64_t ahead = row + 2 * step <= end ? step : 0;
   for_each_vector(cols, [&](int64_t j, int64_t n) {
     vf weight_terms = {};
     vf scale = splat(1.0f);
-    if constexpr (gain != Gain::kNone) scale = gain_at<T>(args.norm, j, n);
+    if constexpr (gain != Gain::kNone) scale = gain_at<T, Gain::kAfter>(args.norm, j, n);
 #pragma GCC unroll 4
     for (int k = 0; k < step; ++k) {
       const vf xv = load_n(x[k] + j, n);
       const vf gv = load_n(grad[k] + j, n);
+      if constexpr (streaming) {
+        prefetch(x[k] + ahead * args.x.stride + j);
+        prefetch(grad[k] + ahead * args.grad.stride + j);
+      }
       vf out = r[k] * (gv * scale) - c[k] * xv;
       if (args.grad_residual.data != nullptr) out = out + load_n(grad_residual[k] + j, n);
       if constexpr (gain != Gain::kNone) {
@@ -96,17 +158,11 @@ void backward_chunks(const RmsNormBackward& args, int64_t begin, int64_t end) {
     int64_t row = chunk * args.chunk_rows;
     const int64_t last = row + args.chunk_rows < args.rows ? row + args.chunk_rows : args.rows;
     for (; row + kStep <= last; row += kStep) {
-      backward_step<T, gain, streaming, kStep>(args, row, partial);
+      backward_step<T, gain, streaming, kStep>(args, row, args.rows, partial);
     }
-    for (; row < last; ++row) backward_step<T, gain, streaming, 1>(args, row, partial);
+    for (; row < last; ++row) backward_step<T, gain, streaming, 1>(args, row, args.rows, partial);
   }
   if constexpr (streaming) stream_fence();
-}
-
-template <class T>
-bool can_stream(bool asked, const Rows& out, int64_t cols) {
-  return asked && cols % W == 0 && out.stride % W == 0 &&
-         vector_aligned(static_cast<const T*>(out.data));
 }
 
 template <class T>

@@ -145,6 +145,20 @@ LB_INLINE vf load(const f16* p) {
 #endif
 }
 
+// 2 W elements as two vectors. For bfloat16 these are the even and the odd elements: a shift and a
+// mask of 32-bit words take them apart, and no lane crosses another.
+struct Pair {
+  vf first;
+  vf second;
+};
+
+LB_INLINE Pair load_pair(const float* p) { return {load(p), load(p + W)}; }
+LB_INLINE Pair load_pair(const f16* p) { return {load(p), load(p + W)}; }
+LB_INLINE Pair load_pair(const bf16* p) {
+  const vu words = load_bits<vu>(p);
+  return {reinterpret_cast<vf>(words << 16), reinterpret_cast<vf>(words & 0xffff0000u)};
+}
+
 LB_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 
 #if defined(__AVX512F__)
@@ -244,6 +258,9 @@ LB_OUTLINE void store_tail(T* p, vf v, int64_t n) {
   store(lane, v);
   std::memcpy(p, lane, static_cast<size_t>(n) * sizeof(T));
 }
+
+// Brings the cache line at p into the second-level cache. Past the end of an array it does nothing.
+LB_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 template <class T>
 LB_INLINE bool vector_aligned(const T* p) {

@@ -404,7 +404,7 @@ def test_outs_that_overlap_each_other_are_refused(name: str, shift: int) -> None
     base = torch.zeros(3 * shape.numel())
     first = overlapping(base, shape, shape.numel())
     second = overlapping(base, shape, shape.numel() + shift)
-    with pytest.raises(ValueError, match=r"out\[0\]: shares memory with out\[1\]"):
+    with pytest.raises(ValueError, match=r"out\[0\]: its address range overlaps that of out\[1\]"):
         run(name, call, out=(first, second))
 
 
