@@ -18,7 +18,7 @@ $(VENV)/.ready: $(NATIVE) tools/setup_venv.sh
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.ready
-	$(BIN)/python -m pip --disable-pip-version-check -q install mkdocs-material "mkdocs>=1.6,<2" "mkdocstrings[python]>=0.29"
+	tools/setup_venv.sh $(VENV) dev,docs
 	@touch $@
 
 demo: $(VENV)/.ready ## train two drafters on real text, decode with them, show what drifts
@@ -50,6 +50,7 @@ wheel: $(VENV)/.ready ## build the source distribution and the wheel into dist/,
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
 	$(BIN)/auditwheel show dist/*.whl
+	test "$$($(BIN)/python -m zipfile -l dist/*.whl | grep -c '[.]so ')" = 1
 
 clean: ## remove what was built, but not the virtual environment
 	rm -rf build dist site runs bench/build bench/results .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,7 @@
     python -m bench.report [--publish]
 
 Reads bench/results/run.json (pytest-benchmark) and memory.json. With --publish it rewrites
-bench/RESULTS.md and bench/results/latest.json; without, it prints. Each op has a section of its
+bench/RESULTS.md, the table of README.md and bench/results/latest.json; without, it prints. Each op has a section of its
 name, which the op's page of the documentation shows.
 """
 
@@ -22,6 +22,8 @@ from bench.environment import QUIET
 from bench.run import RESULTS, ROOT
 
 TARGET = ROOT / "bench" / "RESULTS.md"
+README = ROOT / "README.md"
+README_MARKS = ("<!-- speed:begin -->", "<!-- speed:end -->")
 
 READING = """\
 Times are microseconds of one public call, medians; p99 is over rounds, and a round of a short call
@@ -278,6 +280,15 @@ def write(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def into_readme(text: str, lines: Sequence[str]) -> str:
+    """The README with `lines` between its marks."""
+    begin, end = README_MARKS
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"README.md: expected one {begin} and one {end}")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return "\n".join([before + begin, "", *lines, "", end + after])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.report")
     parser.add_argument("--publish", action="store_true", help="rewrite bench/RESULTS.md")
@@ -297,6 +308,9 @@ def main() -> None:
     }
     write(RESULTS / "latest.json", json.dumps(latest, separators=(",", ":")) + "\n")
     write(TARGET, text)
+    cpu = f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, {date}:"
+    shown = [cpu, "", *_glance(_points(timings))]
+    write(README, into_readme(README.read_text(), shown))
     print(f"{TARGET.relative_to(ROOT)}: " + " ".join(_summary(_points(timings))))
 
 

@@ -8,7 +8,11 @@ extras=$2
 python=${PYTHON:-python3}
 torch=${TORCH:-torch==2.13.0}
 
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+  echo "setup: $("$python" --version) is too old; leeboard needs Python 3.10 or newer (set PYTHON)" >&2
+  exit 1
+}
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check -q "$@"; }
 
 if ! "$venv/bin/python" -c "import torch" 2>/dev/null; then
@@ -17,6 +21,9 @@ if ! "$venv/bin/python" -c "import torch" 2>/dev/null; then
     pip install "$torch"
   elif [ "$(uname -s)" != Linux ]; then
     pip install "$torch"
+  elif command -v rocminfo >/dev/null; then
+    echo "setup: an AMD GPU may be here: install a ROCm build of $torch into $venv first" >&2
+    exit 1
   # The CPU build for Linux has a local version; only some indexes carry it. uv knows where
   # PyTorch keeps it.
   elif pip install "$torch+cpu" 2>/dev/null; then

@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("leeboard: interrupted", file=sys.stderr)
         return 130
-    except (ImportError, ValueError, FileNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        # A missing extra; its message says how to install it.
         print(f"leeboard: {error}", file=sys.stderr)
         return 2
 
