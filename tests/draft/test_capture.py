@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -61,6 +62,19 @@ def test_hooks_go_when_the_target_fails(llama: Any) -> None:
     with pytest.raises(IndexError), capture(llama, config):
         llama(torch.tensor([[61]]))
     assert not any(layer._forward_pre_hooks for layer in llama.model.layers)
+
+
+@pytest.mark.parametrize("convention", ["input", "output"])
+def test_passes_of_other_threads_do_not_count(llama: Any, convention: str) -> None:
+    config = DrafterConfig.for_target(llama.config, aux_layer_convention=convention)
+    with capture(llama, config) as aux, ThreadPoolExecutor(1) as other:
+        other.submit(llama, IDS).result()
+        with pytest.raises(RuntimeError, match="run the target first"):
+            _ = aux.hiddens
+        llama(IDS)
+        before = aux.hiddens
+        other.submit(llama, IDS[:, :2]).result()
+        assert [id(hidden) for hidden in aux.hiddens] == [id(hidden) for hidden in before]
 
 
 def test_layers_of_other_families() -> None:

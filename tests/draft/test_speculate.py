@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -311,6 +315,78 @@ def test_bad_arguments(llama: Any, change: dict[str, Any], message: str) -> None
     drafter = Eagle3Drafter(DrafterConfig.for_target(llama.config))
     with pytest.raises(ValueError, match=message):
         speculate(llama, drafter, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": torch.nn.Linear(2, 2)}, "target: got Linear, expected a Hugging Face causal"),
+        ({"target": None}, "target: got NoneType"),
+        ({"drafter": None}, "drafter: got NoneType, expected an Eagle3Drafter"),
+        ({"drafter": torch.nn.Linear(2, 2)}, "drafter: got Linear"),
+        ({"eos_token_id": "</s>"}, "eos_token_id: got '</s>' of type str, expected an integer"),
+        ({"eos_token_id": 2.5}, "eos_token_id: got 2.5 of type float"),
+        ({"eos_token_id": True}, "eos_token_id: got True of type bool"),
+        ({"eos_token_id": [3, None]}, "eos_token_id: got None of type NoneType"),
+        ({"eos_token_id": torch.tensor([1.5])}, "eos_token_id: got 1.5 of type float"),
+    ],
+)
+def test_arguments_of_another_kind(llama: Any, change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "target": llama,
+        "drafter": Eagle3Drafter(DrafterConfig.for_target(llama.config)),
+        "input_ids": prompt_of(3),
+        "max_new_tokens": 4,
+        "depth": 2,
+        **change,
+    }
+    with pytest.raises(TypeError, match=message):
+        speculate(**arguments)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, torch.tensor, lambda i: [np.int32(i)]])
+def test_kinds_of_end_of_sequence_ids(llama: Any, kind: Any) -> None:
+    prompt = prompt_of(6)
+    stop = int(greedy_of(llama, prompt)[0, 9])
+    drafter = Eagle3Drafter(DrafterConfig.for_target(llama.config))
+    result = speculate(llama, drafter, prompt, max_new_tokens=NEW, depth=2, eos_token_id=kind(stop))
+    assert int(result.tokens[0, -1]) == stop
+
+
+def test_target_in_training_mode() -> None:
+    target = make_target("llama").train()
+    drafter = Eagle3Drafter(DrafterConfig.for_target(target.config))
+    with pytest.raises(ValueError, match=r"target: .* training mode, .* call target\.eval\(\)"):
+        speculate(target, drafter, prompt_of(3), max_new_tokens=4, depth=2)
+
+
+def test_two_threads_on_one_target(llama: Any, trained: Eagle3Drafter) -> None:
+    """Passes of the target alternate strictly between the threads."""
+    prompts = [prompt_of(3, seed=0), prompt_of(9, seed=1)]
+    expected = [greedy_of(llama, prompt, 20) for prompt in prompts]
+    alone = [speculate(llama, trained, p, max_new_tokens=20, depth=3) for p in prompts]
+    # Every pass waits for one of the other thread's, until that thread is done.
+    meeting = threading.Barrier(2)
+
+    def meet(*_: Any) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            meeting.wait(10)
+
+    def decode(prompt: Tensor) -> SpeculateResult:
+        try:
+            return speculate(llama, trained, prompt, max_new_tokens=20, depth=3)
+        finally:
+            meeting.abort()
+
+    handle = llama.lm_head.register_forward_hook(meet)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            results = list(pool.map(decode, prompts))
+    finally:
+        handle.remove()
+    for result, truth, single in zip(results, expected, alone, strict=True):
+        assert torch.equal(result.tokens, truth)
+        assert result.accepted_per_round == single.accepted_per_round
 
 
 @pytest.mark.parametrize(

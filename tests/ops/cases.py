@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Sample
 from torch import Tensor
 
 import leeboard.ops
+from harness import Sample
 
 Builder = Callable[[torch.dtype], Sample]
 
@@ -219,7 +219,9 @@ def _add_norm_bad_calls() -> dict[str, BadCall]:
         "out-tensor": bad(TypeError, r"out: expected a pair of tensors, got Tensor", x, out=x),
         "out-number": bad(TypeError, r"out: expected a pair of tensors, got int", x, out=5),
         "out-three": bad(ValueError, r"out: 3 tensors given; expected a pair", x, out=(x, x, x)),
-        "out-twice": bad(ValueError, r"out\[0\]: its address range overlaps that of out\[1\]", x, out=(x, x)),
+        "out-twice": bad(
+            ValueError, r"out\[0\]: its address range overlaps that of out\[1\]", x, out=(x, x)
+        ),
     }
     return calls
 

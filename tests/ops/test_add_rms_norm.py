@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import all_rows_equal, assert_same, rows_beyond_the_cache
 
+from harness import all_rows_equal, assert_same, rows_beyond_the_cache
 from leeboard.ops import add_rms_norm, rms_norm
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from harness import assert_same
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness import assert_same
 from leeboard import reference
 from leeboard.ops import aux_norm_linear, rms_norm
 from tolerances import assert_close_to_reference
@@ -120,3 +125,84 @@ def test_sequences_of_any_kind() -> None:
 def test_no_features() -> None:
     hiddens, gammas, weight = inputs(torch.float32, 5, features=0)
     assert aux_norm_linear(hiddens, gammas, weight).shape == (5, 0)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the ops that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        # What is frozen costs nothing: no product, no norm of the states, no backward of it.
+        ("hiddens", {"mm": 1, "rms_norm": 0, "rms_norm_backward": 3}),
+        ("gammas", {"mm": 1, "rms_norm": 0, "rms_norm_backward": 3}),
+        ("weight", {"mm": 1, "rms_norm": 3, "rms_norm_backward": 0}),
+        ("all", {"mm": 2, "rms_norm": 3, "rms_norm_backward": 3}),
+    ],
+)
+@pytest.mark.parametrize("rows", [5, 20])
+def test_backward_computes_what_is_wanted(wanted: str, expected: dict[str, int], rows: int) -> None:
+    hiddens, gammas, weight = inputs(torch.float32, rows)
+    groups = {"hiddens": hiddens, "gammas": gammas, "weight": [weight]}
+    leaves = [*hiddens, *gammas, weight] if wanted == "all" else groups[wanted]
+    for t in leaves:
+        t.requires_grad_()
+    out, grad = aux_norm_linear(hiddens, gammas, weight), torch.randn(rows, 24)
+    with Calls() as calls:
+        actual = torch.autograd.grad(out, leaves, grad)
+    assert {name: calls.counts[name] for name in expected} == expected
+    exact = reference.aux_norm_linear(hiddens, gammas, weight)
+    for got, want in zip(actual, torch.autograd.grad(exact, leaves, grad), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def largest_allocation(function: Callable[[], object]) -> int:
+    """Bytes of the largest tensor made inside."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        function()
+    return max((event.self_cpu_memory_usage for event in profile.events()), default=0)
+
+
+@pytest.mark.parametrize("rows", [4, 20])
+def test_out_needs_no_second_result(rows: int) -> None:
+    hiddens, gammas, weight = inputs(torch.float32, rows, width=8, features=4096)
+    expected = aux_norm_linear(hiddens, gammas, weight)
+    size = expected.numel() * expected.itemsize
+    out = torch.empty_like(expected)
+    address = out.data_ptr()
+    assert largest_allocation(lambda: aux_norm_linear(hiddens, gammas, weight)) >= size
+    assert largest_allocation(lambda: aux_norm_linear(hiddens, gammas, weight, out=out)) < size
+    assert out.data_ptr() == address
+    assert_same([out], [expected])
+
+
+@pytest.mark.parametrize("rows", [4, 20, 600])
+@pytest.mark.parametrize("into", ["hidden", "gamma", "weight"])
+def test_out_inside_an_input(rows: int, into: str) -> None:
+    """Every input is read to its end before the first result is written over it."""
+    hiddens, gammas, weight = inputs(torch.float32, rows, width=40, features=40, states=2)
+    expected = aux_norm_linear(hiddens, gammas, weight)
+    room = torch.empty(4 * rows * 40 + weight.numel())
+    start = 20 if into == "gamma" else 40
+    out = room[start : start + rows * 40].view(rows, 40)
+    held = {"hidden": hiddens[1], "gamma": gammas[1], "weight": weight}[into]
+    moved = room[: held.numel()].view(held.shape).copy_(held)
+    if into == "hidden":
+        hiddens[1] = moved
+    elif into == "gamma":
+        gammas[1] = moved
+    else:
+        weight = moved
+    assert aux_norm_linear(hiddens, gammas, weight, out=out) is out
+    assert_same([out], [expected])

@@ -8,10 +8,10 @@ import threading
 
 import pytest
 import torch
-from harness import assert_matches, assert_same, run, run_reference
 
 import leeboard.ops
 from cases import CASES
+from harness import assert_matches, assert_same, run, run_reference
 from leeboard import _C
 from leeboard.ops import _library
 from leeboard.ops._state import (

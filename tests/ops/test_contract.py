@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
+import leeboard.ops
+import leeboard.reference
+from cases import CASES
 from harness import (
     LAYOUTS,
     Sample,
@@ -19,10 +28,7 @@ from harness import (
     run_reference,
     wants_gradient,
 )
-from torch import Tensor
-
-import leeboard.ops
-from cases import CASES
+from leeboard import _C
 from leeboard.ops.registry import OPS
 
 NAMES = sorted(OPS)
@@ -169,6 +175,36 @@ def test_several_threads_at_once(name: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         for result in pool.map(lambda _: run(name, call), range(12)):
             assert_same(result, expected)
+
+
+def test_other_threads_run_during_one_huge_row() -> None:
+    """No thread is ever made to give the interpreter away here: the kernel itself must."""
+    x = torch.ones(1, 1 << 20)
+    out = torch.empty_like(x)
+    ticks, stop = 0, threading.Event()
+
+    def count() -> None:
+        nonlocal ticks
+        while not stop.is_set():
+            ticks += 1
+            time.sleep(0)
+
+    before = sys.getswitchinterval()
+    other = threading.Thread(target=count)
+    other.start()
+    try:
+        sys.setswitchinterval(1000.0)
+        began, deadline = ticks, time.monotonic() + 20
+        # The entry point itself: nothing around it that might give the interpreter away. Often
+        # the first call is enough; on a busy machine the other thread may wake too late.
+        while ticks == began and time.monotonic() < deadline:
+            assert _C.rms_norm_forward(x, None, out, 1e-6, 0.0, "after_weight", -1)
+        progress = ticks - began
+    finally:
+        stop.set()
+        sys.setswitchinterval(before)
+        other.join()
+    assert progress > 0
 
 
 @dtypes
@@ -408,6 +444,24 @@ def test_outs_that_overlap_each_other_are_refused(name: str, shift: int) -> None
         run(name, call, out=(first, second))
 
 
+@ops
+def test_out_counts_as_a_change(name: str) -> None:
+    """Backward through a saved tensor that `out=` has overwritten raises, as after copy_."""
+    for sample in ("plain", "rows"):
+        call = make(name, sample)
+        expected = run(name, call)
+        for i, y in enumerate(expected):
+            if not y.is_floating_point():
+                continue
+            # exp keeps its output for the backward.
+            saved = torch.randn(y.shape, requires_grad=True).exp()
+            outs = tuple(saved if i == j else torch.empty_like(o) for j, o in enumerate(expected))
+            with torch.no_grad():
+                run(name, call, out=as_out(outs))
+            with pytest.raises(RuntimeError, match=r"modified by an inplace operation"):
+                saved.sum().backward()
+
+
 # --- bad input ---
 
 
@@ -430,7 +484,71 @@ def test_wrong_argument_names(name: str) -> None:
         run(name, call, epsilon=1e-6)
 
 
+@differentiable_ops
+def test_eps_of_numpy(name: str) -> None:
+    call = make(name, "plain")
+    sample = Sample(call.args, {**call.kwargs, "eps": np.float32(1e-3)})
+    plain = Sample(call.args, {**call.kwargs, "eps": float(np.float32(1e-3))})
+    assert_same(run(name, sample), run(name, plain))
+
+
+@ops
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_are_refused(name: str, layout: torch.layout) -> None:
+    call = make(name, "plain")
+    first, *others = call.tensors()
+    nested = torch.nested.nested_tensor([first, first[:1]], layout=layout)
+    where = r"hiddens\[0\]" if name == "aux_norm_linear" else "x"
+    with pytest.raises(ValueError, match=rf"^{where}: layout nested is not supported"):
+        run(name, call.replaced([nested, *others]))
+
+
+def test_registered_kernels_refuse_an_unknown_rounding() -> None:
+    """Whoever calls them past the checks of the public functions."""
+    x, w = torch.randn(4, 8), torch.randn(8)
+    options = (w, 1e-6, 0.0, "bogus")
+    with leeboard.ops.backend("cpu"):
+        with pytest.raises((RuntimeError, ValueError), match="bogus"):
+            torch.ops.leeboard.rms_norm(x, *options)
+        with pytest.raises((RuntimeError, ValueError), match="bogus"):
+            torch.ops.leeboard.add_rms_norm(x, x, *options)
+        with pytest.raises((RuntimeError, ValueError), match="bogus"):
+            torch.ops.leeboard.rms_norm_backward(x, x, *options, None)
+
+
 # --- special values ---
+
+
+@dtypes
+@pytest.mark.parametrize("rounding", ["after_weight", "before_weight"])
+def test_subnormals_survive(dtype: torch.dtype, rounding: str, isa: str) -> None:
+    """Nothing is flushed to zero: rows of +-1 give the weight, and the sum is what was added."""
+    smallest = torch.finfo(dtype).smallest_normal
+    positive = torch.linspace(0, 1, 129, dtype=torch.float64)[1:-1].mul(smallest).to(dtype)
+    tiny = torch.cat((positive, -positive))
+    assert (tiny != 0).all()
+    assert (tiny.double().abs() < smallest).all()
+    signs = torch.ones(3, tiny.numel(), dtype=dtype)
+    signs[1] = -1
+    with leeboard.ops.backend("cpu"):
+        actual = leeboard.ops.rms_norm(signs, tiny, eps=0.0, rounding=rounding)
+        assert_same([actual], [signs * tiny])
+        exact = leeboard.reference.rms_norm(signs, tiny, 0.0, rounding=rounding)
+        assert_same([actual], [exact])
+        x = tiny.expand(3, -1).contiguous()
+        residual = x.flip(1) * torch.tensor([[0.0], [1.0], [-0.5]], dtype=dtype)
+        _, total = leeboard.ops.add_rms_norm(x, residual, rounding=rounding)
+        assert_same([total], [leeboard.reference.add_rms_norm(x, residual)[1]])
+        assert torch.equal(total[0], tiny)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_weight_of_1e_39(dtype: torch.dtype, isa: str) -> None:
+    x, w = torch.ones(2, 40, dtype=dtype), torch.full((40,), 1e-39, dtype=dtype)
+    actual = leeboard.ops.rms_norm(x, w)
+    assert actual.min() > 0
+    assert_same([actual], [leeboard.reference.rms_norm(x, w)])
 
 
 @dtypes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import assert_same
 from torch.nn import functional as F
 
+from harness import assert_same
 from leeboard import reference
 from leeboard.ops import backend, linear_argmax
 

@@ -7,6 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cases import CASES
 from harness import (
     Sample,
     assert_gradients_match,
@@ -16,11 +21,6 @@ from harness import (
     run,
     wants_gradient,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
-
-from cases import CASES
 from leeboard.ops.registry import OPS
 
 NAMES = sorted(OPS)

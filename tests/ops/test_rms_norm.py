@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import all_rows_equal, assert_same, rows_beyond_the_cache
 from torch import Tensor
 
+from harness import all_rows_equal, assert_same, rows_beyond_the_cache
 from leeboard import reference
 from leeboard.ops import backend, rms_norm
 from tolerances import assert_close_to_reference

@@ -7,6 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import leeboard.ops
+from cases import CASES
 from harness import (
     Sample,
     assert_gradients_match,
@@ -19,13 +26,6 @@ from harness import (
     run_reference,
     wants_gradient,
 )
-from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-
-import leeboard.ops
-from cases import CASES
 from leeboard.ops.registry import OPS
 from tolerances import assert_close_to_reference
 
@@ -246,6 +246,24 @@ def test_vmap(name: str, sample: str, at: int) -> None:
 
 
 @ops
+def test_vmap_over_nothing(name: str) -> None:
+    """A batch of size 0, whichever arguments it is of."""
+    call = make(name, "plain")
+    tensors = call.tensors()
+    outputs = run(name, call)
+    for choice, batched in choices(len(tensors)):
+        dims = tuple(0 if i in batched else None for i in range(len(tensors)))
+        empty = [t.new_empty((0, *t.shape)) if i in batched else t for i, t in enumerate(tensors)]
+        for got, y in zip(
+            many(torch.func.vmap(of_tensors(name, call), in_dims=dims)(*empty)),
+            outputs,
+            strict=True,
+        ):
+            assert got.shape == (0, *y.shape), choice
+            assert got.dtype == y.dtype, choice
+
+
+@ops
 def test_nested_vmap(name: str) -> None:
     call = make(name, "1-d")
     function = of_tensors(name, call)
@@ -324,6 +342,28 @@ def test_forward_mode_is_the_reference(name: str) -> None:
     assert_same(dual_tangents, many(expected_tangent))
 
 
+@ops
+def test_forward_mode_refuses_out(name: str) -> None:
+    call = make(name, "plain")
+    expected = run(name, call)
+    outs = tuple(torch.zeros_like(y) for y in expected)
+
+    def function(*tensors: Tensor) -> Any:
+        return run(name, call.replaced(tensors), out=outs if len(outs) > 1 else outs[0])
+
+    floats = tuple(t for t in call.tensors() if t.is_floating_point())
+    rest = tuple(t for t in call.tensors() if not t.is_floating_point())
+    tangents = tuple(torch.randn_like(t) for t in floats)
+    with pytest.raises(RuntimeError, match=r"^out: .*not differentiable, but .*is in force"):
+        torch.func.jvp(lambda *t: function(*t, *rest), floats, tangents)
+    with torch.autograd.forward_ad.dual_level():
+        duals = map(torch.autograd.forward_ad.make_dual, floats, tangents)
+        with pytest.raises(RuntimeError, match=r"^out: .*not differentiable, but forward-mode AD"):
+            function(*duals, *rest)
+    for out in outs:
+        assert not out.any()
+
+
 @differentiable_ops
 def test_forced_kernels_refuse_torch_func(name: str) -> None:
     call = make(name, "plain")
@@ -370,6 +410,16 @@ def test_meta_tensors(name: str) -> None:
     for y, meta in zip(real, run(name, call.mapped(lambda t: t.to("meta"))), strict=True):
         assert meta.device.type == "meta"
         assert (meta.shape, meta.dtype) == (y.shape, y.dtype)
+
+
+@differentiable_ops
+def test_meta_tensors_have_gradients(name: str) -> None:
+    for sample in ("plain", "rows"):
+        call = wants_gradient(make(name, sample).mapped(lambda t: t.to("meta")))
+        grads = [torch.empty_like(y) for y in run(name, call)]
+        for grad, t in zip(gradients(OPS[name].function, call, grads), call.tensors(), strict=True):
+            assert grad.device.type == "meta"
+            assert (grad.shape, grad.dtype) == (t.shape, t.dtype)
 
 
 @ops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -47,13 +48,20 @@ class AuxStates:
     def __init__(self, ids: tuple[int, ...]) -> None:
         self._ids = ids
         self._states: dict[int, Tensor] = {}
+        self._thread = threading.get_ident()
+
+    def _catch(self, i: int, state: Tensor) -> None:
+        # The hooks sit on the target itself: what other threads run there is not ours.
+        if threading.get_ident() == self._thread:
+            self._states[i] = state.detach()
 
     @property
     def hiddens(self) -> tuple[Tensor, ...]:
         """The states [B, T, Ht], detached, in the order of `aux_layer_ids`.
 
         Raises:
-            RuntimeError: The target has not run since `capture` began or `clear` was called.
+            RuntimeError: The target has not run in the thread of `capture` since it began or
+                `clear` was called.
         """
         if missing := [i for i in self._ids if i not in self._states]:
             raise RuntimeError(f"no state of decoder layer(s) {missing}: run the target first")
@@ -69,7 +77,8 @@ def capture(target: nn.Module, config: DrafterConfig) -> Iterator[AuxStates]:
     """Catch the states that a drafter fuses, with forward hooks on the target's decoder layers.
 
     Only these layers' states are held (`output_hidden_states` would keep all of them), from
-    before the target's final norm. Outside the `with` block the target is as before.
+    before the target's final norm. Only passes of the thread that entered the block count, so
+    that several threads may use one target. Outside the `with` block the target is as before.
 
     Args:
         target: A Hugging Face causal LM; its layers are found by `decoder_layers`.
@@ -107,7 +116,7 @@ def capture(target: nn.Module, config: DrafterConfig) -> Iterator[AuxStates]:
 
 def _input_hook(caught: AuxStates, i: int) -> Any:
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        caught._states[i] = (args[0] if args else kwargs["hidden_states"]).detach()
+        caught._catch(i, args[0] if args else kwargs["hidden_states"])
 
     return hook
 
@@ -115,6 +124,6 @@ def _input_hook(caught: AuxStates, i: int) -> Any:
 def _output_hook(caught: AuxStates, i: int) -> Any:
     def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Some layers return a tuple whose first entry is the residual stream.
-        caught._states[i] = (output[0] if isinstance(output, tuple) else output).detach()
+        caught._catch(i, output[0] if isinstance(output, tuple) else output)
 
     return hook

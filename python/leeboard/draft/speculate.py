@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,14 +134,17 @@ def speculate(
         A `SpeculateResult`.
 
     Raises:
-        ValueError: An argument is out of range, an id is outside the vocabulary, the drafter does
-            not fit the target, or the sequence would outgrow either's positions.
+        TypeError: `target`, `drafter` or `eos_token_id` is of another kind.
+        ValueError: An argument is out of range, an id is outside the vocabulary, the target is in
+            training mode, the drafter does not fit it, or the sequence would outgrow either's
+            positions.
         ImportError: transformers (or tqdm, with `progress`) is not installed.
     """
     if temperature != 0.0:
         raise ValueError(f"temperature: got {temperature}, expected 0.0: only greedy decoding")
     for name, value in (("max_new_tokens", max_new_tokens), ("depth", depth)):
         positive_int(name, value)
+    _check_models(target, drafter)
     _check_fit(target, drafter)
     _check_prompt(target, drafter, input_ids, max_new_tokens)
     stops = _stop_ids(target, eos_token_id)
@@ -259,6 +263,18 @@ def _mean_rms(states: Sequence[Tensor]) -> list[float]:
     ]
 
 
+def _check_models(target: Any, drafter: Any) -> None:
+    missing = [name for name in ("config", "device") if not hasattr(target, name)]
+    if not isinstance(target, torch.nn.Module) or missing:
+        raise TypeError(
+            f"target: got {type(target).__name__}, expected a Hugging Face causal language model"
+        )
+    if not isinstance(drafter, Eagle3Drafter):
+        raise TypeError(f"drafter: got {type(drafter).__name__}, expected an Eagle3Drafter")
+    if target.training:
+        raise ValueError("target: it is in training mode, expected eval mode: call target.eval()")
+
+
 def _check_fit(target: Any, drafter: Eagle3Drafter) -> None:
     config, theirs = drafter.config, _text_config(target)
     for ours, name in (("vocab_size", "vocab_size"), ("target_hidden_size", "hidden_size")):
@@ -325,13 +341,20 @@ def _text_config(target: Any) -> Any:
 
 
 def _stop_ids(target: Any, eos_token_id: int | Iterable[int] | None) -> frozenset[int]:
-    if eos_token_id is None:
-        eos_token_id = getattr(getattr(target, "generation_config", None), "eos_token_id", None)
-    if eos_token_id is None:
+    given: Any = eos_token_id
+    if given is None:
+        given = getattr(getattr(target, "generation_config", None), "eos_token_id", None)
+    if given is None:
         return frozenset()
-    if isinstance(eos_token_id, int):
-        return frozenset((eos_token_id,))
-    return frozenset(int(token) for token in eos_token_id)
+    # A tensor or an array counts by its values.
+    ids = given.tolist() if hasattr(given, "tolist") else given
+    ids = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str | bytes) else [ids]
+    if bad := [i for i in ids if isinstance(i, bool) or not isinstance(i, int | np.integer)]:
+        raise TypeError(
+            f"eos_token_id: got {bad[0]!r} of type {type(bad[0]).__name__}, expected an integer, "
+            "integers or None"
+        )
+    return frozenset(int(i) for i in ids)
 
 
 def _new_target_cache() -> Any:

@@ -23,6 +23,13 @@ def tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
 
 
+def layout(name: str, value: Tensor) -> None:
+    """A plain strided tensor."""
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else value.layout
+        raise ValueError(f"{name}: layout {kind} is not supported; expected torch.strided")
+
+
 def rows(name: str, value: object) -> int:
     """A floating-point tensor [..., H] with H > 0; returns H."""
     tensor(name, value)
@@ -32,9 +39,7 @@ def rows(name: str, value: object) -> int:
             f"{name}: dtype {value.dtype} is not supported; "
             "expected float32, bfloat16, float16 or float64"
         )
-    if value.layout != torch.strided or value.is_nested:
-        kind = "nested" if value.is_nested else value.layout
-        raise ValueError(f"{name}: layout {kind} is not supported; expected torch.strided")
+    layout(name, value)
     if value.dim() == 0:
         raise ValueError(f"{name}: a 0-dimensional tensor was given; expected [..., H]")
     size = value.shape[-1]
@@ -70,8 +75,7 @@ def companion(
             f"expected {' or '.join(str(d) for d in (like.dtype, *dtypes))} "
             f"to go with {like_name} of dtype {like.dtype}"
         )
-    if value.layout != torch.strided:
-        raise ValueError(f"{name}: layout {value.layout} is not supported; expected torch.strided")
+    layout(name, value)
 
 
 def gain(name: str, value: Tensor | None, x: Tensor) -> None:
@@ -92,16 +96,19 @@ def epsilon(eps: object) -> float:
     return number
 
 
-def norm_options(eps: object, weight_offset: object, rounding: object) -> tuple[float, float]:
+def norm_options(eps: object, weight_offset: object, contract: object) -> tuple[float, float]:
     """The options that every norm takes; returns eps and weight_offset as floats."""
     number = epsilon(eps)
     if isinstance(weight_offset, bool) or not isinstance(weight_offset, Real):
         raise TypeError(f"weight_offset: expected a number, got {type(weight_offset).__name__}")
-    if rounding not in ROUNDINGS:
-        raise ValueError(
-            f"rounding: {rounding!r} was given; expected one of {', '.join(ROUNDINGS)}"
-        )
+    rounding(contract)
     return number, float(weight_offset)
+
+
+def rounding(value: object) -> None:
+    """One of the rounding contracts."""
+    if value not in ROUNDINGS:
+        raise ValueError(f"rounding: {value!r} was given; expected one of {', '.join(ROUNDINGS)}")
 
 
 def output(name: str, value: object, like_name: str, like: Tensor, size: Sequence[int]) -> None:
@@ -109,6 +116,15 @@ def output(name: str, value: object, like_name: str, like: Tensor, size: Sequenc
     companion(name, value, like_name, like)
     assert isinstance(value, Tensor)
     shape(name, value, size, "the shape of the result")
+    memory(name, value)
+
+
+def memory(name: str, value: Tensor) -> None:
+    """A tensor whose elements have memory: its storage may have been emptied."""
+    if value.numel() == 0 or value.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if value.untyped_storage().nbytes() == 0:
+        raise ValueError(f"{name}: its storage is empty; expected memory to write to")
 
 
 def no_grad(op: str, reason: str, **tensors: Tensor | None) -> None:

@@ -103,6 +103,7 @@ def _forward(
     weight_offset: float,
     rounding: str,
 ) -> tuple[Tensor, Tensor]:
+    _check.rounding(rounding)
     tensors = [t for t in (x, residual, weight) if t is not None]
     backend = choose("add_rms_norm", tensors)
     normed, new_residual = _fake(x, residual, weight, eps, weight_offset, rounding)

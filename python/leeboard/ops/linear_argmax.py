@@ -65,6 +65,8 @@ def linear_argmax(
         _check.shape("out[0]", out[0], x.shape[:-1], "the leading dimensions of x")
         _check.values("out[1]", out[1], x)
         _check.shape("out[1]", out[1], x.shape[:-1], "the leading dimensions of x")
+        _check.memory("out[0]", out[0])
+        _check.memory("out[1]", out[1])
         check_out("linear_argmax", **{"out[1]": out[1]})
     if direct_level(x, weight, d2t) is not None and out is None:
         return _forward(x, weight, d2t)

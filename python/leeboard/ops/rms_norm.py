@@ -80,6 +80,7 @@ def rms_norm(
 def _forward(
     x: Tensor, weight: Tensor | None, eps: float, weight_offset: float, rounding: str
 ) -> Tensor:
+    _check.rounding(rounding)
     backend = choose("rms_norm", [x] if weight is None else [x, weight])
     if backend == "reference":
         y = reference.rms_norm(x, weight, eps, weight_offset=weight_offset, rounding=rounding)
@@ -130,6 +131,7 @@ def _gradients(
     rounding: str,
     grad_residual: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    _check.rounding(rounding)
     tensors = [t for t in (x, grad, weight, grad_residual) if t is not None]
     backend = choose("rms_norm_backward", tensors)
     grad_x, grad_weight = _fake_gradients(
