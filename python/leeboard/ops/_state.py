@@ -124,6 +124,8 @@ def _find_probes() -> tuple[Callable[[], object], ...] | None:
 
 _probes = _find_probes()
 _is_compiling = torch.compiler.is_compiling
+# Constant outside Dynamo, and cheaper than is_compiling: other tracers install a dispatch mode.
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _get_state = _state.get
 if _probes is not None:
@@ -167,7 +169,7 @@ def direct_level(
     types included. Unrolled over the first tensors: a loop would cost a tenth of a short call.
     """
     if (
-        _is_compiling()
+        _is_dynamo_compiling()
         or _probes is None
         or _dispatch_modes()
         or _functorch_level() is not None
