@@ -61,21 +61,7 @@ LB_INLINE void forward_step(const AddRmsNormForward& args, int64_t row, int64_t 
     }
     put<T, streaming>(normed[k] + j, apply_gain<T, gain>(sum * r[k], factor), n);
   };
-  int64_t j = 0;
-  for (; j + kBlock * W <= cols; j += kBlock * W) {
-    vf factor[kBlock];
-#pragma GCC unroll 4
-    for (int u = 0; u < kBlock; ++u) factor[u] = gain_at<T, gain>(args.norm, j + u * W, W);
-    for (int k = 0; k < side; ++k) {
-#pragma GCC unroll 4
-      for (int u = 0; u < kBlock; ++u) write(k, j + u * W, W, factor[u]);
-    }
-  }
-  for (; j < cols; j += W) {
-    const int64_t n = cols - j < W ? cols - j : W;
-    const vf factor = gain_at<T, gain>(args.norm, j, n);
-    for (int k = 0; k < side; ++k) write(k, j, n, factor);
-  }
+  write_side_by_side<T, gain, side>(args.norm, write);
 }
 
 template <class T, Gain gain, bool streaming>

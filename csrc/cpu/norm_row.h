@@ -73,6 +73,27 @@ LB_INLINE void put(T* p, vf v, int64_t n) {
   }
 }
 
+// Calls write(k, j, n, factor) for every vector of `side` rows, block by block; factor is the gain
+// at its columns.
+template <class T, Gain gain, int side, class Write>
+LB_INLINE void write_side_by_side(const NormParams& norm, Write write) {
+  int64_t j = 0;
+  for (; j + kBlock * W <= norm.cols; j += kBlock * W) {
+    vf factor[kBlock];
+#pragma GCC unroll 4
+    for (int u = 0; u < kBlock; ++u) factor[u] = gain_at<T, gain>(norm, j + u * W, W);
+    for (int k = 0; k < side; ++k) {
+#pragma GCC unroll 4
+      for (int u = 0; u < kBlock; ++u) write(k, j + u * W, static_cast<int64_t>(W), factor[u]);
+    }
+  }
+  for (; j < norm.cols; j += W) {
+    const int64_t n = norm.cols - j < W ? norm.cols - j : W;
+    const vf factor = gain_at<T, gain>(norm, j, n);
+    for (int k = 0; k < side; ++k) write(k, j, n, factor);
+  }
+}
+
 // Whether rows of `cols` may be streamed to `out`: whole aligned vectors only.
 template <class T>
 bool can_stream(bool asked, const Rows& out, int64_t cols) {

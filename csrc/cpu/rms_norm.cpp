@@ -19,29 +19,12 @@ LB_INLINE void forward_step(const RmsNormForward& args, int64_t row, int64_t end
   }
   // While these rows are written, memory already reads the next ones.
   const int64_t ahead = row + 2 * side <= end ? side * args.x.stride : 0;
-  int64_t j = 0;
-  for (; j + kBlock * W <= cols; j += kBlock * W) {
-    vf factor[kBlock];
-#pragma GCC unroll 4
-    for (int u = 0; u < kBlock; ++u) factor[u] = gain_at<T, gain>(args.norm, j + u * W, W);
-    for (int k = 0; k < side; ++k) {
-#pragma GCC unroll 4
-      for (int u = 0; u < kBlock; ++u) {
-        const int64_t at = j + u * W;
-        if constexpr (streaming) prefetch(x[k] + ahead + at);
-        const vf normed = load(x[k] + at) * r[k];
-        put<T, streaming>(out[k] + at, apply_gain<T, gain>(normed, factor[u]), W);
-      }
-    }
-  }
-  for (; j < cols; j += W) {
-    const int64_t n = cols - j < W ? cols - j : W;
-    const vf factor = gain_at<T, gain>(args.norm, j, n);
-    for (int k = 0; k < side; ++k) {
-      const vf normed = load_n(x[k] + j, n) * r[k];
-      put<T, streaming>(out[k] + j, apply_gain<T, gain>(normed, factor), n);
-    }
-  }
+  auto write = [&](int k, int64_t j, int64_t n, vf factor) __attribute__((always_inline)) {
+    if constexpr (streaming) prefetch(x[k] + ahead + j);
+    const vf normed = load_n(x[k] + j, n) * r[k];
+    put<T, streaming>(out[k] + j, apply_gain<T, gain>(normed, factor), n);
+  };
+  write_side_by_side<T, gain, side>(args.norm, write);
 }
 
 template <class T, Gain gain, bool streaming>
