@@ -30,13 +30,15 @@ class OpCases:
     """The calls of one op.
 
     Attributes:
-        samples: Valid calls by id. Every op has "plain" (small), "plain-3d" (leading dimensions),
-            "rows" (2-D, more rows than any blocking) and "many" (enough work for several threads).
+        samples: Valid calls by id. Every op has "plain" (small) and "many" (enough work for several
+            threads); a rowwise one also "plain-3d" (leading dimensions) and "rows" (2-D, more rows
+            than any blocking).
         bad_calls: Calls that must raise, by id.
         op_arguments: A sample as the arguments of torch.ops.leeboard.<name>.
         row_leaves: Positions, among a sample's tensors, of those [..., H].
         invariant_rows: Up to this many rows a row's result does not depend on the others.
-        check_index: The rule for an output that is an index.
+        check_index: The rule for an output that is an index; without one it must equal the
+            reference's.
     """
 
     samples: dict[str, Builder]

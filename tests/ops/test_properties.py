@@ -23,7 +23,7 @@ from harness import (
 )
 from leeboard.ops.registry import OPS
 
-NAMES = sorted(OPS)
+NAMES = sorted(name for name in OPS if OPS[name].rowwise)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDTHS = st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 129, 257, 1000]))
 
@@ -119,8 +119,8 @@ def samples(draw: st.DrawFn, name: str) -> Sample:
     return DRAW[name](draw, draw(st.sampled_from(DTYPES)))
 
 
-def test_every_op_is_drawn() -> None:
-    assert set(DRAW) == set(OPS)
+def test_every_rowwise_op_is_drawn() -> None:
+    assert set(DRAW) == set(NAMES)
 
 
 @ops

@@ -29,6 +29,8 @@ class OpSpec:
         summary: A line for people.
         dtypes: What its kernels take.
         backends: Where it runs.
+        rowwise: Whether its inputs are rows [..., H] with any leading dimensions, which the outputs
+            share, and a row's result depends on that row alone.
     """
 
     name: str
@@ -38,6 +40,7 @@ class OpSpec:
     summary: str
     dtypes: tuple[torch.dtype, ...] = KERNEL_DTYPES
     backends: tuple[Backend, ...] = BACKENDS
+    rowwise: bool = True
 
 
 def _table(*specs: OpSpec) -> dict[str, OpSpec]:
