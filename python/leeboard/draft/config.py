@@ -271,11 +271,6 @@ def _rope_fields(config: Any) -> dict[str, Any]:
     names = ("rope_parameters", "rope_theta", "rope_scaling")
     fields = rope_fields({name: getattr(config, name, None) for name in names})
     fields["rope_theta"] = float(fields["rope_theta"])
-    if fields["rope_scaling"] is not None:
-        # How many of the target's channels turn is no matter of the drafter's.
-        scaling = dict(fields["rope_scaling"])
-        scaling.pop("partial_rotary_factor", None)
-        fields["rope_scaling"] = scaling or None
     return fields
 
 

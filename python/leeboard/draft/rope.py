@@ -129,6 +129,8 @@ def rope_fields(source: Mapping[str, Any]) -> dict[str, Any]:
     parameters = source.get("rope_parameters") or {}
     # Models that mix window and full attention keep one set of parameters per kind of layer.
     parameters = dict(parameters.get("full_attention", parameters) or {})
+    # A drafter turns every channel, whatever its target does.
+    parameters.pop("partial_rotary_factor", None)
     theta = parameters.pop("rope_theta", None)
     if theta is None:
         theta = source.get("rope_theta")
