@@ -36,6 +36,7 @@ from leeboard.draft import (
     load_drafter,
     save_drafter,
 )
+from leeboard.draft.rope import inverse_frequencies
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
@@ -171,6 +172,24 @@ def test_files_say_what_engines_read(tmp_path: Path) -> None:
     keys = safetensors_torch.load_file(tmp_path / "speculators" / "model.safetensors").keys()
     names = {re.sub(r"^midlayer\.", "layers.0.", name) for name in foreign_tensors()}
     assert keys == names | {f"fc_norm.{i}.weight" for i in range(3)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_transformers_reads_the_config(tmp_path: Path, layout: Any) -> None:
+    """Engines read config.json through LlamaConfig: it must see the same rotary embedding."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    drafter = tiny_drafter(rope_scaling=LLAMA3, sliding_window=16)
+    save_drafter(drafter, tmp_path, layout=layout)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    theirs = transformers.LlamaConfig(**fields.get("transformer_layer_config", fields))
+    assert (theirs.hidden_size, theirs.head_dim, theirs.num_hidden_layers) == (24, 10, 1)
+    assert theirs.rms_norm_eps == drafter.config.rms_norm_eps
+    assert theirs.sliding_window == 16
+    assert torch.equal(
+        LlamaRotaryEmbedding(theirs).inv_freq, inverse_frequencies(drafter.config)[0]
+    )
 
 
 def captured(drafter: Eagle3Drafter, target: Any) -> list[int]:
