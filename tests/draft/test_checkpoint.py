@@ -246,8 +246,8 @@ def test_layer_ids_mean_the_right_states(
         aux_layer_convention=convention,
         target=eight_layers,
     )
-    if convention is not None:
-        assert drafter.config.aux_layer_convention == convention
+    usual = "output" if layout == "eagle" and changes.get("eagle_config", True) else "input"
+    assert drafter.config.aux_layer_convention == (convention or usual)
     assert captured(drafter, eight_layers) == inputs
     for other in LAYOUTS:
         save_drafter(drafter, tmp_path / other, layout=other)  # type: ignore[arg-type]
@@ -573,7 +573,7 @@ def test_wrong_layer_of_speculators(tmp_path: Path) -> None:
             load_drafter(foreign(tmp_path, "speculators", transformer_layer_config=fields))
 
 
-@pytest.mark.parametrize("text", ["", "{", "\xff", '["a"]', "null"])
+@pytest.mark.parametrize("text", ["", "{", "\xff", '["a"]', "null", "[" * 100_000])
 def test_config_that_is_no_object(tmp_path: Path, text: str) -> None:
     foreign(tmp_path)
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
@@ -714,10 +714,16 @@ def test_a_save_that_fails_leaves_no_half(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*args: Any) -> None:
         raise OSError("disk full")
 
+    def fail_midway(tensors: Any, file: Path, metadata: Any) -> None:
+        file.write_bytes(b"half")
+        fail()
+
+    files = sorted(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors_torch, "save_file", fail)
+        patch.setattr(safetensors_torch, "save_file", fail_midway)
         with pytest.raises(OSError, match="disk full"):
             save_drafter(new, tmp_path)
+    assert sorted(tmp_path.iterdir()) == files
     assert_same(load_drafter(tmp_path), old)
     # New weights never stand beside the old switches.
     with monkeypatch.context() as patch:

@@ -99,14 +99,12 @@ def load_drafter(
             tensor.check(shapes[name], _MAPS.get(name))
         if dtype is None:
             dtype = _one_dtype(found, folder)
-        state = {
-            name: tensor.read() if name in _MAPS else tensor.read().to(dtype)
-            for name, tensor in found.items()
-        }
+        state = {name: tensor.read() for name, tensor in found.items()}
     state.update(_vocabulary_maps(state, config, str(folder)))
     if _EMBEDDING not in state:
-        state[_EMBEDDING] = source.embedding(shapes[_EMBEDDING]).to(dtype)
+        state[_EMBEDDING] = source.embedding(shapes[_EMBEDDING])
     drafter = drafter.to(dtype).to_empty(device=device or torch.get_default_device())
+    # Copies into the drafter's tensors, and so casts.
     drafter.load_state_dict(state)
     drafter.embed_tokens.weight.requires_grad_(False)
     return drafter.eval()
@@ -173,7 +171,7 @@ def _read_object(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{file}: not found ({place} {file.parent}), expected a JSON file")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error})") from error
     if isinstance(value, dict):
         return value
