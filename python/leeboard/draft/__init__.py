@@ -1,12 +1,14 @@
 """Speculative drafters: small models that guess ahead of a large one.
 
-Only targets need `transformers`; nothing here imports it before a target is used.
+Only targets need `transformers`, only checkpoints `safetensors`; nothing here imports either
+before it is used.
 """
 
 from __future__ import annotations
 
 from leeboard.draft.cache import DrafterCache
 from leeboard.draft.capture import AuxStates, capture
+from leeboard.draft.checkpoint import load_drafter, save_drafter
 from leeboard.draft.config import DrafterConfig
 from leeboard.draft.model import Eagle3Drafter
 from leeboard.draft.speculate import SpeculateResult, speculate
@@ -20,6 +22,8 @@ __all__ = [
     "SpeculateResult",
     "TTTLoss",
     "capture",
+    "load_drafter",
+    "save_drafter",
     "speculate",
     "ttt_loss",
 ]

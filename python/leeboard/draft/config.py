@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from leeboard.draft.checks import positive_int
+from leeboard.draft.rope import normalized_scaling, rope_fields
 
 AuxLayerConvention = Literal["input", "output"]
 
@@ -48,13 +49,18 @@ class DrafterConfig:
             decoder layer i, "output" the one that leaves it. Input of i = output of i - 1.
         num_aux_hidden_states: How many states are fused, 1 to 8; equals `len(aux_layer_ids)`.
         rms_norm_eps: Epsilon of every RMSNorm.
-        rope_theta: Base of the rotary position embedding (no scaling).
+        rope_theta: Base of the rotary position embedding.
+        rope_scaling: Its scaling as in Hugging Face configs: a mapping with `rope_type` "linear",
+            "llama3" or "yarn" and that type's keys, None (or "default") for none. Normalized,
+            hashable and immutable once it is in the config.
         max_position_embeddings: Longest sequence, prompt and new tokens together.
         norm_output: The state fed back to the next chain step is the final norm's output
             (post-norm) instead of the residual stream. A trained drafter has one or the other.
         fc_norm: One RMSNorm per fused state before `fc`.
         norm_before_fc: One RMSNorm over the concatenated states before `fc`; excludes `fc_norm`.
         norm_before_residual: The residual stream starts from the normed state.
+        sliding_window: Rows that a row attends to, itself included; None for all before it.
+        attention_sinks: The first rows that stay visible when a window has left them behind.
 
     Raises:
         ValueError: A field is out of range or two fields contradict; the message names them.
@@ -78,6 +84,9 @@ class DrafterConfig:
     fc_norm: bool = True
     norm_before_fc: bool = False
     norm_before_residual: bool = False
+    rope_scaling: Mapping[str, Any] | None = None
+    sliding_window: int | None = None
+    attention_sinks: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "aux_layer_ids", tuple(self.aux_layer_ids))
@@ -91,6 +100,9 @@ class DrafterConfig:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise ValueError(f"{name}: got {value!r}, expected a positive number")
+        scaling = normalized_scaling(self.rope_scaling, self.rope_theta)
+        object.__setattr__(self, "rope_scaling", scaling)
+        self._check_window()
         if self.draft_vocab_size > self.vocab_size:
             raise ValueError(
                 f"draft_vocab_size: got {self.draft_vocab_size}, expected at most "
@@ -131,12 +143,24 @@ class DrafterConfig:
                 f"num_aux_hidden_states: got {self.num_aux_hidden_states}, expected at most 8"
             )
 
+    def _check_window(self) -> None:
+        if self.sliding_window is not None:
+            positive_int("sliding_window", self.sliding_window)
+        sinks = self.attention_sinks
+        if type(sinks) is not int or sinks < 0:
+            raise ValueError(f"attention_sinks: got {sinks!r}, expected an integer from 0 up")
+        if sinks and self.sliding_window is None:
+            raise ValueError(
+                f"attention_sinks: got {sinks} with sliding_window = None, expected 0: without a "
+                "window every row stays visible"
+            )
+
     @classmethod
     def for_target(cls, target_config: Any, **overrides: Any) -> DrafterConfig:
         """A drafter that fits a target, from the target's Hugging Face config.
 
-        The drafter takes the target's width, heads, feed-forward width, rotary base, epsilon and
-        vocabulary. The fused states are the inputs of layers 2, N//2 and N-3 of the target's N
+        The drafter takes the target's width, heads, feed-forward width, rotary base and scaling
+        (from `rope_scaling` or `rope_parameters`), epsilon and vocabulary, not its window. The fused states are the inputs of layers 2, N//2 and N-3 of the target's N
         layers (EAGLE-3's rule); where these collide (N < 7), the inputs of layers 1, N//2 and
         N-1, and of layers 0, 1 and 2 for N = 3.
 
@@ -149,7 +173,8 @@ class DrafterConfig:
         Raises:
             TypeError: An override is not a field.
             ValueError: The config lacks a needed attribute, the target has fewer than three
-                layers and `aux_layer_ids` is not given, or a field is invalid.
+                layers and `aux_layer_ids` is not given, the target scales its rotary embedding in
+                a way that is not supported and `rope_scaling` is not given, or a field is invalid.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(overrides.keys() - known):
@@ -174,7 +199,7 @@ class DrafterConfig:
             "head_dim": int(_first(config, "head_dim", default=hidden // heads)),
             "target_hidden_size": hidden,
             "rms_norm_eps": float(_first(config, "rms_norm_eps", default=1e-6)),
-            "rope_theta": _rope_theta(config),
+            **_rope_fields(config),
             "max_position_embeddings": int(
                 _first(config, "max_position_embeddings", "n_positions", default=2048)
             ),
@@ -203,6 +228,8 @@ class DrafterConfig:
         """The fields as JSON-ready values; `from_dict` reads them back."""
         fields = dataclasses.asdict(self)
         fields["aux_layer_ids"] = list(self.aux_layer_ids)
+        if self.rope_scaling is not None:
+            fields["rope_scaling"] = dict(self.rope_scaling)
         return fields
 
     @classmethod
@@ -239,13 +266,12 @@ def _first(config: Any, *names: str, default: Any = _REQUIRED) -> Any:
     return default
 
 
-def _rope_theta(config: Any) -> float:
-    """The rotary base, wherever this version of transformers keeps it."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    # Models that mix window and full attention keep one set of parameters per kind of layer.
-    parameters = parameters.get("full_attention", parameters) or {}
-    theta = parameters.get("rope_theta")
-    return float(_first(config, "rope_theta", default=10000.0) if theta is None else theta)
+def _rope_fields(config: Any) -> dict[str, Any]:
+    """Rotary base and scaling, wherever this version of transformers keeps them."""
+    names = ("rope_parameters", "rope_theta", "rope_scaling")
+    fields = rope_fields({name: getattr(config, name, None) for name in names})
+    fields["rope_theta"] = float(fields["rope_theta"])
+    return fields
 
 
 def _default_aux_layers(num_layers: int, convention: AuxLayerConvention) -> tuple[int, ...]:

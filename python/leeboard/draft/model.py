@@ -17,11 +17,15 @@ from torch.nn import functional as F
 from leeboard.draft.cache import DrafterCache
 from leeboard.draft.checks import positive_int
 from leeboard.draft.config import DrafterConfig
+from leeboard.draft.rope import inverse_frequencies, rope_table, rotation
 from leeboard.nn import RMSNorm
 from leeboard.ops import add_rms_norm, aux_norm_linear, linear_argmax
 
 # EAGLE-3 heads follow the Llama family, whose norms round before the weight.
 _ROUNDING: Final = "before_weight"
+
+# Rows of the first rotary table; later ones double.
+_FIRST_ROWS: Final = 128
 
 
 class _Attention(nn.Module):
@@ -29,10 +33,12 @@ class _Attention(nn.Module):
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
+        self.config = config
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.rope_theta = config.rope_theta
+        # No buffer: `.to(bfloat16)` would round it.
+        self._inverse, self._rope_factor = inverse_frequencies(config)
         width, d = 2 * config.hidden_size, config.head_dim
         self.q_proj = nn.Linear(width, self.num_heads * d, bias=False)
         self.k_proj = nn.Linear(width, self.num_kv_heads * d, bias=False)
@@ -52,13 +58,17 @@ class _Attention(nn.Module):
         return cast(Tensor, self.o_proj(a.transpose(1, 2).flatten(2)))
 
     def _rotation(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        # Angles are built in float32 on every call: a buffer would be cast by `.to(bfloat16)`.
-        pairs = torch.arange(0, self.head_dim, 2, device=like.device, dtype=torch.float32)
-        angles = positions[..., None].float() * self.rope_theta ** (-pairs / self.head_dim)
-        angles = torch.cat((angles, angles), dim=-1)
-        if angles.ndim == 3:
-            angles = angles[:, None]
-        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+        cos, sin = rotation(positions, self._inverse.to(like.device), self._rope_factor)
+        cos, sin = (torch.cat((t, t), dim=-1).to(like.dtype) for t in (cos, sin))
+        return (cos[:, None], sin[:, None]) if cos.ndim == 3 else (cos, sin)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # After a move; computed anew, since a meta tensor has no values to copy.
+        device = self.q_proj.weight.device
+        if self._inverse.device != device:
+            self._inverse = inverse_frequencies(self.config)[0].to(device)
+        return self
 
 
 class _MLP(nn.Module):
@@ -107,6 +117,7 @@ class Eagle3Drafter(nn.Module):
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
         self.config = config
+        self._rope: tuple[Tensor, Tensor] | None = None
         h, eps, n = config.hidden_size, config.rms_norm_eps, config.num_aux_hidden_states
         fused = n * config.target_hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, h)
@@ -300,6 +311,40 @@ class Eagle3Drafter(nn.Module):
         finally:
             cache.crop(kept)
         return torch.cat(drafted, dim=1) if drafted else token[:, :0]
+
+    def rope_table(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the rotary angles of positions 0 to `length` - 1.
+
+        The table behind it is kept, grows by doubling, follows the module's device, and is never
+        part of the state_dict. Do not write to it.
+
+        Args:
+            length: Rows, at least 1 and at most the config's `max_position_embeddings`.
+
+        Returns:
+            (cos, sin), float32 [length, D/2] whatever the module's dtype: rows of
+            `leeboard.draft.rope.rope_table`.
+
+        Raises:
+            ValueError: `length` is out of range.
+        """
+        positive_int("length", length)
+        limit = self.config.max_position_embeddings
+        if length > limit:
+            raise ValueError(
+                f"length: got {length} positions, expected at most max_position_embeddings = {limit}"
+            )
+        device = self.fc.weight.device
+        kept = self._rope
+        if kept is None or kept[0].device != device or kept[0].shape[0] < length:
+            rows = _FIRST_ROWS if kept is None else kept[0].shape[0]
+            while rows < length:
+                rows *= 2
+            # Ordinary tensors, so that training can use what decoding has built.
+            with torch.inference_mode(False), torch.no_grad():
+                cos, sin = rope_table(self.config, min(rows, limit))
+                kept = self._rope = cos.to(device), sin.to(device)
+        return kept[0][:length], kept[1][:length]
 
     @torch.no_grad()
     def copy_from_target(self, target: Any) -> tuple[str, ...]:
