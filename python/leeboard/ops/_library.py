@@ -246,7 +246,8 @@ def kernels(op: str) -> ModuleType:
 
 def as_matrix(t: Tensor) -> Tensor:
     """[..., H] as [N, H] with unit stride along H; copies only where it must."""
-    matrix = t.as_subclass(Tensor).resolve_neg().reshape(-1, t.shape[-1])
+    plain = t.as_subclass(Tensor).resolve_neg()
+    matrix = plain[None] if t.dim() == 1 else plain.flatten(0, -2)
     return matrix if matrix.stride(-1) == 1 or matrix.shape[-1] == 1 else matrix.contiguous()
 
 

@@ -32,9 +32,7 @@ def verify_sample(
     if draft_probs is not None:
         row, taken = _walk_ratio(draft_tokens, target_probs, draft_probs, uniforms)
     else:
-        row, taken = _walk_target(
-            draft_tokens, target_probs, tree(draft_tokens, parents), uniforms
-        )
+        row, taken = _walk_target(draft_tokens, target_probs, tree(draft_tokens, parents), uniforms)
     next_token = pick(row, uniforms[:, nodes])
     accepted, path = summary(draft_tokens, taken)
     return (accepted, next_token) if parents is None else (accepted, next_token, path)
