@@ -63,6 +63,12 @@ def row_mass(row, V, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def divisor(total):
+    """What masses are divided by: a row without any, which is no distribution, counts as zeros."""
+    return tl.maximum(total, 1).to(tl.float64)
+
+
+@triton.jit
 def residual_mass(p, q, p_total, q_total):
     """The mass of max(p / sum p - q / sum q, 0).
 

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from leeboard.kernels._common import PINNED, device_of, is_hip
 from leeboard.kernels._verify import (
+    divisor,
     draw,
     first_of,
     load_tree,
@@ -150,8 +151,8 @@ def _verify_ratio_kernel(
     while (count < N) & (rejected == 0):
         q_total = row_mass(q_row, V, BLOCK)
         token = tl.load(tokens + count)
-        p = _mass_of(p_row, token, V) / total.to(tl.float64)
-        q = _mass_of(q_row, token, V) / q_total.to(tl.float64)
+        p = _mass_of(p_row, token, V) / divisor(total)
+        q = _mass_of(q_row, token, V) / divisor(q_total)
         hit = ((p >= q) & (p > 0.0)) | (tl.load(uniforms + count) * q < p)
         if hit:
             count += 1
@@ -163,8 +164,8 @@ def _verify_ratio_kernel(
     tl.store(accepted + sequence, count)
 
     # Without a rejection q counts as zero: its row is not there.
-    p_total = total.to(tl.float64)
-    scale = q_total.to(tl.float64)
+    p_total = divisor(total)
+    scale = divisor(q_total)
     rest = tl.zeros([BLOCK], tl.int64)
     if rejected > 0:
         for start in range(0, V, BLOCK):

@@ -45,6 +45,9 @@ LB_INLINE vf clamp_probability(vf p) {
 LB_INLINE vd aligned(vd p) { return p * kUnit + kAlign; }
 LB_INLINE vd mass_as_double(vd p) { return aligned(p) - kAlign; }
 
+// What masses are divided by: a row without any, which is no distribution, counts as zeros.
+LB_INLINE double divisor(int64_t total) { return total > 0 ? static_cast<double>(total) : 1.0; }
+
 // The mass of element v of a row.
 template <class T>
 LB_INLINE int64_t mass_at(const T* row, int64_t v) {

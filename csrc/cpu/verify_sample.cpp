@@ -69,12 +69,12 @@ void verify_ratio(const VerifySample& args, int64_t b, BlockMasses& masses, Bloc
   const auto enter = [&](int64_t i) {
     residual.p.row = row_of<T>(args.target, b * (nodes + 1) + i);
     fill_block_masses(residual.p, args.vocab, masses);
-    residual.p_total = static_cast<double>(masses.total);
+    residual.p_total = divisor(masses.total);
   };
   enter(0);
   const int64_t last = walk(draft, args.out, b, [&](int64_t i) {
     residual.q.row = row_of<T>(args.draft, b * nodes + i);
-    residual.q_total = static_cast<double>(sum_of_masses(residual.q, 0, args.vocab));
+    residual.q_total = divisor(sum_of_masses(residual.q, 0, args.vocab));
     const int64_t token = draft.tokens[i];
     const double p =
         static_cast<double>(token_mass(args, residual.p.row, token)) / residual.p_total;

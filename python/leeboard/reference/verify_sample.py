@@ -68,7 +68,8 @@ def _walk_ratio(
     row, alive, taken = masses(target_probs[:, 0]), None, []
     for i in range(draft_tokens.shape[1]):
         p, q = masses(target_probs[:, i]), masses(draft_probs[:, i])
-        p_total, q_total = p.sum(dim=1).double(), q.sum(dim=1).double()
+        # A row without any mass, which is no distribution, counts as zeros.
+        p_total, q_total = (row.sum(dim=1).clamp(min=1).double() for row in (p, q))
         a = _mass_of(p, draft_tokens[:, i]).double() / p_total
         b = _mass_of(q, draft_tokens[:, i]).double() / q_total
         hit = ((a >= b) & (a > 0)) | (uniforms[:, i].double() * b < a)
