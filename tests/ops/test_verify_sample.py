@@ -392,7 +392,7 @@ def test_the_checks_of_both_paths_agree(dtype: torch.dtype, size: int, isa: str)
 def test_the_stated_tolerance(sign: int) -> None:
     size = 1000
     allowed = tolerance(torch.float32, size)
-    assert 2.0**-22 + size**0.5 * 2.0**-23 <= allowed < 1.01 * (2.0**-22 + size**0.5 * 2.0**-23)
+    assert allowed == pytest.approx(2.0**-22 + size * 2.0**-27)
     for share, fits in ((0.9, True), (1.1, False)):
         p = torch.full((1, 1, size), (1.0 + sign * share * allowed) / size)
         assert (_C.first_bad_distribution(p, allowed, -1) == -1) == fits

@@ -83,8 +83,8 @@ def verify_sample(
     Raises:
         TypeError, ValueError: For an argument that does not fit, `parents` together with
             `draft_probs`, a probability that is negative or not finite, a row whose sum is off by
-            more than 2 eps + sqrt(V) 2^-23 + V s (eps and s: epsilon and smallest subnormal of
-            the dtype, float32's for float64), a token or parent or uniform out of range. The
+            more than 2 eps + V (2^-27 + s) (eps and s: epsilon and smallest subnormal of the
+            dtype, float32's for float64), a token or parent or uniform out of range. The
             message names argument, place and value.
         RuntimeError: If an input requires grad while grad mode is on, or a forced backend cannot
             run.
@@ -137,8 +137,8 @@ def verify_sample(
     run = _forward
     if direct_level(target_probs, draft_tokens, draft_probs, parents, uniforms) is None:
         run = torch.ops.leeboard.verify_sample
-    results = run(draft_tokens, target_probs, draft_probs, parents, uniforms)
-    results = results[: 2 if parents is None else 3]
+    found = run(draft_tokens, target_probs, draft_probs, parents, uniforms)
+    results = found[: 2 if parents is None else 3]
     return results if out is None else write(tuple(out), results)
 
 
