@@ -36,13 +36,29 @@ LB_INLINE Doubles widen(vf v) {
 #endif
 }
 
+// The instructions give their second operand where the first is NaN.
 LB_INLINE vf clamp_probability(vf p) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(_mm512_max_ps(p, splat(0.0f)), splat(2.0f));
+#elif defined(__AVX2__)
+  return _mm256_min_ps(_mm256_max_ps(p, splat(0.0f)), splat(2.0f));
+#else
   const vf positive = p > splat(0.0f) ? p : splat(0.0f);
   return positive < splat(2.0f) ? positive : splat(2.0f);
+#endif
 }
 
 // The masses of clamped probabilities as doubles, and as integers on top of kAlignBits.
-LB_INLINE vd aligned(vd p) { return p * kUnit + kAlign; }
+// The product is exact, so that a fused sum gives the same.
+LB_INLINE vd aligned(vd p) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(p, vd{} + kUnit, vd{} + kAlign);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_pd(p, vd{} + kUnit, vd{} + kAlign);
+#else
+  return p * kUnit + kAlign;
+#endif
+}
 LB_INLINE vd mass_as_double(vd p) { return aligned(p) - kAlign; }
 
 // What masses are divided by: a row without any, which is no distribution, counts as zeros.
@@ -62,6 +78,19 @@ struct Probabilities {
 
   LB_INLINE Doubles operator()(int64_t j, int64_t n) const {
     return widen(clamp_probability(load_n(row + j, n)));
+  }
+};
+
+// The same, noting in `wrong` where a number is negative or NaN.
+template <class T>
+struct CheckedProbabilities {
+  const T* row;
+  vi* wrong;
+
+  LB_INLINE Doubles operator()(int64_t j, int64_t n) const {
+    const vf p = load_n(row + j, n);
+    *wrong |= ~(p >= splat(0.0f));
+    return widen(clamp_probability(p));
   }
 };
 

@@ -98,13 +98,11 @@ void verify_ratio(const VerifySample& args, int64_t b, BlockMasses& masses, Bloc
 template <class T>
 bool is_distribution(const CheckDistributions& args, int64_t r) {
   const T* row = row_of<T>(args.rows, r);
-  vi negative = {};
-  for_each_vector(args.cols,
-                  [&](int64_t j, int64_t n) { negative |= ~(load_n(row + j, n) >= splat(0.0f)); });
+  vi wrong = {};
+  const int64_t total = sum_of_masses(CheckedProbabilities<T>{row, &wrong}, 0, args.cols);
   for (int i = 0; i < W; ++i) {
-    if (negative[i] != 0) return false;
+    if (wrong[i] != 0) return false;
   }
-  const int64_t total = sum_of_masses(Probabilities<T>{row}, 0, args.cols);
   const double off = static_cast<double>(total) / kUnit - 1.0;
   return off <= args.tolerance && -off <= args.tolerance;
 }
