@@ -363,8 +363,12 @@ def test_random_trees_walk_as_the_rule_says(size: int, isa: str) -> None:
 @pytest.mark.parametrize("size", [2, 100, 32000, 152064])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 10.0])
 def test_softmax_rows_are_distributions(dtype: torch.dtype, size: int, scale: float) -> None:
-    """What torch's softmax makes of logits of the dtype, and what a top-k renormalisation leaves."""
+    """What torch's softmax makes of logits of the dtype, and what a top-k renormalisation leaves.
+
+    One large number and many small ones cost a float32 sum the most.
+    """
     logits = (torch.randn(2, 2, size) * scale).to(dtype)
+    logits[1, 1, 0] = math.log(size) + scale + 2.0
     p = logits.softmax(dim=-1)
     kept = torch.where(p >= p.topk(min(50, size)).values[..., -1:], p, 0)
     for rows in (p, logits.double().softmax(dim=-1), kept / kept.sum(dim=-1, keepdim=True)):
