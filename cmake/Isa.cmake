@@ -7,6 +7,8 @@ set(LEEBOARD_KERNEL_SOURCES
     csrc/cpu/add_rms_norm.cpp
     csrc/cpu/aux_norm_linear.cpp
     csrc/cpu/linear_argmax.cpp
+    csrc/cpu/verify_greedy.cpp
+    csrc/cpu/verify_sample.cpp
     csrc/cpu/level_table.cpp)
 
 function(leeboard_add_level target level)

@@ -11,5 +11,6 @@ const KernelTable& kernels_of(int level);
 
 void bind_norm(py::module_& module, const TensorReader& reader);
 void bind_linear(py::module_& module, const TensorReader& reader);
+void bind_verify(py::module_& module, const TensorReader& reader);
 
 }  // namespace leeboard

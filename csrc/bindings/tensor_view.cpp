@@ -18,6 +18,7 @@ std::optional<Kind> kind_of(dlpack::DataType type) {
   if (type.code == dlpack::kFloat && type.bits == 32) return Kind::kFloat32;
   if (type.code == dlpack::kFloat && type.bits == 16) return Kind::kFloat16;
   if (type.code == dlpack::kBFloat && type.bits == 16) return Kind::kBFloat16;
+  if (type.code == dlpack::kFloat && type.bits == 64) return Kind::kFloat64;
   if (type.code == dlpack::kInt && type.bits == 64) return Kind::kInt64;
   return std::nullopt;
 }
@@ -26,6 +27,7 @@ std::optional<Kind> kind_of(const std::string& dtype) {
   if (dtype == "torch.float32") return Kind::kFloat32;
   if (dtype == "torch.float16") return Kind::kFloat16;
   if (dtype == "torch.bfloat16") return Kind::kBFloat16;
+  if (dtype == "torch.float64") return Kind::kFloat64;
   if (dtype == "torch.int64") return Kind::kInt64;
   return std::nullopt;
 }
@@ -34,6 +36,7 @@ int64_t kind_size(Kind kind) {
   switch (kind) {
     case Kind::kFloat32:
       return 4;
+    case Kind::kFloat64:
     case Kind::kInt64:
       return 8;
     default:

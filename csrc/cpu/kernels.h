@@ -113,6 +113,53 @@ struct LinearArgmax {
   int64_t* best_index;
 };
 
+// Drafts of one sequence: tokens [nodes], and the node that each follows. Without parents, node i
+// follows i - 1; node -1 is the root. Strides are between sequences.
+struct DraftTree {
+  int64_t nodes;
+  const int64_t* tokens;
+  int64_t tokens_stride;
+  const int64_t* parents;  // null: a chain
+  int64_t parents_stride;
+};
+
+// What a verification yields for each sequence.
+struct VerifyOutputs {
+  int64_t* accepted;
+  int64_t* next_token;
+  int64_t* path;  // [sequences, nodes], or null
+};
+
+// Sequence ranges.
+struct VerifyGreedy {
+  DraftTree tree;
+  const int64_t* target;  // [sequences, nodes + 1]
+  int64_t target_stride;
+  VerifyOutputs out;
+};
+
+// Sequence ranges. Row b * (nodes + 1) + i of `target` is the distribution before draft i of a
+// chain, or after node i - 1 of a tree; row b * nodes + i of `draft` is that of draft i.
+struct VerifySample {
+  DType dtype;
+  int64_t vocab;
+  DraftTree tree;
+  ConstRows target;
+  ConstRows draft;         // data null: the target-only rule
+  const double* uniforms;  // [sequences, nodes + 1]
+  int64_t uniforms_stride;
+  VerifyOutputs out;
+};
+
+// Row ranges: bad[r] tells whether row r holds a negative number or NaN, or does not sum to one.
+struct CheckDistributions {
+  DType dtype;
+  int64_t cols;
+  ConstRows rows;
+  double tolerance;
+  bool* bad;
+};
+
 struct KernelTable {
   void (*rms_norm_forward)(const RmsNormForward&, int64_t begin, int64_t end);
   void (*rms_norm_backward)(const RmsNormBackward&, int64_t begin, int64_t end);
@@ -121,6 +168,9 @@ struct KernelTable {
   void (*pack_normed)(const PackNormed&, int64_t begin, int64_t end);
   void (*linear_forward)(const LinearForward&, int64_t begin, int64_t end);
   void (*linear_argmax)(const LinearArgmax&, int64_t begin, int64_t end);
+  void (*verify_greedy)(const VerifyGreedy&, int64_t begin, int64_t end);
+  void (*verify_sample)(const VerifySample&, int64_t begin, int64_t end);
+  void (*check_distributions)(const CheckDistributions&, int64_t begin, int64_t end);
   int64_t pack_multiple;  // packed rows are padded to a multiple of this many elements
 };
 

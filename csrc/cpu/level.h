@@ -12,5 +12,8 @@ void add_rms_norm_forward(const AddRmsNormForward& args, int64_t begin, int64_t 
 void pack_normed(const PackNormed& args, int64_t begin, int64_t end);
 void linear_forward(const LinearForward& args, int64_t begin, int64_t end);
 void linear_argmax(const LinearArgmax& args, int64_t begin, int64_t end);
+void verify_greedy(const VerifyGreedy& args, int64_t begin, int64_t end);
+void verify_sample(const VerifySample& args, int64_t begin, int64_t end);
+void check_distributions(const CheckDistributions& args, int64_t begin, int64_t end);
 
 }  // namespace leeboard::LEEBOARD_LEVEL

@@ -13,6 +13,9 @@ const KernelTable table = {
     .pack_normed = pack_normed,
     .linear_forward = linear_forward,
     .linear_argmax = linear_argmax,
+    .verify_greedy = verify_greedy,
+    .verify_sample = verify_sample,
+    .check_distributions = check_distributions,
     .pack_multiple = kPackBlock,
 };
 

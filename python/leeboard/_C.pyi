@@ -59,3 +59,25 @@ def linear_argmax_forward(
     value: Tensor,
     level: int,
 ) -> bool: ...
+def verify_greedy_forward(
+    draft_tokens: Tensor,
+    target_tokens: Tensor,
+    parents: Tensor | None,
+    accepted: Tensor,
+    next_token: Tensor,
+    path: Tensor | None,
+    level: int,
+) -> bool: ...
+def verify_sample_forward(
+    draft_tokens: Tensor,
+    target_probs: Tensor,
+    draft_probs: Tensor | None,
+    parents: Tensor | None,
+    uniforms: Tensor,
+    accepted: Tensor,
+    next_token: Tensor,
+    path: Tensor | None,
+    level: int,
+) -> bool: ...
+def first_bad_distribution(probs: Tensor, tolerance: float, level: int) -> int | None:
+    """The first row that is no distribution, or -1; None for a tensor that is not taken."""

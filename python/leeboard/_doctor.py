@@ -111,7 +111,9 @@ def _verdicts(spec: OpSpec, device: torch.device) -> dict[str, str]:
     for name in spec.backends:
         on_cpu = name == "cpu"
         problem = kernel_problem(
-            name, [torch.empty(0, dtype=dtype, device="cpu" if on_cpu else device)]
+            name,
+            [torch.empty(0, dtype=dtype, device="cpu" if on_cpu else device)],
+            spec.dtypes,
         )
         found[name] = "runs" if problem is None else problem
     return found

@@ -10,7 +10,8 @@ The grid. bfloat16 is compiled most: it is the type that the interpreter cannot 
 gfx942 see every case; sm_80 and sm_100 share the register file and the warp of sm_90, so there the
 products and one width of each norm suffice. float32 halves the elements of a 128-bit load and
 takes other products: 4096 columns, once per vendor. float16 differs from bfloat16 in the opcodes'
-names alone: two products on one target. 4096 columns let Triton see alignment; 4097 is the same
+names alone: two products on one target. Verification is compiled as the usual cases are: a chain,
+a tree and the p/q rule over a large vocabulary. 4096 columns let Triton see alignment; 4097 is the same
 code with scalar loads. Row counts name each branch of the tile heuristics; columns name the
 narrowest, the usual and the widest one-block tile, and the walk beyond it.
 """
@@ -111,7 +112,14 @@ def cases() -> dict[str, Callable[[Any], None]]:
     """Launches by name; each takes the storage dtype."""
     import torch
 
-    from leeboard.kernels import add_rms_norm, aux_norm_linear, linear_argmax, rms_norm
+    from leeboard.kernels import (
+        add_rms_norm,
+        aux_norm_linear,
+        linear_argmax,
+        rms_norm,
+        verify_greedy,
+        verify_sample,
+    )
 
     def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -154,6 +162,32 @@ def cases() -> dict[str, Callable[[Any], None]]:
 
         return launch
 
+    def greedy(N: int) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            nodes, one = (empty(64, n, dtype=torch.int64) for n in (N, 1))
+            target = empty(64, N + 1, dtype=torch.int64)
+            verify_greedy.forward(nodes, target, nodes, one[:, 0], one[:, 0], nodes)
+
+        return launch
+
+    def sample(N: int, rule: str) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            nodes, one = (empty(64, n, dtype=torch.int64) for n in (N, 1))
+            p, q = (empty(64 * n, 152064, dtype=dtype) for n in (N + 1, N))
+            uniforms = empty(64, N + 1, dtype=torch.float64)
+            verify_sample.forward(
+                nodes,
+                p,
+                q if rule == "ratio" else None,
+                nodes if rule == "tree" else None,
+                uniforms,
+                one[:, 0],
+                one[:, 0],
+                nodes,
+            )
+
+        return launch
+
     table: dict[str, Callable[[torch.dtype], None]] = {}
     for H in (128, 4096, 4097, 16384, 20480):
         table[f"H{H}"] = norm(H, "after_weight")
@@ -168,12 +202,17 @@ def cases() -> dict[str, Callable[[Any], None]]:
             table[f"aux-N{N}-H{H}"] = aux(N, H)
             table[f"argmax-N{N}-H{H}"] = argmax(N, H)
     table["aux-N1-states8-H4096"] = aux(1, 4096, states=8)
+    table["greedy-tree60"] = greedy(60)
+    table["sample-chain5"] = sample(5, "chain")
+    table["sample-tree60"] = sample(60, "tree")
+    table["sample-ratio5"] = sample(5, "ratio")
     return table
 
 
 def selected(case: str, dtype: str, target: str) -> bool:
     """Whether the grid holds this combination (see the top of the file for why)."""
     usual = case in USUAL_NORMS or ("-N" in case and case.endswith("H4096"))
+    usual |= case.startswith(("greedy-", "sample-"))
     thorough = target in ("sm_90", "gfx942")
     if dtype == "bfloat16":
         return thorough or usual

@@ -433,6 +433,300 @@ def _head_bad_calls() -> dict[str, BadCall]:
     }
 
 
+def probabilities(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Rows that sum to one. The first number is 1/V, so that even a tensor that repeats it all
+    over (the layout "expanded-all") holds distributions.
+    """
+    logits = 2.0 * torch.randn(shape, dtype=torch.float64)
+    logits.view(-1, shape[-1])[:1] = 0.0
+    return logits.softmax(dim=-1).to(dtype)
+
+
+def tree_of(nodes: int) -> Tensor:
+    """Parents [N] of a random tree."""
+    return torch.tensor([int(torch.randint(-1, i, ())) if i else -1 for i in range(nodes)])
+
+
+def greedy_samples() -> dict[str, Builder]:
+    def build(sequences: int, nodes: int, vocabulary: int = 3, tree: str = "chain") -> Builder:
+        def sample(dtype: torch.dtype) -> Sample:
+            drafts = torch.randint(0, vocabulary, (sequences, nodes))
+            target = torch.randint(0, vocabulary, (sequences, nodes + 1))
+            return Sample((drafts, target), tree_argument(tree, sequences, nodes))
+
+        return sample
+
+    return {
+        "plain": build(4, 8, vocabulary=2, tree="shared"),
+        "chain": build(40, 7, vocabulary=2),
+        "trees": build(20, 9, vocabulary=2, tree="own"),
+        "many": build(3000, 12, vocabulary=2, tree="own"),
+        "N0": build(3, 0),
+        "tree-N0": build(3, 0, tree="shared"),
+        "B0": build(0, 4, tree="own"),
+        "B1": build(1, 60, vocabulary=2, tree="shared"),
+        "V1": build(5, 6, vocabulary=1),
+        "large-ids": build(5, 6, vocabulary=1 << 62),
+    }
+
+
+def tree_argument(kind: str, sequences: int, nodes: int) -> dict[str, Tensor]:
+    if kind == "chain":
+        return {}
+    if kind == "shared":
+        return {"parents": tree_of(nodes).long()}
+    trees = [tree_of(nodes) for _ in range(sequences)]
+    return {"parents": torch.stack(trees) if trees else torch.empty((0, nodes)).long()}
+
+
+def sample_samples() -> dict[str, Builder]:
+    def build(
+        sequences: int,
+        nodes: int,
+        vocabulary: int,
+        tree: str = "chain",
+        ratio: bool = False,
+        uniforms: torch.dtype = torch.float64,
+    ) -> Builder:
+        def sample(dtype: torch.dtype) -> Sample:
+            target = probabilities(dtype, sequences, nodes + 1, vocabulary)
+            args = [torch.randint(0, vocabulary, (sequences, nodes)), target]
+            if ratio:
+                args.append(probabilities(dtype, sequences, nodes, vocabulary))
+            kwargs = tree_argument(tree, sequences, nodes)
+            kwargs["uniforms"] = torch.rand(sequences, nodes + 1, dtype=uniforms)
+            return Sample(tuple(args), kwargs)
+
+        return sample
+
+    samples = {
+        "plain": build(4, 6, 8, tree="shared"),
+        "ratio": build(24, 5, 8, ratio=True),
+        "chain": build(24, 5, 3),
+        "trees": build(12, 9, 5, tree="own"),
+        "many": build(40, 4, 3000, tree="own"),
+        "many-ratio": build(24, 4, 3000, ratio=True),
+        "float32-uniforms": build(12, 7, 4, tree="shared", uniforms=torch.float32),
+        "N0": build(3, 0, 5),
+        "ratio-N0": build(3, 0, 5, ratio=True),
+        "tree-N0": build(3, 0, 5, tree="shared"),
+        "B0": build(0, 4, 5, tree="own"),
+        "B1": build(1, 60, 5, tree="shared"),
+        "V1": build(5, 6, 1, tree="shared"),
+        "ratio-V1": build(5, 6, 1, ratio=True),
+    }
+    # The kernels cut rows in blocks of at least 64, then in 256 blocks.
+    for vocabulary in (17, 64, 65, 127, 129, 1000, 16384, 16449, 40001):
+        samples[f"V{vocabulary}"] = build(6, 3, vocabulary)
+        samples[f"ratio-V{vocabulary}"] = build(6, 3, vocabulary, ratio=True)
+    return samples
+
+
+def _greedy_bad_calls() -> dict[str, BadCall]:
+    op = leeboard.ops.verify_greedy
+    drafts, target = torch.zeros(2, 3).long(), torch.zeros(2, 4).long()
+
+    def bad(
+        error: type[Exception],
+        match: str,
+        drafts: object = drafts,
+        target: object = target,
+        **options: object,
+    ) -> BadCall:
+        return BadCall(lambda: op(drafts, target, **options), error, match)
+
+    return _tree_bad_calls(bad, drafts) | {
+        "target-none": bad(
+            TypeError, r"target_tokens: expected a torch.Tensor, got NoneType", target=None
+        ),
+        "target-dtype": bad(
+            ValueError, r"target_tokens: dtype torch.float32 .* torch.int64", target=target.float()
+        ),
+        "target-shape": bad(
+            ValueError,
+            r"target_tokens: shape \[2, 3\] was given; expected \[2, 4\]",
+            target=target[:, 1:],
+        ),
+        "target-batch": bad(
+            ValueError, r"target_tokens: shape \[1, 4\] .* expected \[2, 4\]", target=target[:1]
+        ),
+        "target-device": bad(
+            ValueError,
+            r"target_tokens: device meta was given; expected cpu",
+            target=target.to("meta"),
+        ),
+        "target-sparse": bad(
+            ValueError, r"target_tokens: layout torch.sparse", target=target.to_sparse()
+        ),
+    }
+
+
+def _tree_bad_calls(bad: Callable[..., BadCall], drafts: Tensor) -> dict[str, BadCall]:
+    """What both verification ops refuse: drafts [2, 3], parents, out."""
+    path = torch.zeros(2, 3).long()
+    ends = path[:, 0].clone()
+    return {
+        "drafts-list": bad(
+            TypeError, r"draft_tokens: expected a torch.Tensor, got list", drafts=[[0, 0, 0]]
+        ),
+        "drafts-dtype": bad(
+            ValueError, r"draft_tokens: dtype torch.int32 .* torch.int64", drafts=drafts.int()
+        ),
+        "drafts-1d": bad(
+            ValueError, r"draft_tokens: shape \[3\] was given; expected \[B, N\]", drafts=drafts[0]
+        ),
+        "drafts-sparse": bad(ValueError, r"draft_tokens: layout", drafts=drafts.to_sparse()),
+        "parents-list": bad(
+            TypeError, r"parents: expected a torch.Tensor, got list", parents=[-1, 0, 1]
+        ),
+        "parents-dtype": bad(
+            ValueError, r"parents: dtype torch.int32", parents=torch.tensor([-1, 0, 1]).int()
+        ),
+        "parents-shape": bad(
+            ValueError,
+            r"parents: shape \[2\] was given; expected \[3\] or \[2, 3\]",
+            parents=torch.tensor([-1, 0]),
+        ),
+        "parents-device": bad(
+            ValueError, r"parents: device meta", parents=torch.zeros(3, device="meta").long()
+        ),
+        "parents-self": bad(
+            ValueError,
+            r"parents: 1 was given at \[1\]; expected -1 or an earlier node",
+            parents=torch.tensor([-1, 1, 0]),
+        ),
+        "parents-later": bad(
+            ValueError,
+            r"parents: 2 was given at \[1, 0\]; expected -1 or an earlier node",
+            parents=torch.tensor([[-1, -1, -1], [2, 0, 1]]),
+        ),
+        "parents-negative": bad(
+            ValueError, r"parents: -2 was given at \[2\]", parents=torch.tensor([-1, 0, -2])
+        ),
+        "out-tensor": bad(TypeError, r"out: expected 2 tensors, got Tensor", out=ends),
+        "out-no-path": bad(
+            ValueError,
+            r"out: 2 tensors given; expected 3",
+            parents=torch.tensor([-1, 0, 1]),
+            out=(ends, ends.clone()),
+        ),
+        "out-path": bad(
+            ValueError, r"out: 3 tensors given; expected 2", out=(ends, ends.clone(), path)
+        ),
+    }
+
+
+def _sample_bad_calls() -> dict[str, BadCall]:
+    op = leeboard.ops.verify_sample
+    drafts = torch.zeros(2, 3).long()
+    p, u = torch.full((2, 4, 5), 0.2), torch.zeros(2, 4)
+
+    def bad(
+        error: type[Exception],
+        match: str,
+        drafts: object = drafts,
+        target: object = p,
+        draft: object = None,
+        uniforms: object = u,
+        **options: object,
+    ) -> BadCall:
+        return BadCall(
+            lambda: op(drafts, target, draft, uniforms=uniforms, **options), error, match
+        )
+
+    def changed(value: float, *place: int) -> Tensor:
+        probs = p.clone()
+        probs[place] = value
+        return probs
+
+    calls = _tree_bad_calls(bad, drafts)
+    for name, value in {
+        "nan": "nan",
+        "inf": "inf",
+        "minus-inf": "-inf",
+        "negative": "-0.5",
+    }.items():
+        wrong = changed(float(value), 1, 2, 3)
+        match = rf"_probs: {value} was given at \[1, 2, 3\]; expected a finite number >= 0"
+        calls[f"target-{name}"] = bad(ValueError, "target" + match, target=wrong)
+        calls[f"draft-{name}"] = bad(ValueError, "draft" + match, draft=wrong[:, :3])
+        calls[f"bfloat16-{name}"] = bad(ValueError, "target" + match, target=wrong.bfloat16())
+        calls[f"float64-{name}"] = bad(ValueError, "target" + match, target=wrong.double())
+        calls[f"strided-{name}"] = bad(
+            ValueError, "target" + match, target=wrong.repeat_interleave(2, dim=2)[..., ::2]
+        )
+    return calls | {
+        "sum-low": bad(
+            ValueError,
+            r"target_probs: row \[0, 1\] sums to 0\.8\d*; expected 1 within .*float32, V = 5",
+            target=changed(0.0, 0, 1, 0),
+        ),
+        "sum-high": bad(
+            ValueError, r"target_probs: row \[1, 3\] sums to 1\.8", target=changed(1.0, 1, 3, 4)
+        ),
+        "sum-logits": bad(ValueError, r"target_probs: row \[0, 0\] sums to 500", target=p * 500),
+        "sum-draft": bad(
+            ValueError,
+            r"draft_probs: row \[1, 0\] sums to 0\.8",
+            draft=changed(0.0, 1, 0, 4)[:, :3],
+        ),
+        "sum-half": bad(
+            ValueError, r"target_probs: row .*float16", target=changed(0.25, 0, 1, 0).half()
+        ),
+        "token-high": bad(
+            ValueError,
+            r"draft_tokens: 5 was given at \[1, 2\]; expected 0 to 4",
+            drafts=torch.tensor([[0, 1, 2], [3, 4, 5]]),
+        ),
+        "token-negative": bad(
+            ValueError, r"draft_tokens: -1 was given at \[0, 0\]", drafts=drafts - 1
+        ),
+        "uniform-one": bad(
+            ValueError, r"uniforms: 1\.0 was given at \[0, 0\]; .*\[0, 1\)", uniforms=u + 1
+        ),
+        "uniform-nan": bad(ValueError, r"uniforms: nan was given", uniforms=u * float("nan")),
+        "uniform-negative": bad(ValueError, r"uniforms: -1\.0 was given", uniforms=u - 1),
+        "uniforms-shape": bad(
+            ValueError, r"uniforms: shape \[2, 3\] was given; expected \[2, 4\]", uniforms=u[:, 1:]
+        ),
+        "uniforms-dtype": bad(ValueError, r"uniforms: dtype torch.int64", uniforms=u.long()),
+        "uniforms-half": bad(ValueError, r"uniforms: dtype torch.float16", uniforms=u.half()),
+        "uniforms-list": bad(TypeError, r"uniforms: expected a torch.Tensor", uniforms=[0.5]),
+        "generator-too": bad(
+            ValueError, r"generator: .*together with uniforms", generator=torch.Generator()
+        ),
+        "target-none": bad(TypeError, r"target_probs: expected a torch.Tensor", target=None),
+        "target-dtype": bad(ValueError, r"target_probs: dtype torch.int64", target=p.long()),
+        "target-V0": bad(ValueError, r"target_probs: shape \[2, 4, 0\]", target=p[..., :0]),
+        "target-rows": bad(
+            ValueError,
+            r"target_probs: shape \[2, 3, 5\] was given; expected \[2, 4, 5\]",
+            target=p[:, 1:],
+        ),
+        "target-batch": bad(
+            ValueError, r"target_probs: shape \[1, 4, 5\] .* expected \[2, 4, 5\]", target=p[:1]
+        ),
+        "target-2d": bad(ValueError, r"target_probs: shape \[2, 5\]", target=p[:, 0]),
+        "target-device": bad(ValueError, r"target_probs: device meta", target=p.to("meta")),
+        "target-sparse": bad(ValueError, r"target_probs: layout", target=p.to_sparse()),
+        "draft-rows": bad(
+            ValueError, r"draft_probs: shape \[2, 4, 5\] was given; expected \[2, 3, 5\]", draft=p
+        ),
+        "draft-dtype": bad(
+            ValueError, r"draft_probs: dtype torch.float16 .* torch.float32", draft=p[:, 1:].half()
+        ),
+        "draft-tree": bad(
+            ValueError,
+            r"draft_probs: .*together with parents; expected None",
+            draft=p[:, 1:],
+            parents=torch.tensor([-1, 0, 1]),
+        ),
+        "target-grad": bad(
+            RuntimeError, r"target_probs: requires grad", target=p.clone().requires_grad_()
+        ),
+    }
+
+
 CASES: dict[str, OpCases] = {
     "rms_norm": OpCases(
         samples=norm_samples(rows=1),
@@ -465,5 +759,22 @@ CASES: dict[str, OpCases] = {
         op_arguments=lambda sample: (*sample.args, sample.kwargs.get("d2t")),
         row_leaves=lambda sample: (0,),
         check_index=check_argmax,
+    ),
+    "verify_greedy": OpCases(
+        samples=greedy_samples(),
+        bad_calls=_greedy_bad_calls(),
+        op_arguments=lambda sample: (*sample.args, sample.kwargs.get("parents")),
+        row_leaves=lambda sample: (),
+    ),
+    "verify_sample": OpCases(
+        samples=sample_samples(),
+        bad_calls=_sample_bad_calls(),
+        op_arguments=lambda sample: (
+            *sample.args,
+            *[None] * (3 - len(sample.args)),
+            sample.kwargs.get("parents"),
+            sample.kwargs["uniforms"],
+        ),
+        row_leaves=lambda sample: (),
     ),
 }

@@ -7,5 +7,16 @@ from leeboard.ops.add_rms_norm import add_rms_norm
 from leeboard.ops.aux_norm_linear import aux_norm_linear
 from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.rms_norm import rms_norm
+from leeboard.ops.verify_greedy import verify_greedy
+from leeboard.ops.verify_sample import verify_sample
 
-__all__ = ["add_rms_norm", "aux_norm_linear", "backend", "isa", "linear_argmax", "rms_norm"]
+__all__ = [
+    "add_rms_norm",
+    "aux_norm_linear",
+    "backend",
+    "isa",
+    "linear_argmax",
+    "rms_norm",
+    "verify_greedy",
+    "verify_sample",
+]

@@ -149,6 +149,16 @@ def pair(name: str, value: object) -> None:
         tensor(f"{name}[{i}]", item)
 
 
+def several(name: str, value: object, count: int) -> None:
+    """A tuple of `count` tensors."""
+    if not isinstance(value, tuple | list):
+        raise TypeError(f"{name}: expected {count} tensors, got {type(value).__name__}")
+    if len(value) != count:
+        raise ValueError(f"{name}: {len(value)} tensors given; expected {count}")
+    for i, item in enumerate(value):
+        tensor(f"{name}[{i}]", item)
+
+
 def apart(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Two outputs that do not share memory."""
     if value.numel() == 0 or torch.compiler.is_compiling():

@@ -179,7 +179,9 @@ def triton_problem(device: torch.device) -> str | None:
     return f"there is no Triton backend for device {device}"
 
 
-def kernel_problem(name: Backend, tensors: Sequence[Tensor]) -> str | None:
+def kernel_problem(
+    name: Backend, tensors: Sequence[Tensor], taken: Sequence[torch.dtype] = KERNEL_DTYPES
+) -> str | None:
     """Why `name` cannot take these tensors, or None when it can."""
     if name == "reference":
         return None
@@ -187,23 +189,25 @@ def kernel_problem(name: Backend, tensors: Sequence[Tensor]) -> str | None:
     dtypes = {t.dtype for t in tensors}
     if len(dtypes) > 1:
         return f"the {name} kernels take one dtype, got {', '.join(sorted(map(str, dtypes)))}"
-    if first.dtype not in KERNEL_DTYPES:
+    if first.dtype not in taken:
         return f"the {name} kernels take float32, bfloat16 and float16, not {first.dtype}"
     if name == "cpu":
         return None if first.device.type == "cpu" else f"the tensors are on {first.device}"
     return triton_problem(first.device)
 
 
-def choose(op: str, tensors: Sequence[Tensor]) -> Backend:
+def choose(
+    op: str, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype] = KERNEL_DTYPES
+) -> Backend:
     """The backend for a call: the forced one, or the first that takes the tensors."""
     forced = state().backend
     if forced is not None:
-        problem = kernel_problem(forced, tensors)
+        problem = kernel_problem(forced, tensors, dtypes)
         if problem is not None:
             raise RuntimeError(f"leeboard.ops.{op}: backend {forced!r} is forced, but {problem}")
         return forced
     natural: Backend = "cpu" if tensors[0].device.type == "cpu" else "triton"
-    return natural if kernel_problem(natural, tensors) is None else "reference"
+    return natural if kernel_problem(natural, tensors, dtypes) is None else "reference"
 
 
 def takes_reference(op: str) -> bool:
@@ -242,7 +246,8 @@ def kernels(op: str) -> ModuleType:
 
 def as_matrix(t: Tensor) -> Tensor:
     """[..., H] as [N, H] with unit stride along H; copies only where it must."""
-    matrix = t.as_subclass(Tensor).resolve_neg().reshape(-1, t.shape[-1])
+    plain = t.as_subclass(Tensor).resolve_neg()
+    matrix = plain[None] if t.dim() == 1 else plain.flatten(0, -2)
     return matrix if matrix.stride(-1) == 1 or matrix.shape[-1] == 1 else matrix.contiguous()
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from leeboard import _C
@@ -152,6 +153,23 @@ def transform_problem() -> str | None:
             if level.key().name != "Vmap":
                 return f"torch.func ({level.key().name})"
     return None
+
+
+def values_visible(*tensors: Tensor | None) -> bool:
+    """Whether the values of tensors may be looked at: none is traced, fake, or without memory."""
+    if _is_compiling() or _probes is None or _dispatch_modes() or _tracing() is not None:
+        return False
+    if _functorch_level() is not None or forward_ad._current_level >= 0:
+        return False
+    return not any(
+        t.is_meta
+        or isinstance(t, FakeTensor)
+        or torch._is_functional_tensor(t)
+        or t._is_zerotensor()
+        or (t.numel() > 0 and t.untyped_storage().nbytes() == 0)
+        for t in tensors
+        if t is not None
+    )
 
 
 def direct_level(

@@ -15,6 +15,8 @@ from leeboard.ops.add_rms_norm import add_rms_norm
 from leeboard.ops.aux_norm_linear import aux_norm_linear
 from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.rms_norm import rms_norm
+from leeboard.ops.verify_greedy import verify_greedy
+from leeboard.ops.verify_sample import verify_sample
 
 
 @dataclass(frozen=True)
@@ -75,5 +77,22 @@ OPS: dict[str, OpSpec] = _table(
         reference.linear_argmax,
         differentiable=False,
         summary="greedy token of a head, without its logits",
+    ),
+    OpSpec(
+        "verify_greedy",
+        verify_greedy,
+        reference.verify_greedy,
+        differentiable=False,
+        summary="accepted part of a draft under greedy decoding",
+        dtypes=(torch.int64,),
+        rowwise=False,
+    ),
+    OpSpec(
+        "verify_sample",
+        verify_sample,
+        reference.verify_sample,
+        differentiable=False,
+        summary="accepted part of a draft under sampling, lossless",
+        rowwise=False,
     ),
 )

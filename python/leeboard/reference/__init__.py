@@ -6,15 +6,39 @@ differentiable. Tests, benchmarks and the documentation use them; nothing restat
 
 from __future__ import annotations
 
+from leeboard.reference._drafter import DrafterWeights
+from leeboard.reference._quantized import QuantizedWeight, Weight, quantize_weight
 from leeboard.reference.add_rms_norm import add_rms_norm
 from leeboard.reference.aux_norm_linear import aux_norm_linear
+from leeboard.reference.decode_attention import decode_attention, decode_attention_
+from leeboard.reference.draft_chain import Draft, draft_chain
+from leeboard.reference.drafter_glue import drafter_glue
 from leeboard.reference.linear_argmax import linear_argmax
+from leeboard.reference.linear_topk import linear_topk
+from leeboard.reference.qlinear import qlinear
 from leeboard.reference.rms_norm import rms_norm, rms_norm_backward
+from leeboard.reference.swiglu_linear import swiglu_linear
+from leeboard.reference.verify_greedy import verify_greedy
+from leeboard.reference.verify_sample import verify_sample
 
 __all__ = [
+    "Draft",
+    "DrafterWeights",
+    "QuantizedWeight",
+    "Weight",
     "add_rms_norm",
     "aux_norm_linear",
+    "decode_attention",
+    "decode_attention_",
+    "draft_chain",
+    "drafter_glue",
     "linear_argmax",
+    "linear_topk",
+    "qlinear",
+    "quantize_weight",
     "rms_norm",
     "rms_norm_backward",
+    "swiglu_linear",
+    "verify_greedy",
+    "verify_sample",
 ]

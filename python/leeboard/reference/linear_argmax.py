@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from leeboard.reference._quantized import Weight
+from leeboard.reference.qlinear import qlinear
 
 
-def linear_argmax(x: Tensor, weight: Tensor, *, d2t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def linear_argmax(
+    x: Tensor, weight: Weight, *, d2t: Tensor | None = None, logsumexp: bool = False
+) -> tuple[Tensor, ...]:
     """(argmax_v, max_v) of x . weight[v]; with d2t the index becomes v + d2t[v].
 
-    Products are accumulated in float32 (float64 for float64 inputs) and not rounded before the
-    comparison; ties go to the lowest v.
+    With `logsumexp` also log sum_v exp(x . weight[v]). Products are accumulated in float32 (float64
+    for float64 inputs) and not rounded before the comparison; ties go to the lowest v.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    value, index = F.linear(x.to(wide), weight.to(wide)).max(dim=-1)
-    return (index if d2t is None else index + d2t[index]), value
+    logits = qlinear(x.to(torch.promote_types(x.dtype, torch.float32)), weight)
+    value, index = logits.max(dim=-1)
+    index = index if d2t is None else index + d2t[index]
+    return (index, value, logits.logsumexp(-1)) if logsumexp else (index, value)
