@@ -19,6 +19,7 @@ std::optional<Kind> kind_of(dlpack::DataType type) {
   if (type.code == dlpack::kFloat && type.bits == 16) return Kind::kFloat16;
   if (type.code == dlpack::kBFloat && type.bits == 16) return Kind::kBFloat16;
   if (type.code == dlpack::kInt && type.bits == 64) return Kind::kInt64;
+  if (type.code == dlpack::kBool && type.bits == 8) return Kind::kBool;
   return std::nullopt;
 }
 
@@ -27,6 +28,7 @@ std::optional<Kind> kind_of(const std::string& dtype) {
   if (dtype == "torch.float16") return Kind::kFloat16;
   if (dtype == "torch.bfloat16") return Kind::kBFloat16;
   if (dtype == "torch.int64") return Kind::kInt64;
+  if (dtype == "torch.bool") return Kind::kBool;
   return std::nullopt;
 }
 
@@ -36,6 +38,8 @@ int64_t kind_size(Kind kind) {
       return 4;
     case Kind::kInt64:
       return 8;
+    case Kind::kBool:
+      return 1;
     default:
       return 2;
   }

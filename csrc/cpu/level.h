@@ -10,6 +10,11 @@ void rms_norm_backward(const RmsNormBackward& args, int64_t begin, int64_t end);
 void column_sum(const ColumnSum& args, int64_t begin, int64_t end);
 void add_rms_norm_forward(const AddRmsNormForward& args, int64_t begin, int64_t end);
 void pack_normed(const PackNormed& args, int64_t begin, int64_t end);
+int64_t decode_attention_floats(int64_t rows, int64_t d);
+void decode_attention_keys(const DecodeAttention& args, int64_t begin, int64_t end);
+void decode_attention_queries(const DecodeAttention& args, int64_t begin, int64_t end);
+void decode_attention_chunks(const DecodeAttention& args, int64_t begin, int64_t end);
+void decode_attention_merge(const DecodeAttention& args, int64_t begin, int64_t end);
 void linear_forward(const LinearForward& args, int64_t begin, int64_t end);
 void linear_argmax(const LinearArgmax& args, int64_t begin, int64_t end);
 

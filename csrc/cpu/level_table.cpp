@@ -13,6 +13,11 @@ const KernelTable table = {
     .pack_normed = pack_normed,
     .linear_forward = linear_forward,
     .linear_argmax = linear_argmax,
+    .decode_attention_floats = decode_attention_floats,
+    .decode_attention_keys = decode_attention_keys,
+    .decode_attention_queries = decode_attention_queries,
+    .decode_attention_chunks = decode_attention_chunks,
+    .decode_attention_merge = decode_attention_merge,
     .pack_multiple = kPackBlock,
 };
 

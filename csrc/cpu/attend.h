@@ -1,0 +1,396 @@
+// Attention of a few query rows over rows of a key-value cache, at memory speed.
+//
+// Queries wait in float32, scaled, zero-padded and in the order in which keys of type T arrive
+// (`pack_query`); sums of values are kept in that order too and put right at the end
+// (`finish_state`). A block of keys is taken in two strokes: first every score, then the values;
+// while one half of a block is computed, the other is fetched. All rows share each load.
+//
+// A row's result depends on its own query and on the order of the keys, never on the rows beside
+// it. States of disjoint ranges are joined by `merge_states`, in an order that the caller fixes.
+#pragma once
+
+#include <cmath>
+
+#include "dot_panel.h"
+#include "vector_exp.h"
+
+namespace leeboard::LEEBOARD_LEVEL {
+namespace {
+
+// Keys whose scores are held at once.
+inline constexpr int kKeyBlock = 64;
+// Sums that a tile holds in registers.
+inline constexpr int kScoreSums = W;
+inline constexpr int kValueRows = W == 16 ? 8 : 4;
+inline constexpr int kValueSums = W == 16 ? 16 : 8;
+
+inline constexpr int64_t kNoWindow = int64_t{1} << 62;
+
+// Elements of a packed row of `d` channels.
+LB_INLINE int64_t attend_width(int64_t d) { return (d + kPackBlock - 1) / kPackBlock * kPackBlock; }
+
+// Running softmax of `rows` queries: the largest score, the sum of weights, the weighted values.
+struct AttendState {
+  float* most;   // [rows]
+  float* total;  // [rows]
+  float* sums;   // [rows, width]
+  int64_t rows;
+  int64_t width;
+};
+
+// Floats of a state of `rows` queries of `d` channels: whole cache lines, so that a state behind
+// another is aligned as it is.
+LB_INLINE int64_t attend_scratch_floats(int64_t rows, int64_t d) {
+  return (rows * (attend_width(d) + 2) + 15) / 16 * 16;
+}
+
+// A state in the caller's memory, left as it is.
+LB_INLINE AttendState attend_state_at(float* scratch, int64_t rows, int64_t d) {
+  const int64_t width = attend_width(d);
+  return {scratch + rows * width, scratch + rows * width + rows, scratch, rows, width};
+}
+
+// A state that has seen nothing. Without `sums` it can be merged into others, and no more.
+LB_INLINE AttendState attend_begin(float* scratch, int64_t rows, int64_t d, bool sums = true) {
+  const AttendState state = attend_state_at(scratch, rows, d);
+  for (int64_t i = 0; sums && i < rows * state.width; ++i) state.sums[i] = 0.0f;
+  for (int64_t r = 0; r < rows; ++r) {
+    state.most[r] = -INFINITY;
+    state.total[r] = 0.0f;
+  }
+  return state;
+}
+
+// Which keys a row sees. Key i of a range has the cache index origin + i; row r belongs to token
+// r / group, whose index is first + r / group. Visible are indices up to the token's own, within
+// the window or below `sinks`. With `mask`, instead: those whose byte is set, columns counted from
+// the range's key 0.
+struct Sight {
+  int64_t origin = 0;
+  int64_t first = 0;
+  int64_t group = 1;
+  int64_t window = kNoWindow;
+  int64_t sinks = 0;
+  const uint8_t* mask = nullptr;  // the first token's row
+  int64_t mask_stride = 0;
+
+  LB_INLINE bool sees(int64_t row, int64_t key) const {
+    const int64_t token = row / group;
+    if (mask != nullptr) return mask[token * mask_stride + key] != 0;
+    const int64_t distance = first + token - origin - key;
+    return distance >= 0 && (distance < window || origin + key < sinks);
+  }
+  // Whether every row of [row, row + rows) sees every key of [key, key + count).
+  LB_INLINE bool all(int64_t row, int64_t rows, int64_t key, int64_t count) const {
+    if (mask != nullptr) return false;
+    const int64_t near = first + row / group - origin;
+    const int64_t far = first + (row + rows - 1) / group - origin;
+    const int64_t last = key + count - 1;
+    return last <= near && (far - key < window || origin + last < sinks);
+  }
+  // Whether none of them sees any.
+  LB_INLINE bool none(int64_t row, int64_t rows, int64_t key, int64_t count) const {
+    if (mask != nullptr) return false;
+    const int64_t near = first + row / group - origin;
+    const int64_t far = first + (row + rows - 1) / group - origin;
+    return key > far || (near - (key + count - 1) >= window && origin + key >= sinks);
+  }
+};
+
+// [W] vectors become one that holds their sums, in order.
+LB_INLINE vf sums_of(const vf* v) {
+#if defined(__AVX512F__)
+#define LB_LOW(a, b) \
+  __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define LB_HIGH(a, b) \
+  __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define LB_EVEN(a, b) \
+  __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define LB_ODD(a, b) \
+  __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#elif defined(__AVX2__)
+#define LB_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define LB_HIGH(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define LB_EVEN(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define LB_ODD(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+#else
+#define LB_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define LB_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define LB_EVEN(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
+#define LB_ODD(a, b) __builtin_shufflevector(a, b, 2, 3, 6, 7)
+#endif
+  // Four vectors at a time until each lane of 128 bits holds four sums of its own part.
+  vf quad[W / 4];
+#pragma GCC unroll 4
+  for (int i = 0; i < W / 4; ++i) {
+    const vf* a = v + 4 * i;
+    const vf left = LB_LOW(a[0], a[1]) + LB_HIGH(a[0], a[1]);
+    const vf right = LB_LOW(a[2], a[3]) + LB_HIGH(a[2], a[3]);
+    quad[i] = LB_EVEN(left, right) + LB_ODD(left, right);
+  }
+#undef LB_LOW
+#undef LB_HIGH
+#undef LB_EVEN
+#undef LB_ODD
+#if defined(__AVX512F__)
+  auto halves = [](vf a, vf b) __attribute__((always_inline)) {
+    return reinterpret_cast<vf>(_mm512_shuffle_f32x4(a, b, 0x88)) +
+           reinterpret_cast<vf>(_mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return halves(halves(quad[0], quad[1]), halves(quad[2], quad[3]));
+#elif defined(__AVX2__)
+  return reinterpret_cast<vf>(_mm256_permute2f128_ps(quad[0], quad[1], 0x20)) +
+         reinterpret_cast<vf>(_mm256_permute2f128_ps(quad[0], quad[1], 0x31));
+#else
+  return quad[0];
+#endif
+}
+
+// Scores of G queries with the next few keys: scores[g * kKeyBlock + i] = q_g . key(i).
+template <class T, int G, int keys, class KeyAt>
+LB_INLINE void score_tile(KeyAt key_at, const float* q, int64_t width, int64_t d, float* scores) {
+  vf acc[G * keys] = {};
+  auto step = [&](int64_t j, auto load_key) __attribute__((always_inline)) {
+    Pair k[keys];
+#pragma GCC unroll 16
+    for (int i = 0; i < keys; ++i) k[i] = load_key(key_at(i) + j);
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+      const vf first = load(q + g * width + j);
+      const vf second = load(q + g * width + j + W);
+#pragma GCC unroll 16
+      for (int i = 0; i < keys; ++i) {
+        acc[g * keys + i] = fma(k[i].second, second, fma(k[i].first, first, acc[g * keys + i]));
+      }
+    }
+  };
+  int64_t j = 0;
+  for (; j + kPackBlock <= d; j += kPackBlock) {
+    step(j, [](const T* p) __attribute__((always_inline)) { return load_pair(p); });
+  }
+  if (j < d) {
+    step(j,
+         [n = d - j](const T* p) __attribute__((always_inline)) { return load_pair_tail(p, n); });
+  }
+  float lane[G * keys];
+#pragma GCC unroll 8
+  for (int i = 0; i < G * keys; i += W) store(lane + i, sums_of(acc + i));
+#pragma GCC unroll 8
+  for (int g = 0; g < G; ++g) {
+    std::memcpy(scores + g * kKeyBlock, lane + g * keys, keys * sizeof(float));
+  }
+}
+
+// Weighted values of `pairs` packed blocks at channel j, added to the rescaled state.
+template <class T, int G, int pairs, class LoadPair>
+LB_INLINE void value_pass(const T* values, int64_t stride, int64_t count, const float* weights,
+                          const float* alpha, float* sums, int64_t width, LoadPair load_value) {
+  vf acc[G][2 * pairs] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const T* row = values + i * stride;
+    Pair v[pairs];
+#pragma GCC unroll 8
+    for (int p = 0; p < pairs; ++p) v[p] = load_value(row + p * kPackBlock);
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+      const vf weight = splat(weights[g * kKeyBlock + i]);
+#pragma GCC unroll 8
+      for (int p = 0; p < pairs; ++p) {
+        acc[g][2 * p] = fma(weight, v[p].first, acc[g][2 * p]);
+        acc[g][2 * p + 1] = fma(weight, v[p].second, acc[g][2 * p + 1]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int g = 0; g < G; ++g) {
+#pragma GCC unroll 16
+    for (int p = 0; p < 2 * pairs; ++p) {
+      float* to = sums + g * width + p * W;
+      store(to, fma(load(to), splat(alpha[g]), acc[g][p]));
+    }
+  }
+}
+
+template <class T, int G>
+LB_INLINE void add_values(const T* values, int64_t stride, int64_t count, int64_t d,
+                          const float* weights, const float* alpha, float* sums, int64_t width) {
+  constexpr int kPairs = kValueSums / (2 * G) > 4 ? 4 : kValueSums / (2 * G);
+  auto whole = [](const T* p) __attribute__((always_inline)) { return load_pair(p); };
+  int64_t j = 0;
+  for (; j + kPairs * kPackBlock <= d; j += kPairs * kPackBlock) {
+    value_pass<T, G, kPairs>(values + j, stride, count, weights, alpha, sums + j, width, whole);
+  }
+  for (; j + kPackBlock <= d; j += kPackBlock) {
+    value_pass<T, G, 1>(values + j, stride, count, weights, alpha, sums + j, width, whole);
+  }
+  if (j < d) {
+    value_pass<T, G, 1>(values + j, stride, count, weights, alpha, sums + j, width,
+                        [n = d - j](const T* p)
+                            __attribute__((always_inline)) { return load_pair_tail(p, n); });
+  }
+}
+
+// Scores become weights exp(score - most); `alpha` is what the state so far must be scaled by.
+LB_INLINE void softmax_block(float* scores, int64_t padded, float& most, float& total,
+                             float& alpha) {
+  vf best = splat(-INFINITY);
+  for (int64_t i = 0; i < padded; i += W) {
+    const vf s = load(scores + i);
+    best = s > best ? s : best;
+  }
+  float lane[W];
+  store(lane, best);
+  float peak = most;
+  for (int i = 0; i < W; ++i) peak = lane[i] > peak ? lane[i] : peak;
+  // Nothing seen yet: any base does, but infinity less infinity is no number.
+  const float base = peak == -INFINITY ? 0.0f : peak;
+  vf sum = {};
+  for (int64_t i = 0; i < padded; i += W) {
+    const vf weight = vector_exp(load(scores + i) - splat(base));
+    store(scores + i, weight);
+    sum += weight;
+  }
+  store(lane, vector_exp(splat(most - base)));
+  alpha = lane[0];
+  total = total * alpha + horizontal_sum(sum);
+  most = peak;
+}
+
+// One block of at most kKeyBlock keys for rows [row, row + G). `fetch` says whether this group of
+// rows brings in the block's values and the next block's keys.
+template <class T, int G>
+LB_OUTLINE void attend_block(const AttendState& state, const float* q, int64_t row, const T* keys,
+                             int64_t key_stride, const T* values, int64_t value_stride,
+                             int64_t count, int64_t d, const Sight& sight, int64_t at, bool fetch) {
+  constexpr int kKeys = G < kScoreSums ? kScoreSums / G : 1;
+  static_assert(kKeyBlock % W == 0 && kKeyBlock % kKeys == 0 && G * kKeys % W == 0);
+  float weights[G * kKeyBlock];
+  float alpha[G];
+  const float* packed = q + row * state.width;
+  const int64_t bytes = d * static_cast<int64_t>(sizeof(T));
+  const int64_t padded = (count + W - 1) / W * W;
+  int64_t i = 0;
+  for (; i + kKeys <= count; i += kKeys) {
+    if (fetch) {
+      for (int64_t n = i; n < i + kKeys; ++n) {
+        const char* next = reinterpret_cast<const char*>(values + n * value_stride);
+        for (int64_t b = 0; b < bytes; b += 64) prefetch(next + b);
+      }
+    }
+    const T* first = keys + i * key_stride;
+    score_tile<T, G, kKeys>([&](int n)
+                                __attribute__((always_inline)) { return first + n * key_stride; },
+                            packed, state.width, d, weights + i);
+  }
+  if (i < count) {
+    // The last key stands in for those beyond it.
+    score_tile<T, G, kKeys>(
+        [&](int n) __attribute__((always_inline)) {
+          return keys + (i + n < count ? i + n : count - 1) * key_stride;
+        },
+        packed, state.width, d, weights + i);
+  }
+  const bool all = sight.all(row, G, at, count);
+  for (int g = 0; g < G; ++g) {
+    float* scores = weights + g * kKeyBlock;
+    for (int64_t n = count; n < padded; ++n) scores[n] = -INFINITY;
+    for (int64_t n = 0; !all && n < count; ++n) {
+      if (!sight.sees(row + g, at + n)) scores[n] = -INFINITY;
+    }
+    softmax_block(scores, padded, state.most[row + g], state.total[row + g], alpha[g]);
+  }
+  if (fetch) {
+    for (int64_t n = 0; n < count; ++n) {
+      const char* next = reinterpret_cast<const char*>(keys + (kKeyBlock + n) * key_stride);
+      for (int64_t b = 0; b < bytes; b += 64) prefetch(next + b);
+    }
+  }
+  float* sums = state.sums + row * state.width;
+  constexpr int kRows = G < kValueRows ? G : kValueRows;
+#pragma GCC unroll 2
+  for (int g = 0; g < G; g += kRows) {
+    add_values<T, kRows>(values, value_stride, count, d, weights + g * kKeyBlock, alpha + g,
+                         sums + g * state.width, state.width);
+  }
+}
+
+// Adds keys and values [begin, end) of a range to a state of packed queries `q` [rows, width].
+template <class T>
+LB_INLINE void attend_range(const AttendState& state, const float* q, const T* keys,
+                            int64_t key_stride, const T* values, int64_t value_stride,
+                            int64_t begin, int64_t end, int64_t d, const Sight& sight) {
+  for (int64_t at = begin; at < end; at += kKeyBlock) {
+    const int64_t count = end - at < kKeyBlock ? end - at : kKeyBlock;
+    const T* k = keys + at * key_stride;
+    const T* v = values + at * value_stride;
+    bool fetch = true;
+    auto rows = [&]<int G>(int64_t row) __attribute__((always_inline)) {
+      if (sight.none(row, G, at, count)) return;
+      attend_block<T, G>(state, q, row, k, key_stride, v, value_stride, count, d, sight, at, fetch);
+      fetch = false;
+    };
+    int64_t row = 0;
+    for (; row + 8 <= state.rows; row += 8) rows.template operator()<8>(row);
+    if (row + 4 <= state.rows) {
+      rows.template operator()<4>(row);
+      row += 4;
+    }
+    if (row + 2 <= state.rows) {
+      rows.template operator()<2>(row);
+      row += 2;
+    }
+    if (row < state.rows) rows.template operator()<1>(row);
+  }
+}
+
+// into = into and from, of disjoint keys.
+LB_INLINE void merge_states(const AttendState& into, const AttendState& from) {
+  for (int64_t r = 0; r < into.rows; ++r) {
+    const float a = into.most[r];
+    const float b = from.most[r];
+    if (b == -INFINITY && from.total[r] == 0.0f) continue;
+    const float most = b > a ? b : a;
+    const float base = most == -INFINITY ? 0.0f : most;
+    float lane[W];
+    store(lane, vector_exp(splat(a - base)));
+    const float keep = lane[0];
+    store(lane, vector_exp(splat(b - base)));
+    const float add = lane[0];
+    float* sums = into.sums + r * into.width;
+    const float* others = from.sums + r * from.width;
+    for (int64_t j = 0; j < into.width; j += W) {
+      store(sums + j, fma(load(sums + j), splat(keep), load(others + j) * splat(add)));
+    }
+    into.total[r] = into.total[r] * keep + from.total[r] * add;
+    into.most[r] = most;
+  }
+}
+
+// Packs a query of float32 vectors: the caller hands them over in order, scaled.
+template <class T>
+LB_INLINE void pack_query(float* packed, int64_t i, vf value, int64_t n) {
+  float lane[W];
+  store(lane, value);
+  for (int64_t e = 0; e < n; ++e) packed[packed_position<T>(i + e)] = lane[e];
+}
+
+// A row's attention, rounded once.
+template <class T>
+LB_INLINE void finish_state(const AttendState& state, int64_t row, int64_t d, T* out) {
+  const float* sums = state.sums + row * state.width;
+  const vf total = splat(state.total[row]);
+  for (int64_t j = 0; j < d; j += kPackBlock) {
+    float packed[kPackBlock];
+    float lane[kPackBlock];
+    store(packed, load(sums + j) / total);
+    store(packed + W, load(sums + j + W) / total);
+    for (int64_t e = 0; e < kPackBlock; ++e) lane[e] = packed[packed_position<T>(e)];
+    for (int64_t e = 0; e < kPackBlock && j + e < d; e += W) {
+      const int64_t n = d - j - e < W ? d - j - e : W;
+      store_n(out + j + e, load(lane + e), n);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace leeboard::LEEBOARD_LEVEL
