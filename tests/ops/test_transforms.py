@@ -358,18 +358,19 @@ def test_forward_mode_refuses_out(name: str) -> None:
     expected = run(name, call)
     outs = tuple(torch.zeros_like(y) for y in expected)
 
-    def function(*tensors: Tensor) -> Any:
-        return run(name, call.replaced(tensors), out=outs if len(outs) > 1 else outs[0])
+    def function(*floats: Tensor) -> Any:
+        others = iter(floats)
+        changed = call.mapped(lambda t: next(others) if t.is_floating_point() else t)
+        return run(name, changed, out=outs if len(outs) > 1 else outs[0])
 
     floats = tuple(t for t in call.tensors() if t.is_floating_point())
-    rest = tuple(t for t in call.tensors() if not t.is_floating_point())
     tangents = tuple(torch.randn_like(t) for t in floats)
     with pytest.raises(RuntimeError, match=r"^out: .*not differentiable, but .*is in force"):
-        torch.func.jvp(lambda *t: function(*t, *rest), floats, tangents)
+        torch.func.jvp(function, floats, tangents)
     with torch.autograd.forward_ad.dual_level():
         duals = map(torch.autograd.forward_ad.make_dual, floats, tangents)
         with pytest.raises(RuntimeError, match=r"^out: .*not differentiable, but forward-mode AD"):
-            function(*duals, *rest)
+            function(*duals)
     for out in outs:
         assert not out.any()
 

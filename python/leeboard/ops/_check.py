@@ -186,8 +186,12 @@ def shares_elements(t: Tensor) -> bool:
 
 
 def distinct(name: str, value: Tensor) -> None:
-    """A tensor that can be written: no two elements share memory."""
-    if value.numel() and not torch.compiler.is_compiling() and shares_elements(value):
+    """A tensor that can be written: no two elements share memory, and they lie there as they are."""
+    if torch.compiler.is_compiling():
+        return
+    if value.is_neg():
+        raise ValueError(f"{name}: a negative view was given; expected a tensor to write to")
+    if value.numel() and shares_elements(value):
         raise ValueError(
             f"{name}: shape {_text(value.shape)} with strides {_text(value.stride())} was given, "
             "whose elements share memory; expected elements of their own"

@@ -18,7 +18,7 @@ from leeboard.ops._library import (
     kernels,
     takes_reference,
 )
-from leeboard.ops._state import direct_level, state
+from leeboard.ops._state import direct_level, state, transform_problem
 
 # What the kernels are told where there is no window.
 _NO_WINDOW = -1
@@ -144,7 +144,8 @@ def decode_attention_(
         Tensor [B, Hq, T, D], as `decode_attention`.
 
     Raises:
-        TypeError, ValueError: As `decode_attention`; also for a cache whose elements share memory.
+        TypeError, ValueError: As `decode_attention`; also for a cache whose elements share memory, or a
+            negative view.
         RuntimeError: As `decode_attention`; also under a transform of torch.func or forward-mode
             AD.
     """
@@ -159,9 +160,14 @@ def decode_attention_(
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         _check.memory(name, cache)
         _check.distinct(name, cache)
+    problem = transform_problem()
+    if problem is not None:
+        raise RuntimeError(
+            f"leeboard.ops.decode_attention_: it writes to its caches, but {problem} is in force"
+        )
     if out is not None:
         _check.output("out", out, "q", q, q.shape)
-    check_out("decode_attention_", q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, out=out)
+        check_out("decode_attention_", out=out)
     y = torch.ops.leeboard.decode_attention_(*tensors, *options)
     return y if out is None else out.copy_(y)
 
