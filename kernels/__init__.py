@@ -8,4 +8,4 @@ last dimension contiguous; tensors live on one CUDA or ROCm device, or on the CP
 
 from __future__ import annotations
 
-__all__ = ["add_rms_norm", "aux_norm_linear", "linear_argmax", "rms_norm"]
+__all__ = ["add_rms_norm", "aux_norm_linear", "decode_attention", "linear_argmax", "rms_norm"]

@@ -14,11 +14,18 @@ import torch
 import triton
 
 import aot
-from leeboard.kernels import _common, add_rms_norm, aux_norm_linear, linear_argmax, rms_norm
+from leeboard.kernels import (
+    _common,
+    add_rms_norm,
+    aux_norm_linear,
+    decode_attention,
+    linear_argmax,
+    rms_norm,
+)
 
 pytestmark = pytest.mark.slow
 
-MODULES = (add_rms_norm, aux_norm_linear, linear_argmax, rms_norm)
+MODULES = (add_rms_norm, aux_norm_linear, decode_attention, linear_argmax, rms_norm)
 # Two processes, of about equal work.
 SHARES = (("sm_80", "sm_90"), ("sm_100", "gfx942"))
 

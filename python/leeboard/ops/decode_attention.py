@@ -16,6 +16,7 @@ from leeboard.ops._library import (
     define,
     define_in_place,
     kernels,
+    run_kernel,
     takes_reference,
 )
 from leeboard.ops._state import direct_level, state, transform_problem
@@ -368,11 +369,8 @@ def _run(tensors: tuple[Any, ...], options: tuple[Any, ...], *, append: bool) ->
     )
     if backend == "triton":
         kernels("decode_attention").forward(*rows, *small, out, *arguments)
-    elif not _C.decode_attention_forward(*rows, *small, out, *arguments, state().level):
-        raise RuntimeError(
-            "leeboard._C.decode_attention_forward: arguments do not fit together: "
-            f"{', '.join(f'{t.dtype} {list(t.shape)}' for t in [*rows, *small] if t is not None)}"
-        )
+    else:
+        run_kernel(_C.decode_attention_forward, [*rows, *small], [out], *arguments, state().level)
     return out
 
 
