@@ -21,6 +21,7 @@ from leeboard.kernels._common import PINNED, device_of, is_hip
 
 # Keys of a chunk. More programs for short caches, fewer states to join for long ones.
 CHUNK = 256
+WHOLE = 1 << 30
 # With more query rows than this the rows alone fill the device: keys are not split.
 SPLIT_ROWS = 64
 
@@ -30,15 +31,20 @@ def config(rows: int, width: int, dtype: torch.dtype, *, hip: bool) -> dict[str,
 
     16 rows are the least that `tl.dot` takes, and what decoding has; verification of a tree and
     prompts fill more. float32 and wide heads keep 16, so that sums and queries stay in registers.
+    Blocks of keys are 8 KB; on AMD the shortest, because every mask there takes scalar registers.
     """
     wide = max(16, triton.next_power_of_2(width))
     small = rows <= 16 or dtype.itemsize > 2 or wide > 128
+    warps = 4 if small and wide * dtype.itemsize < 512 else 8
+    if hip and wide <= 64:
+        # Wavefronts are twice as wide as warps: enough elements for 128-bit loads in each thread.
+        warps //= 2
     return {
         "ROWS": 16 if small else 64,
-        "BLOCK": 32 if dtype.itemsize > 2 or wide > 128 else 64,
+        "BLOCK": 16 if hip else max(16, min(64, 8192 // (wide * dtype.itemsize))),
         "HALF": max(16, triton.next_power_of_2((width + 1) // 2)),
         "WIDTH": wide,
-        "num_warps": 4,
+        "num_warps": warps,
         "num_stages": 1 if hip else 2,
         **PINNED,
     }
@@ -50,16 +56,26 @@ def _product(sums, a, b, SPLIT: tl.constexpr):
     if SPLIT:
         high = a.to(b.dtype)
         low = (a - high.to(tl.float32)).to(b.dtype)
-        sums = tl.dot(low, b, sums)
-        return tl.dot(high, b, sums)
-    return tl.dot(a, b, sums, input_precision="ieee")
+        sums = tl.dot(high, b, tl.dot(low, b, sums))
+    else:
+        sums = tl.dot(a, b, sums, input_precision="ieee")
+    return sums
 
 
 @triton.jit
-def _table(table, at, stride, positions, cols, live, D: tl.constexpr):
-    """Rows `at` of a rotary table [positions, D / 2]; outside of it, zero."""
-    inside = (at >= 0) & (at < positions) & live
-    return tl.load(table + at * stride + cols, inside & (cols < D // 2), other=0.0)
+def _channels(pointers, mask, FULL: tl.constexpr):
+    """A load of whole rows; no mask where the channels fill the tile."""
+    return tl.load(pointers) if FULL else tl.load(pointers, mask, other=0.0)
+
+
+@triton.jit
+def _rotated(near, far, cos, sin, at, positions, cols, D: tl.constexpr):
+    """The halves of rows at `at` in the rotary table [positions, D / 2], in float32."""
+    inside = (at >= 0) & (at < positions) & (cols < D // 2)
+    c = tl.load(cos + at * (D // 2) + cols, inside, other=0.0)
+    s = tl.load(sin + at * (D // 2) + cols, inside, other=0.0)
+    a, b = near.to(tl.float32), far.to(tl.float32)
+    return a * c - b * s, b * c + a * s
 
 
 @triton.jit
@@ -73,6 +89,158 @@ def _softmax_step(scores, values, most, total, sums, SPLIT: tl.constexpr):
     total = total * keep + tl.sum(weights, 1)
     sums = _product(sums * keep[:, None], weights, values, SPLIT)
     return peak, total, sums
+
+
+@triton.jit
+def _over_cache(
+    left,
+    right,
+    keys,
+    key_row,
+    values,
+    value_row,
+    begin,
+    length,
+    own,
+    first_own,
+    window,
+    sinks,
+    CHUNK: tl.constexpr,
+    D: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HALF: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The running softmax over a chunk of the cache; the tokens' own indices are `own`."""
+    H: tl.constexpr = (D + 1) // 2
+    FULL: tl.constexpr = (D == WIDTH) & (D == 2 * HALF)
+    cols = tl.arange(0, HALF)
+    wide = tl.arange(0, WIDTH)
+    most = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, WIDTH], tl.float32)
+    end = tl.minimum(begin + CHUNK, length)
+    if window is not None:
+        nearest = tl.maximum(begin, (first_own - window + 1) // BLOCK * BLOCK)
+        begin = tl.where(begin >= sinks, nearest, begin)
+    for start in range(begin, end, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        inside = index < end
+        # The last key stands in for those beyond it: no row is masked.
+        row = tl.minimum(index, end - 1)
+        at_k = (keys + row * key_row)[None, :] + cols[:, None]
+        near = _channels(at_k, (cols < H)[:, None], FULL)
+        far = _channels(at_k + H, (cols + H < D)[:, None], FULL)
+        scores = _product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
+        scores = _product(scores, right, far, SPLIT)
+        seen = inside[None, :]
+        if window is not None:
+            seen &= (own[:, None] - index[None, :] < window) | (index < sinks)[None, :]
+        scores = tl.where(seen, scores, -float("inf"))
+        at_v = (values + row * value_row)[:, None] + wide[None, :]
+        block = _channels(at_v, (wide < D)[None, :], FULL)
+        most, total, sums = _softmax_step(scores, block, most, total, sums, SPLIT)
+    return most, total, sums
+
+
+@triton.jit
+def _over_new(
+    left,
+    right,
+    k,
+    k_row,
+    v,
+    v_row,
+    k_cache,
+    kc_row,
+    v_cache,
+    vc_row,
+    cos,
+    sin,
+    table_rows,
+    positions,
+    mask,
+    begin,
+    tokens,
+    capacity,
+    length,
+    token,
+    first_token,
+    last_token,
+    window,
+    sinks,
+    CHUNK: tl.constexpr,
+    D: tl.constexpr,
+    APPEND: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HALF: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The running softmax over a chunk of the new tokens, which are appended here."""
+    H: tl.constexpr = (D + 1) // 2
+    FULL: tl.constexpr = (D == WIDTH) & (D == 2 * HALF)
+    cols = tl.arange(0, HALF)
+    wide = tl.arange(0, WIDTH)
+    most = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, WIDTH], tl.float32)
+    end = tl.minimum(begin + CHUNK, tokens)
+    if mask is None:
+        end = tl.minimum(end, last_token + 1)
+    if mask is None and window is not None:
+        nearest = tl.maximum(begin, (first_token - window + 1) // BLOCK * BLOCK)
+        begin = tl.where(length + begin >= sinks, nearest, begin)
+    for start in range(begin, end, BLOCK):
+        other = start + tl.arange(0, BLOCK)
+        inside = other < end
+        row = tl.minimum(other, end - 1)
+        at_k = (k + row * k_row)[None, :] + cols[:, None]
+        near = _channels(at_k, (cols < H)[:, None], FULL)
+        far = _channels(at_k + H, (cols + H < D)[:, None], FULL)
+        if cos is not None:
+            at = tl.load(positions + row) if positions is not None else length + row
+            turned_near, turned_far = _rotated(
+                near,
+                far,
+                cos,
+                sin,
+                at[None, :],
+                table_rows,
+                cols[:, None],
+                D,
+            )
+            near = turned_near.to(k_cache.dtype.element_ty)
+            far = turned_far.to(k_cache.dtype.element_ty)
+        scores = _product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
+        scores = _product(scores, right, far, SPLIT)
+        if mask is not None:
+            at_mask = mask + token[:, None] * tokens + row[None, :]
+            seen = (tl.load(at_mask) != 0) & inside[None, :]
+        else:
+            seen = inside[None, :] & (other[None, :] <= token[:, None])
+            if window is not None:
+                seen &= (token[:, None] - other[None, :] < window) | (length + other < sinks)[
+                    None, :
+                ]
+        scores = tl.where(seen, scores, -float("inf"))
+        at_v = (v + row * v_row)[:, None] + wide[None, :]
+        values = _channels(at_v, (wide < D)[None, :], FULL)
+        if APPEND:
+            # Every block of rows writes its own tokens, which it always reaches.
+            index = length + other
+            mine = inside & (other >= first_token) & (other <= last_token) & (index < capacity)
+            to_k = k_cache + index * kc_row
+            to_k = to_k[None, :] + cols[:, None]
+            tl.store(to_k, near, (cols < H)[:, None] & mine[None, :])
+            tl.store(to_k + H, far, (cols + H < D)[:, None] & mine[None, :])
+            to_v = v_cache + index * vc_row
+            tl.store(to_v[:, None] + wide[None, :], values, (wide < D)[None, :] & mine[:, None])
+        most, total, sums = _softmax_step(scores, values, most, total, sums, SPLIT)
+    return most, total, sums
 
 
 @triton.jit
@@ -93,15 +261,9 @@ def _decode_attention_chunk_dot_kernel(
     scale,
     window,
     sinks,
-    heads,
-    group,
     tokens,
     capacity,
     table_rows,
-    cos_stride,
-    sin_stride,
-    mask_batch,
-    mask_row,
     q_batch,
     q_head,
     q_row,
@@ -117,8 +279,10 @@ def _decode_attention_chunk_dot_kernel(
     vc_batch,
     vc_head,
     vc_row,
-    chunk,
-    cache_chunks,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    MASKS: tl.constexpr,
+    CHUNK: tl.constexpr,
     D: tl.constexpr,
     APPEND: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -129,128 +293,106 @@ def _decode_attention_chunk_dot_kernel(
 ):
     # Odd widths are not rotated: the halves may differ.
     H: tl.constexpr = (D + 1) // 2
-    row_blocks = tl.cdiv(tokens * group, ROWS)
+    FULL: tl.constexpr = (D == WIDTH) & (D == 2 * HALF)
+    row_blocks = tl.cdiv(tokens * GROUP, ROWS)
     pair = (tl.program_id(0) // row_blocks).to(tl.int64)
     row_block = tl.program_id(0) % row_blocks
     part = tl.program_id(1)
-    batch, head = pair // heads, pair % heads
+    # A cache that holds the new tokens too has at most capacity - tokens rows in use.
+    cache_chunks = tl.cdiv(tl.maximum(capacity - tokens, 0), CHUNK)
+    batch, head = pair // HEADS, pair % HEADS
     length = tl.load(lengths + batch)
 
     row = row_block * ROWS + tl.arange(0, ROWS)
-    live = row < tokens * group
-    token = (row // group).to(tl.int64)
-    first_token = (row_block * ROWS // group).to(tl.int64)
-    last_token = tl.minimum((row_block * ROWS + ROWS - 1) // group, tokens - 1).to(tl.int64)
+    live = row < tokens * GROUP
+    # The last query stands in for those beyond it.
+    token = (tl.minimum(row, tokens * GROUP - 1) // GROUP).to(tl.int64)
+    first_token = (row_block * ROWS // GROUP).to(tl.int64)
+    last_token = tl.minimum((row_block * ROWS + ROWS - 1) // GROUP, tokens - 1).to(tl.int64)
     cols = tl.arange(0, HALF)
     wide = tl.arange(0, WIDTH)
-    at_q = q + batch * q_batch + (head * group + row % group) * q_head + token * q_row
+    at_q = q + batch * q_batch + (head * GROUP + row % GROUP) * q_head + token * q_row
     at_q = at_q[:, None] + cols[None, :]
-    left = tl.load(at_q, live[:, None] & (cols < H)[None, :], other=0.0).to(tl.float32)
-    right = tl.load(at_q + H, live[:, None] & (cols + H < D)[None, :], other=0.0).to(tl.float32)
+    left = _channels(at_q, (cols < H)[None, :], FULL).to(tl.float32)
+    right = _channels(at_q + H, (cols + H < D)[None, :], FULL).to(tl.float32)
     if cos is not None:
         if positions is not None:
-            where = tl.load(positions + batch * tokens + token, live, other=0)
+            place = tl.load(positions + batch * tokens + token)
         else:
-            where = length + token
-        c = _table(cos, where[:, None], cos_stride, table_rows, cols[None, :], live[:, None], D)
-        s = _table(sin, where[:, None], sin_stride, table_rows, cols[None, :], live[:, None], D)
-        turned = left * c - right * s
-        right = right * c + left * s
-        left = turned
+            place = length + token
+        left, right = _rotated(
+            left,
+            right,
+            cos,
+            sin,
+            place[:, None],
+            table_rows,
+            cols[None, :],
+            D,
+        )
     left *= tl.cast(scale, tl.float32)
     right *= tl.cast(scale, tl.float32)
 
-    most = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, WIDTH], tl.float32)
-    # The token's own index in the cache.
-    own = length + token
-
-    # A program has either a chunk of the cache or one of the new tokens: the other loop is empty.
-    begin = part.to(tl.int64) * chunk
-    end = tl.minimum(begin + chunk, length)
-    if window is not None:
-        nearest = tl.maximum(begin, (length + first_token - window + 1) // BLOCK * BLOCK)
-        begin = tl.where(begin >= sinks, nearest, begin)
-    end = tl.where(part < cache_chunks, end, begin)
-    for start in range(begin, end, BLOCK):
-        index = start + tl.arange(0, BLOCK)
-        inside = index < end
-        at_k = k_cache + batch * kc_batch + head * kc_head + index * kc_row
-        at_k = at_k[None, :] + cols[:, None]
-        near = tl.load(at_k, inside[None, :] & (cols < H)[:, None], other=0.0)
-        far = tl.load(at_k + H, inside[None, :] & (cols + H < D)[:, None], other=0.0)
-        scores = _product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
-        scores = _product(scores, right, far, SPLIT)
-        seen = inside[None, :]
-        if window is not None:
-            seen &= (own[:, None] - index[None, :] < window) | (index < sinks)[None, :]
-        scores = tl.where(seen, scores, -float("inf"))
-        at_v = v_cache + batch * vc_batch + head * vc_head + index * vc_row
-        values = tl.load(
-            at_v[:, None] + wide[None, :], inside[:, None] & (wide < D)[None, :], other=0.0
+    # A program has either a chunk of the cache or one of the new tokens.
+    if part < cache_chunks:
+        most, total, sums = _over_cache(
+            left,
+            right,
+            k_cache + batch * kc_batch + head * kc_head,
+            kc_row,
+            v_cache + batch * vc_batch + head * vc_head,
+            vc_row,
+            part.to(tl.int64) * CHUNK,
+            length,
+            length + token,
+            length + first_token,
+            window,
+            sinks,
+            CHUNK,
+            D,
+            SPLIT,
+            ROWS,
+            BLOCK,
+            HALF,
+            WIDTH,
         )
-        most, total, sums = _softmax_step(scores, values, most, total, sums, SPLIT)
+    else:
+        most, total, sums = _over_new(
+            left,
+            right,
+            k + batch * k_batch + head * k_head,
+            k_row,
+            v + batch * v_batch + head * v_head,
+            v_row,
+            k_cache + batch * kc_batch + head * kc_head,
+            kc_row,
+            v_cache + batch * vc_batch + head * vc_head,
+            vc_row,
+            cos,
+            sin,
+            table_rows,
+            None if positions is None else positions + batch * tokens,
+            None if mask is None else mask + batch * MASKS * tokens * tokens,
+            (part - cache_chunks).to(tl.int64) * CHUNK,
+            tokens,
+            capacity,
+            length,
+            token,
+            first_token,
+            last_token,
+            window,
+            sinks,
+            CHUNK,
+            D,
+            APPEND,
+            SPLIT,
+            ROWS,
+            BLOCK,
+            HALF,
+            WIDTH,
+        )
 
-    begin = (part - cache_chunks).to(tl.int64) * chunk
-    end = tl.minimum(begin + chunk, tokens)
-    if mask is None:
-        end = tl.minimum(end, last_token + 1)
-    if mask is None and window is not None:
-        nearest = tl.maximum(begin, (first_token - window + 1) // BLOCK * BLOCK)
-        begin = tl.where(length + begin >= sinks, nearest, begin)
-    end = tl.where(part < cache_chunks, begin, end)
-    for start in range(begin, end, BLOCK):
-        other = start + tl.arange(0, BLOCK)
-        inside = other < end
-        at_k = k + batch * k_batch + head * k_head + other * k_row
-        at_k = at_k[None, :] + cols[:, None]
-        near_mask = inside[None, :] & (cols < H)[:, None]
-        far_mask = inside[None, :] & (cols + H < D)[:, None]
-        near = tl.load(at_k, near_mask, other=0.0)
-        far = tl.load(at_k + H, far_mask, other=0.0)
-        if cos is not None:
-            if positions is not None:
-                where = tl.load(positions + batch * tokens + other, inside, other=0)
-            else:
-                where = length + other
-            c = _table(
-                cos, where[None, :], cos_stride, table_rows, cols[:, None], inside[None, :], D
-            )
-            s = _table(
-                sin, where[None, :], sin_stride, table_rows, cols[:, None], inside[None, :], D
-            )
-            a, b = near.to(tl.float32), far.to(tl.float32)
-            near = (a * c - b * s).to(k_cache.dtype.element_ty)
-            far = (b * c + a * s).to(k_cache.dtype.element_ty)
-        scores = _product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
-        scores = _product(scores, right, far, SPLIT)
-        if mask is not None:
-            at_mask = mask + batch * mask_batch + token[:, None] * mask_row + other[None, :]
-            seen = tl.load(at_mask, live[:, None] & inside[None, :], other=0) != 0
-        else:
-            seen = inside[None, :] & (other[None, :] <= token[:, None])
-            if window is not None:
-                seen &= (token[:, None] - other[None, :] < window) | (length + other < sinks)[
-                    None, :
-                ]
-        scores = tl.where(seen, scores, -float("inf"))
-        at_v = v + batch * v_batch + head * v_head + other * v_row
-        values_mask = inside[:, None] & (wide < D)[None, :]
-        values = tl.load(at_v[:, None] + wide[None, :], values_mask, other=0.0)
-        if APPEND:
-            # Every block of rows writes its own tokens, which it always reaches.
-            index = length + other
-            mine = (other >= first_token) & (other <= last_token) & (index < capacity)
-            to_k = k_cache + batch * kc_batch + head * kc_head + index * kc_row
-            to_k = to_k[None, :] + cols[:, None]
-            tl.store(to_k, near, near_mask & mine[None, :])
-            tl.store(to_k + H, far, far_mask & mine[None, :])
-            to_v = v_cache + batch * vc_batch + head * vc_head + index * vc_row
-            tl.store(to_v[:, None] + wide[None, :], values, values_mask & mine[:, None])
-        most, total, sums = _softmax_step(scores, values, most, total, sums, SPLIT)
-
-    state = (pair * tokens * group + row) * tl.num_programs(1) + part
+    state = (pair * tokens * GROUP + row) * tl.num_programs(1) + part
     tl.store(most_out + state, most, live)
     tl.store(total_out + state, total, live)
     at_sums = sums_out + state[:, None] * D + wide[None, :]
@@ -335,18 +477,14 @@ def forward(
     group = queries // heads
     rows = T * group
     tile = config(rows, D, q.dtype, hip=is_hip())
-    chunk = CHUNK if rows <= SPLIT_ROWS else max(C, T)
-    # A cache that holds the new tokens too has at most C - T rows in use.
+    chunk = CHUNK if rows <= SPLIT_ROWS else WHOLE
     cache_chunks = triton.cdiv(max(C - T, 0), chunk)
     parts = cache_chunks + triton.cdiv(T, chunk)
     states = B * heads * rows * parts
     most = torch.empty(states, dtype=torch.float32, device=q.device)
     total = torch.empty_like(most)
     sums = torch.empty(states * D, dtype=torch.float32, device=q.device)
-    mask_strides = (0, 0)
-    if mask is not None:
-        mask_strides = (mask.stride(0) if mask.dim() == 3 else 0, mask.stride(-2))
-        mask = mask.view(torch.uint8)
+    masks = mask is not None and mask.dim() == 3
     with device_of(q):
         _decode_attention_chunk_dot_kernel[(B * heads * triton.cdiv(rows, tile["ROWS"]), parts)](
             q,
@@ -358,28 +496,25 @@ def forward(
             cos,
             sin,
             positions,
-            mask,
+            None if mask is None else mask.view(torch.uint8),
             most,
             total,
             sums,
             scale,
             None if window < 0 else window,
             sinks,
-            heads,
-            group,
             T,
             C,
             0 if cos is None else cos.shape[0],
-            0 if cos is None else cos.stride(0),
-            0 if sin is None else sin.stride(0),
-            *mask_strides,
             *q.stride()[:3],
             *k.stride()[:3],
             *v.stride()[:3],
             *k_cache.stride()[:3],
             *v_cache.stride()[:3],
-            chunk,
-            cache_chunks,
+            HEADS=heads,
+            GROUP=group,
+            MASKS=masks,
+            CHUNK=chunk,
             D=D,
             APPEND=append,
             SPLIT=q.dtype.itemsize == 2,
