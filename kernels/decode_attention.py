@@ -45,7 +45,7 @@ def config(rows: int, width: int, dtype: torch.dtype, *, hip: bool) -> dict[str,
         "HALF": max(16, triton.next_power_of_2((width + 1) // 2)),
         "WIDTH": wide,
         "num_warps": warps,
-        "num_stages": 1 if hip else 2,
+        "num_stages": 1 if hip else 3,
         **PINNED,
     }
 
@@ -301,7 +301,8 @@ def _decode_attention_chunk_dot_kernel(
     # A cache that holds the new tokens too has at most capacity - tokens rows in use.
     cache_chunks = tl.cdiv(tl.maximum(capacity - tokens, 0), CHUNK)
     batch, head = pair // HEADS, pair % HEADS
-    length = tl.load(lengths + batch)
+    # Values are not checked here: what does not fit must not lead outside of the cache.
+    length = tl.minimum(tl.maximum(tl.load(lengths + batch), 0), capacity)
 
     row = row_block * ROWS + tl.arange(0, ROWS)
     live = row < tokens * GROUP

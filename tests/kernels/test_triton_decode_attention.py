@@ -138,13 +138,21 @@ def test_a_row_that_sees_a_nan(device):
     assert out[0, 1].isfinite().all()
 
 
-def test_a_wrong_length_leaves_other_memory_alone(device):
-    args, options = call(torch.float32, device, (2, 1), 2, 16, (9,), room=0)
+@pytest.mark.parametrize("length", [-3, 9, 50])
+def test_a_wrong_length_leaves_other_memory_alone(length, device):
+    """Rows behind the cache are neither written nor read: they hold NaN, and stay."""
+    args, options = call(torch.float32, device, (2, 1), 2, 16, (8,))
+    caches = [torch.full((1, 1, 90, 16), math.nan, device=device) for _ in range(2)]
+    for cache in caches:
+        cache[:, :, :10] = 1.0
+    args[3:5] = [cache[:, :, :10] for cache in caches]
+    args[5] = torch.tensor([length], device=device)
     options["cos"], options["sin"] = (t[:4] for t in (options["cos"], options["sin"]))
-    base = torch.full((1, 1, 20, 16), 7.0, device=device)
-    args[3], args[4] = base[:, :, :10], base.clone()[:, :, :10]
-    run(args, options, append=True)
-    assert (base[:, :, 10:] == 7.0).all()
+    out = run(args, options, append=True)
+    assert out.isfinite().all()
+    for cache in caches:
+        assert cache[:, :, 10:].isnan().all()
+        assert cache[:, :, :10].isfinite().all()
 
 
 def test_no_tokens(device):
