@@ -10,6 +10,7 @@
 #pragma once
 
 #include "attend_tile.h"
+#include "rope.h"
 
 namespace leeboard::LEEBOARD_LEVEL {
 namespace {
@@ -198,12 +199,16 @@ LB_INLINE void merge_states(const AttendState& into, const AttendState& from) {
   }
 }
 
-// Packs a query of float32 vectors: the caller hands them over in order, scaled.
-template <class T>
-LB_INLINE void pack_query(float* packed, int64_t i, vf value, int64_t n) {
-  float lane[W];
-  store(lane, value);
-  for (int64_t e = 0; e < n; ++e) packed[packed_position<T>(i + e)] = lane[e];
+// A query, rotated (`cos` null: as it is) and scaled, as attend_range takes it for keys of type T.
+template <class T, class X>
+LB_INLINE void pack_query(const X* x, int64_t d, const float* cos, const float* sin, float scale,
+                          float* packed) {
+  for (int64_t j = attend_width(d) - kPackBlock; j < attend_width(d); ++j) packed[j] = 0.0f;
+  rotate_row(x, d, cos, sin, [&](int64_t i, vf value, int64_t n) {
+    float lane[W];
+    store(lane, value * splat(scale));
+    for (int64_t e = 0; e < n; ++e) packed[packed_position<T>(i + e)] = lane[e];
+  });
 }
 
 // A row's attention, rounded once.

@@ -1,7 +1,6 @@
 // Attention of a few new tokens over a key-value cache, in chunks of keys that threads share.
 #include "attend.h"
 #include "level.h"
-#include "rope.h"
 
 namespace leeboard::LEEBOARD_LEVEL {
 namespace {
@@ -56,18 +55,15 @@ template <class T>
 void make_queries(const DecodeAttention& args, int64_t begin, int64_t end) {
   const int64_t rows = rows_of(args);
   const int64_t width = attend_width(args.d);
-  const vf scale = splat(args.scale);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t head = i % args.kv_heads;
     const int64_t batch = i / args.kv_heads;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t token = args.token + row / args.group;
-      float* packed = args.packed + (i * rows + row) * width;
-      for (int64_t j = width - kPackBlock; j < width; ++j) packed[j] = 0.0f;
-      rotate_row(
-          at<T>(args.q, batch, head * args.group + row % args.group, token), args.d,
-          table_row(args, args.cos, batch, token), table_row(args, args.sin, batch, token),
-          [&](int64_t j, vf value, int64_t n) { pack_query<T>(packed, j, value * scale, n); });
+      pack_query<T>(at<T>(args.q, batch, head * args.group + row % args.group, token), args.d,
+                    table_row(args, args.cos, batch, token),
+                    table_row(args, args.sin, batch, token), args.scale,
+                    args.packed + (i * rows + row) * width);
     }
   }
 }

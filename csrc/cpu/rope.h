@@ -26,9 +26,9 @@ LB_INLINE void rotate_row(const T* x, int64_t d, const float* cos, const float* 
   });
 }
 
-// The rotated row in its storage type.
-template <class T>
-LB_INLINE void rotate_key(const T* x, int64_t d, const float* cos, const float* sin, T* out) {
+// The rotated row, rounded to the type that stores it.
+template <class X, class T>
+LB_INLINE void rotate_key(const X* x, int64_t d, const float* cos, const float* sin, T* out) {
   rotate_row(x, d, cos, sin, [&](int64_t i, vf value, int64_t n) { store_n(out + i, value, n); });
 }
 
