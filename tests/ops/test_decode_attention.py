@@ -111,6 +111,16 @@ def test_borders_of_blocks_and_chunks(dtype: torch.dtype, length: int, isa: str)
         agrees(attention_call(dtype, (4, 1), tokens, 32, (length,)))
 
 
+@pytest.mark.parametrize("edge", [62, 63, 64, 65, 128, 511, 512, 513])
+def test_windows_and_sinks_end_at_borders(edge: int, isa: str) -> None:
+    """A key too many or too few would show: those at the edge outweigh all others."""
+    for options in ({"window": 5, "sinks": edge}, {"window": 600 - edge}, {"window": 601 - edge}):
+        call = attention_call(torch.float32, (2, 1), 2, 16, (600,), rotate=False, **options)
+        q, _, _, k_cache, *_ = call.args
+        k_cache[:, :, edge - 1 : edge + 2] = 3.0 * q[:, :1, :1]
+        agrees(call)
+
+
 @dtypes
 @pytest.mark.parametrize("seed", range(12))
 def test_random_sights(dtype: torch.dtype, seed: int, isa: str) -> None:
