@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = [
     "add_rms_norm",
     "aux_norm_linear",
+    "decode_attention",
     "linear_argmax",
     "rms_norm",
     "verify_greedy",

@@ -9,6 +9,7 @@ namespace leeboard {
 // The kernels of a level; a negative level means the best one of this processor.
 const KernelTable& kernels_of(int level);
 
+void bind_attention(py::module_& module, const TensorReader& reader);
 void bind_norm(py::module_& module, const TensorReader& reader);
 void bind_linear(py::module_& module, const TensorReader& reader);
 void bind_verify(py::module_& module, const TensorReader& reader);

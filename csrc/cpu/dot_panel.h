@@ -28,10 +28,22 @@ LB_INLINE int64_t packed_position(int64_t k) {
   }
 }
 
+// The last n < 2 W elements of a row; missing ones are zero.
 template <class T>
 LB_INLINE Pair load_pair_tail(const T* p, int64_t n) {
   T lane[kPackBlock] = {};
+#if defined(__AVX512BW__)
+  const uint32_t mask = (uint32_t{1} << n) - 1;
+  if constexpr (sizeof(T) == 2) {
+    const __m512i halves = _mm512_maskz_loadu_epi16(mask, p);
+    std::memcpy(lane, &halves, sizeof halves);
+  } else {
+    store(lane, _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask & 0xffffu), p));
+    store(lane + W, _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), p + W));
+  }
+#else
   std::memcpy(lane, p, static_cast<size_t>(n) * sizeof(T));
+#endif
   return load_pair(lane);
 }
 

@@ -160,6 +160,52 @@ struct CheckDistributions {
   bool* bad;
 };
 
+// [B, H, N, D] with contiguous channels; strides count elements.
+struct Heads {
+  void* data;
+  int64_t batch;
+  int64_t head;
+  int64_t row;
+};
+
+// Keys in one task of decode_attention_chunks.
+inline constexpr int64_t kAttendChunk = 512;
+
+// Attention of new tokens over a cache and over themselves. Tokens [token, token_end) are in work:
+// their queries, `group` heads to a key-value head, are the rows of one state.
+struct DecodeAttention {
+  DType dtype;
+  int64_t kv_heads;
+  int64_t group;
+  int64_t tokens;
+  int64_t d;
+  Heads q;
+  Heads k;
+  Heads v;
+  Heads k_cache;
+  Heads v_cache;
+  Heads out;
+  const int64_t* lengths;
+  const int64_t* positions;  // [B, tokens], or null: they follow the cache
+  ConstRows cos;             // data null: no rotation
+  ConstRows sin;
+  const uint8_t* mask;  // [B, tokens, tokens], or null
+  int64_t mask_batch;
+  int64_t mask_row;
+  float scale;
+  int64_t window;  // negative: none
+  int64_t sinks;
+  bool append;
+  void* new_keys;  // [B, kv_heads, tokens, d] of dtype; null when they go to the cache
+  // Of the tokens in work: packed queries, and a state for each (batch, head, chunk).
+  int64_t token;
+  int64_t token_end;
+  int64_t cache_chunks;
+  int64_t new_chunks;
+  float* packed;  // [B * kv_heads, rows, width]
+  float* states;  // [B * kv_heads, cache_chunks + new_chunks, decode_attention_floats]
+};
+
 struct KernelTable {
   void (*rms_norm_forward)(const RmsNormForward&, int64_t begin, int64_t end);
   void (*rms_norm_backward)(const RmsNormBackward&, int64_t begin, int64_t end);
@@ -171,6 +217,15 @@ struct KernelTable {
   void (*verify_greedy)(const VerifyGreedy&, int64_t begin, int64_t end);
   void (*verify_sample)(const VerifySample&, int64_t begin, int64_t end);
   void (*check_distributions)(const CheckDistributions&, int64_t begin, int64_t end);
+  // Floats of one state of decode_attention_chunks.
+  int64_t (*decode_attention_floats)(int64_t rows, int64_t d);
+  // Ranges of (batch, key-value head, token); of (batch, key-value head); of (batch, key-value
+  // head, chunk): the cache's chunks first, then those of the new tokens; of (batch, key-value
+  // head).
+  void (*decode_attention_keys)(const DecodeAttention&, int64_t begin, int64_t end);
+  void (*decode_attention_queries)(const DecodeAttention&, int64_t begin, int64_t end);
+  void (*decode_attention_chunks)(const DecodeAttention&, int64_t begin, int64_t end);
+  void (*decode_attention_merge)(const DecodeAttention&, int64_t begin, int64_t end);
   int64_t pack_multiple;  // packed rows are padded to a multiple of this many elements
 };
 

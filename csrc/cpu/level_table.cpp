@@ -16,6 +16,11 @@ const KernelTable table = {
     .verify_greedy = verify_greedy,
     .verify_sample = verify_sample,
     .check_distributions = check_distributions,
+    .decode_attention_floats = decode_attention_floats,
+    .decode_attention_keys = decode_attention_keys,
+    .decode_attention_queries = decode_attention_queries,
+    .decode_attention_chunks = decode_attention_chunks,
+    .decode_attention_merge = decode_attention_merge,
     .pack_multiple = kPackBlock,
 };
 

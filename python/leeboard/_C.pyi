@@ -51,6 +51,24 @@ def aux_norm_linear_forward(
     eps: float,
     level: int,
 ) -> bool: ...
+def decode_attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    positions: Tensor | None,
+    mask: Tensor | None,
+    out: Tensor,
+    scale: float,
+    window: int,
+    sinks: int,
+    append: bool,
+    level: int,
+) -> bool: ...
 def linear_argmax_forward(
     x: Tensor,
     weight: Tensor,

@@ -18,6 +18,7 @@ from leeboard.kernels import (
     _common,
     add_rms_norm,
     aux_norm_linear,
+    decode_attention,
     linear_argmax,
     rms_norm,
     verify_greedy,
@@ -26,7 +27,16 @@ from leeboard.kernels import (
 
 pytestmark = pytest.mark.slow
 
-MODULES = (add_rms_norm, aux_norm_linear, linear_argmax, rms_norm, verify_greedy, verify_sample)
+MODULES = (
+    add_rms_norm,
+    aux_norm_linear,
+    decode_attention,
+    linear_argmax,
+    rms_norm,
+    verify_greedy,
+    verify_sample,
+)
+MODULES = (add_rms_norm, aux_norm_linear, decode_attention, linear_argmax, rms_norm)
 # Two processes, of about equal work.
 SHARES = (("sm_80", "sm_90"), ("sm_100", "gfx942"))
 

@@ -727,6 +727,218 @@ def _sample_bad_calls() -> dict[str, BadCall]:
     }
 
 
+def rotary(positions: int, width: int) -> dict[str, Tensor]:
+    """The rotary table of Llama, base 10000."""
+    frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = torch.outer(torch.arange(positions, dtype=torch.float64), frequencies)
+    return {"cos": angles.cos().float(), "sin": angles.sin().float()}
+
+
+def tree(batch: tuple[int, ...], tokens: int) -> Tensor:
+    """Random visibility among new rows, each of which sees itself."""
+    return (torch.rand(*batch, tokens, tokens) < 0.5) | torch.eye(tokens, dtype=torch.bool)
+
+
+def attention_call(
+    dtype: torch.dtype,
+    heads: tuple[int, int],
+    tokens: int,
+    width: int,
+    lengths: Sequence[int],
+    room: int = 0,
+    rotate: bool = True,
+    **options: Any,
+) -> Sample:
+    """A call on a cache with `room` rows to spare."""
+    batch, capacity = len(lengths), max(lengths) + tokens + room
+    queries, groups = heads
+    args = (
+        normal(dtype, batch, queries, tokens, width),
+        normal(dtype, batch, groups, tokens, width),
+        normal(dtype, batch, groups, tokens, width),
+        normal(dtype, batch, groups, capacity, width),
+        normal(dtype, batch, groups, capacity, width),
+        torch.tensor(lengths, dtype=torch.int64),
+    )
+    return Sample(args, (rotary(capacity + 7, width) if rotate else {}) | options)
+
+
+def attention_samples() -> dict[str, Builder]:
+    def build(
+        heads: tuple[int, int],
+        tokens: int,
+        width: int,
+        lengths: Sequence[int],
+        mask: tuple[int, ...] | None = None,
+        positions: bool = False,
+        **options: Any,
+    ) -> Builder:
+        def sample(dtype: torch.dtype) -> Sample:
+            extra: dict[str, Any] = {}
+            if positions:
+                extra["positions"] = torch.randint(0, 9, (len(lengths), tokens))
+            if mask is not None:
+                extra["mask"] = tree(mask, tokens)
+            return attention_call(dtype, heads, tokens, width, lengths, **extra, **options)
+
+        return sample
+
+    return {
+        "plain": build((4, 2), 3, 16, (5, 2), positions=True, window=4, sinks=1, room=4),
+        "many": build((8, 2), 2, 64, (1300, 700, 511)),
+        "one-token": build((8, 2), 1, 64, (40,), room=3),
+        "empty-cache": build((4, 4), 5, 32, (0, 0)),
+        "no-rotation": build((6, 2), 2, 34, (20, 9), rotate=False),
+        "odd-width": build((2, 1), 2, 17, (20,), rotate=False),
+        "one-channel": build((2, 1), 2, 1, (20,), rotate=False),
+        "scale": build((4, 1), 1, 80, (30,), scale=0.3),
+        "wide": build((3, 1), 1, 256, (70,)),
+        "window": build((4, 2), 4, 48, (700, 600), window=37, sinks=4),
+        "window-1": build((4, 2), 4, 16, (12,), window=1),
+        "tree": build((4, 2), 6, 32, (90, 33), mask=()),
+        "trees": build((4, 2), 6, 32, (90, 33), mask=(2,), window=8, sinks=2, positions=True),
+        "chunks": build((4, 1), 1, 32, (511, 512, 513, 1025)),
+        "prompt": build((6, 2), 70, 16, (0, 5)),
+        "no-tokens": build((4, 2), 0, 16, (5, 2)),
+        "no-batch": lambda dtype: attention_call(dtype, (4, 2), 3, 16, (5,)).mapped(
+            lambda t: t if t.dim() == 2 else t[:0]
+        ),
+    }
+
+
+def attention_arguments(sample: Sample) -> tuple[Any, ...]:
+    names = ("cos", "sin", "positions", "mask", "scale", "window")
+    options = [sample.kwargs.get(name) for name in names]
+    return (*sample.args, *options, sample.kwargs.get("sinks", 0))
+
+
+def _attention_bad_calls() -> dict[str, BadCall]:
+    def bad(error: type[Exception], match: str, at: int | str, value: object) -> BadCall:
+        def call() -> object:
+            sample = attention_call(torch.float32, (4, 2), 3, 16, (5, 2), room=2)
+            args, kwargs = list(sample.args), dict(sample.kwargs)
+            old = args[at] if isinstance(at, int) else kwargs.get(at)
+            new = value(old) if callable(value) else value
+            if isinstance(at, int):
+                args[at] = new
+            else:
+                kwargs[at] = new
+            return leeboard.ops.decode_attention(*args, **kwargs)
+
+        return BadCall(call, error, match)
+
+    wrong = {
+        "q-list": (TypeError, r"q: expected a torch.Tensor, got list", 0, [1.0]),
+        "q-int": (ValueError, r"q: dtype torch.int64", 0, Tensor.long),
+        "q-3d": (ValueError, r"q: shape \[4, 3, 16\] .* \[B, Hq, T, D\]", 0, lambda t: t[0]),
+        "q-D0": (ValueError, r"q: shape \[2, 4, 3, 0\] .* at least 1", 0, lambda t: t[..., :0]),
+        "q-heads": (ValueError, r"k: 2 heads .* divisor of the 3 heads", 0, lambda t: t[:, :3]),
+        "q-sparse": (ValueError, r"q: layout torch.sparse", 0, Tensor.to_sparse),
+        "k-none": (TypeError, r"k: expected a torch.Tensor", 1, None),
+        "k-batch": (ValueError, r"k: shape \[1, .* expected \[2, 2, 3", 1, lambda t: t[:1]),
+        "k-tokens": (ValueError, r"k: shape .* expected \[2, 2, 3", 1, lambda t: t[:, :, :2]),
+        "k-dtype": (ValueError, r"k: dtype torch.float16 .* torch.float32", 1, Tensor.half),
+        "k-2d": (ValueError, r"k: shape \[3, 16\] .* 4 dimensions", 1, lambda t: t[0, 0]),
+        "v-heads": (ValueError, r"v: shape \[2, 1, 3, 16\] .* k", 2, lambda t: t[:, :1]),
+        "v-device": (ValueError, r"v: device meta", 2, lambda t: t.to("meta")),
+        "k_cache-heads": (ValueError, r"k_cache: shape \[2, 1,", 3, lambda t: t[:, :1]),
+        "k_cache-width": (ValueError, r"k_cache: shape .*, 8\] .*, 16\]", 3, lambda t: t[..., :8]),
+        "v_cache-rows": (ValueError, r"v_cache: shape .* of k_cache", 4, lambda t: t[:, :, :9]),
+        "v_cache-dtype": (ValueError, r"v_cache: dtype torch.bfloat16", 4, Tensor.bfloat16),
+        "lengths-list": (TypeError, r"lengths: expected a torch.Tensor", 5, [5, 2]),
+        "lengths-int32": (ValueError, r"lengths: dtype torch.int32", 5, Tensor.int),
+        "lengths-shape": (ValueError, r"lengths: shape \[1\] .* \[2\]", 5, lambda t: t[:1]),
+        "lengths-negative": (
+            ValueError,
+            r"lengths: -1 was given for batch 1; expected at least 0",
+            5,
+            torch.tensor([5, -1]),
+        ),
+        "lengths-full": (
+            ValueError,
+            r"lengths: 8 was given for batch 0; expected at most 7, for 3 new rows in a cache",
+            5,
+            torch.tensor([8, 2]),
+        ),
+        "cos-width": (ValueError, r"cos: shape \[17, 7\] .* \[P, 8\]", "cos", lambda t: t[:, :7]),
+        "cos-alone": (ValueError, r"sin: None was given; .* to go with cos", "sin", None),
+        "sin-rows": (ValueError, r"sin: shape \[16, 8\] .* of cos", "sin", lambda t: t[:16]),
+        "cos-dtype": (
+            ValueError,
+            r"cos: dtype torch.float64 .* torch.float32",
+            "cos",
+            Tensor.double,
+        ),
+        "cos-number": (TypeError, r"cos: expected a torch.Tensor, got int", "cos", 1),
+        "positions-float": (
+            ValueError,
+            r"positions: dtype torch.float32",
+            "positions",
+            torch.zeros(2, 3),
+        ),
+        "positions-shape": (
+            ValueError,
+            r"positions: shape \[3\] .* expected \[2, 3\]",
+            "positions",
+            torch.zeros(3, dtype=torch.int64),
+        ),
+        "positions-beyond": (
+            ValueError,
+            r"positions: 17 was given for batch 1; expected 0 to 16",
+            "positions",
+            torch.tensor([[0, 1, 2], [3, 17, 4]]),
+        ),
+        "positions-negative": (
+            ValueError,
+            r"positions: -1 was given for batch 0",
+            "positions",
+            torch.tensor([[0, -1, 2], [3, 1, 4]]),
+        ),
+        "mask-float": (
+            ValueError,
+            r"mask: dtype torch.float32 .* torch.bool",
+            "mask",
+            torch.ones(3, 3),
+        ),
+        "mask-shape": (
+            ValueError,
+            r"mask: shape \[3, 4\] .* expected \[3, 3\]",
+            "mask",
+            torch.ones(3, 4, dtype=torch.bool),
+        ),
+        "mask-batch": (
+            ValueError,
+            r"mask: shape \[1, 3, 3\] .* expected \[2, 3, 3\]",
+            "mask",
+            torch.ones(1, 3, 3, dtype=torch.bool),
+        ),
+        "mask-diagonal": (
+            ValueError,
+            r"mask: false on the diagonal at row 1; expected true",
+            "mask",
+            torch.tensor([[1, 0, 0], [1, 0, 0], [1, 1, 1]], dtype=torch.bool),
+        ),
+        "scale-text": (TypeError, r"scale: expected a number, got str", "scale", "1"),
+        "window-0": (ValueError, r"window: 0 was given; expected at least 1", "window", 0),
+        "window-float": (TypeError, r"window: expected an integer, got float", "window", 4.0),
+        "sinks-negative": (ValueError, r"sinks: -1 was given; expected at least 0", "sinks", -1),
+        "sinks-none": (TypeError, r"sinks: expected an integer, got NoneType", "sinks", None),
+        "q-grad": (
+            RuntimeError,
+            r"q: requires grad, .*inference-only",
+            0,
+            lambda t: t.requires_grad_(),
+        ),
+        "cache-grad": (
+            RuntimeError,
+            r"v_cache: requires grad, .*inference-only",
+            4,
+            lambda t: t.requires_grad_(),
+        ),
+    }
+    return {name: bad(*each) for name, each in wrong.items()}
+
+
 CASES: dict[str, OpCases] = {
     "rms_norm": OpCases(
         samples=norm_samples(rows=1),
@@ -752,6 +964,12 @@ CASES: dict[str, OpCases] = {
         row_leaves=lambda sample: range(len(sample.args[0])),
         # More rows go through torch's matrix product.
         invariant_rows=16,
+    ),
+    "decode_attention": OpCases(
+        samples=attention_samples(),
+        bad_calls=_attention_bad_calls(),
+        op_arguments=attention_arguments,
+        row_leaves=lambda sample: (),
     ),
     "linear_argmax": OpCases(
         samples=head_samples(),

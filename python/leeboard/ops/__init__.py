@@ -5,6 +5,7 @@ from __future__ import annotations
 from leeboard.ops._state import backend, isa
 from leeboard.ops.add_rms_norm import add_rms_norm
 from leeboard.ops.aux_norm_linear import aux_norm_linear
+from leeboard.ops.decode_attention import decode_attention, decode_attention_
 from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.verify_greedy import verify_greedy
@@ -14,6 +15,8 @@ __all__ = [
     "add_rms_norm",
     "aux_norm_linear",
     "backend",
+    "decode_attention",
+    "decode_attention_",
     "isa",
     "linear_argmax",
     "rms_norm",

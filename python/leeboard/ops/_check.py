@@ -96,6 +96,20 @@ def epsilon(eps: object) -> float:
     return number
 
 
+def number(name: str, value: object) -> None:
+    """A real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+
+
+def integer(name: str, value: object, least: int) -> None:
+    """An integer >= least."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name}: {value} was given; expected at least {least}")
+
+
 def norm_options(eps: object, weight_offset: object, contract: object) -> tuple[float, float]:
     """The options that every norm takes; returns eps and weight_offset as floats."""
     number = epsilon(eps)
@@ -167,6 +181,30 @@ def apart(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if first[0] < second[1] and second[0] < first[1]:
         raise ValueError(
             f"{name}: its address range overlaps that of {other_name}; expected a tensor of its own"
+        )
+
+
+def shares_elements(t: Tensor) -> bool:
+    """Whether two elements of a strided tensor may share memory: some step is shorter than a run."""
+    run = 1
+    for step, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size > 1:
+            if step < run:
+                return True
+            run = step * (size - 1) + run
+    return False
+
+
+def distinct(name: str, value: Tensor) -> None:
+    """A tensor that can be written: no two elements share memory, and they lie there as they are."""
+    if torch.compiler.is_compiling():
+        return
+    if value.is_neg():
+        raise ValueError(f"{name}: a negative view was given; expected a tensor to write to")
+    if value.numel() and shares_elements(value):
+        raise ValueError(
+            f"{name}: shape {_text(value.shape)} with strides {_text(value.stride())} was given, "
+            "whose elements share memory; expected elements of their own"
         )
 
 

@@ -56,6 +56,30 @@ def define(
     torch.library.register_vmap(qualified, _vmap_rule(name, frozenset(row_arguments)), lib=LIBRARY)
 
 
+def define_in_place(
+    schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]
+) -> None:
+    """Registers `leeboard::<name>` that writes to the arguments its schema marks.
+
+    For every device, with fake tensors; without a gradient, which the public function refuses.
+
+    Args:
+        schema: The op in torch's schema language.
+        implementation: Runs it on real tensors of any device, and counts the change of what it
+            writes past torch.
+        fake: Describes its outputs.
+    """
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, _without_autocast(implementation), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"leeboard::{name}", fake, lib=LIBRARY)
+
+    def refuse(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        raise RuntimeError(f"leeboard.ops: {name} writes to its arguments; vmap cannot batch it")
+
+    torch.library.register_vmap(f"leeboard::{name}", refuse, lib=LIBRARY)
+
+
 def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     pass
 

@@ -13,6 +13,7 @@ from leeboard.ops._check import KERNEL_DTYPES
 from leeboard.ops._state import BACKENDS, Backend
 from leeboard.ops.add_rms_norm import add_rms_norm
 from leeboard.ops.aux_norm_linear import aux_norm_linear
+from leeboard.ops.decode_attention import decode_attention
 from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.verify_greedy import verify_greedy
@@ -70,6 +71,14 @@ OPS: dict[str, OpSpec] = _table(
         reference.aux_norm_linear,
         differentiable=True,
         summary="RMSNorm of each captured target state and their projection",
+    ),
+    OpSpec(
+        "decode_attention",
+        decode_attention,
+        reference.decode_attention,
+        differentiable=False,
+        summary="grouped-query attention of new tokens over a key-value cache",
+        rowwise=False,
     ),
     OpSpec(
         "linear_argmax",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from leeboard.reference._quantized import Weight
 
@@ -64,3 +65,18 @@ class DrafterWeights:
     def head_dim(self) -> int:
         """D."""
         return 2 * self.cos.shape[1]
+
+
+def _flatten(weights: DrafterWeights) -> tuple[list[object], tuple[object, ...]]:
+    values = [getattr(weights, field.name) for field in fields(weights)]
+    return values[:_PARTS], tuple(values[_PARTS:])
+
+
+# The fields that hold tensors come first, `d2t` last of them.
+_PARTS = [field.name for field in fields(DrafterWeights)].index("d2t") + 1
+pytree.register_pytree_node(
+    DrafterWeights,
+    _flatten,
+    lambda parts, options: DrafterWeights(*parts, *options),
+    serialized_type_name="leeboard.DrafterWeights",
+)

@@ -71,7 +71,7 @@ Weight: TypeAlias = Tensor | QuantizedWeight
 pytree.register_pytree_node(
     QuantizedWeight,
     lambda w: ([w.data, w.scales], (w.format, w.columns)),
-    lambda leaves, context: QuantizedWeight(context[0], *leaves, columns=context[1]),
+    lambda leaves, context: QuantizedWeight(context[0], *leaves, context[1]),
     serialized_type_name="leeboard.QuantizedWeight",
 )
 

@@ -61,7 +61,7 @@ def draft_chain(
     are rounded to the dtype of the cache, states and scores once.
     """
     wide = torch.promote_types(state.dtype, torch.float32)
-    batch, width = state.shape
+    batch = state.shape[0]
     each = torch.arange(batch, device=state.device)[:, None]
     fed, tokens = state.to(wide)[:, None], token[:, None]  # [B, R, H], [B, R]
     total = torch.zeros(batch, 1, dtype=wide, device=state.device)
@@ -81,9 +81,7 @@ def draft_chain(
         hidden = rms_norm(x, weights.norm.to(wide), weights.eps)
         fed = hidden if weights.norm_output else x
         states.append(fed)
-        index, logit, lse = linear_topk(
-            hidden, weights.head, topk, d2t=weights.d2t, logsumexp=True
-        )
+        index, logit, lse = linear_topk(hidden, weights.head, topk, d2t=weights.d2t, logsumexp=True)
         score = (total[..., None] + (logit - lse[..., None])).flatten(1)  # [B, R topk]
         parents = of_row[..., None].expand(-1, -1, topk).flatten(1)
         found.append((index.flatten(1), parents, score))
@@ -127,7 +125,7 @@ def _layer(
     heads, kv_heads, width = w.q.shape[0] // w.head_dim, k_cache.shape[1], w.head_dim
     at = (lengths + step)[:, None].expand(-1, rows)
     q, k, v = (
-        qlinear(joined, m).unflatten(-1, (-1, width)).transpose(1, 2) for m in (w.q, w.k, w.v)
+        qlinear(joined, m).view(batch, rows, -1, width).transpose(1, 2) for m in (w.q, w.k, w.v)
     )
     keys.append(rotated(k, w.cos, w.sin, at).to(k_cache.dtype))
     values.append(v.to(v_cache.dtype))
@@ -148,6 +146,4 @@ def _layer(
     attended = (weight @ every_value[:, :, None]).reshape(batch, heads, rows, width)
     residual = joined[..., fed.shape[-1] :] if w.norm_before_residual else fed
     r = qlinear(attended.transpose(1, 2).flatten(2), w.o, residual=residual)
-    return swiglu_linear(
-        r, w.gate, w.up, w.down, norm_weight=w.post_norm, eps=w.eps, residual=r
-    )
+    return swiglu_linear(r, w.gate, w.up, w.down, norm_weight=w.post_norm, eps=w.eps, residual=r)
