@@ -4,34 +4,11 @@
 #include <memory>
 
 #include "bindings.h"
+#include "heads_view.h"
 #include "parallel.h"
 
 namespace leeboard {
 namespace {
-
-// A tensor [B, H, N, D] with contiguous channels.
-struct HeadsView {
-  DType dtype;
-  int64_t batch;
-  int64_t heads;
-  int64_t rows;
-  int64_t d;
-  Heads view;
-
-  bool is(int64_t b, int64_t h, int64_t n, int64_t channels) const {
-    return batch == b && heads == h && rows == n && d == channels;
-  }
-};
-
-std::optional<HeadsView> read_heads(const TensorReader& reader, py::handle object) {
-  const auto t = reader.read(object);
-  if (!t || t->ndim != 4 || (t->shape[3] > 1 && t->strides[3] != 1)) return std::nullopt;
-  const auto dtype = float_dtype(t->kind);
-  if (!dtype) return std::nullopt;
-  return HeadsView{*dtype,      t->shape[0],
-                   t->shape[1], t->shape[2],
-                   t->shape[3], {t->data, t->strides[0], t->strides[1], t->strides[2]}};
-}
 
 // A tensor of `kind` and of sizes [rows, cols] whose rows are contiguous and back to back.
 const void* read_dense(const TensorReader& reader, py::handle object, Kind kind, int64_t rows,
@@ -42,13 +19,6 @@ const void* read_dense(const TensorReader& reader, py::handle object, Kind kind,
   }
   if ((cols > 1 && t->strides[1] != 1) || (rows > 1 && t->strides[0] != cols)) return nullptr;
   return t->data;
-}
-
-// A rotary table [positions, d / 2].
-std::optional<RowsView> read_table(const TensorReader& reader, py::handle object, int64_t d) {
-  const auto t = reader.read(object);
-  if (!t || t->kind != Kind::kFloat32 || t->ndim != 2 || t->shape[1] * 2 != d) return std::nullopt;
-  return as_rows(*t);
 }
 
 struct Mask {

@@ -206,6 +206,57 @@ struct DecodeAttention {
   float* states;  // [B * kv_heads, cache_chunks + new_chunks, decode_attention_floats]
 };
 
+// Threads that run one kernel side by side and wait for each other between its phases.
+struct Team {
+  int64_t size;
+  alignas(64) int64_t arrived;
+  alignas(64) int64_t generation;
+};
+
+// The widest attention head and the most children of a node that draft_chain takes.
+inline constexpr int64_t kMaxHeadDim = 512;
+inline constexpr int64_t kTopMost = 64;
+
+// A whole draft: every phase of every step, cut into units that the members of a team claim.
+struct DraftChain {
+  DType dtype;  // of states, embedding, gains and caches
+  int64_t batch;
+  int64_t steps;
+  int64_t topk;
+  int64_t nodes;
+  int64_t hidden;
+  int64_t intermediate;
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t d;
+  int64_t vocab;
+  ConstRows embedding;
+  const void* input_norm;
+  const void* hidden_norm;
+  const void* post_norm;
+  const void* norm;
+  WeightMatrix q, k, v, o, gate, up, down, head;
+  ConstRows cos;
+  ConstRows sin;
+  const int64_t* d2t;  // null: none
+  float eps;
+  bool norm_output;
+  bool norm_before_residual;
+  int64_t window;  // negative: none
+  int64_t sinks;
+  ConstRows state;
+  const int64_t* token;
+  Heads k_cache;
+  Heads v_cache;
+  const int64_t* lengths;
+  int64_t longest;  // of lengths
+  int64_t* tokens;   // [batch, nodes]
+  int64_t* parents;  // [batch, nodes]
+  float* scores;     // [batch, nodes]
+  void* states;      // [batch, 1 + (steps - 1) topk, hidden] of dtype
+  char* workspace;   // draft_chain_bytes, on a cache line, counters at its start zero
+};
+
 struct KernelTable {
   void (*rms_norm_forward)(const RmsNormForward&, int64_t begin, int64_t end);
   void (*rms_norm_backward)(const RmsNormBackward&, int64_t begin, int64_t end);
@@ -226,6 +277,10 @@ struct KernelTable {
   void (*decode_attention_queries)(const DecodeAttention&, int64_t begin, int64_t end);
   void (*decode_attention_chunks)(const DecodeAttention&, int64_t begin, int64_t end);
   void (*decode_attention_merge)(const DecodeAttention&, int64_t begin, int64_t end);
+  // Bytes of the workspace, and how many at its start must be zero.
+  int64_t (*draft_chain_bytes)(const DraftChain&, int64_t* zeroed);
+  // Every member of the team calls it; all return when the draft is complete.
+  void (*draft_chain)(const DraftChain&, Team&);
   int64_t pack_multiple;  // packed rows are padded to a multiple of this many elements
 };
 

@@ -16,6 +16,8 @@ void decode_attention_queries(const DecodeAttention& args, int64_t begin, int64_
 void decode_attention_chunks(const DecodeAttention& args, int64_t begin, int64_t end);
 void decode_attention_merge(const DecodeAttention& args, int64_t begin, int64_t end);
 void linear_forward(const LinearForward& args, int64_t begin, int64_t end);
+int64_t draft_chain_bytes(const DraftChain& args, int64_t* zeroed);
+void draft_chain(const DraftChain& args, Team& team);
 void linear_argmax(const LinearArgmax& args, int64_t begin, int64_t end);
 void verify_greedy(const VerifyGreedy& args, int64_t begin, int64_t end);
 void verify_sample(const VerifySample& args, int64_t begin, int64_t end);

@@ -21,6 +21,8 @@ const KernelTable table = {
     .decode_attention_queries = decode_attention_queries,
     .decode_attention_chunks = decode_attention_chunks,
     .decode_attention_merge = decode_attention_merge,
+    .draft_chain_bytes = draft_chain_bytes,
+    .draft_chain = draft_chain,
     .pack_multiple = kPackBlock,
 };
 

@@ -1,7 +1,11 @@
 // Ranges of work on torch's own thread pool.
 #pragma once
 
+#include <sched.h>
+
 #include <cstdint>
+
+#include "kernels.h"
 
 namespace leeboard {
 
@@ -29,6 +33,29 @@ void parallel_for(int64_t count, int64_t grain, Body body) {
 
 // The least work, in bytes touched, that is worth a parallel region.
 inline constexpr int64_t kParallelBytes = 64 * 1024;
+
+// Calls body(team) on every thread of the pool at once, in one parallel region: members may wait for
+// each other (see team.h). Where the pool gives one thread, or is busy, the team has one member.
+// Work of few bytes gets one member too.
+template <class Body>
+void run_team(int64_t bytes, Body body) {
+  // The pool cuts this range into one piece a thread; the first piece tells how many there are.
+  constexpr int64_t kRange = int64_t{1} << 16;
+  Team team{0, 0, 0};
+  if (bytes < kParallelBytes) {
+    team.size = 1;
+    body(team);
+    return;
+  }
+  parallel_for(kRange, 1, [&](int64_t begin, int64_t end) {
+    if (begin == 0) {
+      __atomic_store_n(&team.size, (kRange + end - 1) / end, __ATOMIC_RELEASE);
+    } else {
+      while (__atomic_load_n(&team.size, __ATOMIC_ACQUIRE) == 0) sched_yield();
+    }
+    body(team);
+  });
+}
 
 // Items of `bytes_each` that make up kParallelBytes.
 inline int64_t grain_of(int64_t bytes_each) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 import leeboard.ops
+import draft_inputs
 from harness import Sample
+from leeboard.ops import draft_chain
 
 Builder = Callable[[torch.dtype], Sample]
 
@@ -939,6 +942,146 @@ def _attention_bad_calls() -> dict[str, BadCall]:
     return {name: bad(*each) for name, each in wrong.items()}
 
 
+def draft_arguments(sample: Sample) -> tuple[Any, ...]:
+    steps, topk = sample.args[-1], sample.kwargs.get("topk", 1)
+    nodes = sample.kwargs.get("nodes", steps * topk)
+    return draft_chain._arguments(*sample.args, topk, nodes)
+
+
+def draft_samples() -> dict[str, Builder]:
+    def build(
+        form: str | None = None, **options: Any
+    ) -> Builder:
+        calls = ("batch", "steps", "lengths", "capacity", "topk", "nodes")
+
+        def sample(dtype: torch.dtype) -> Sample:
+            made = {k: v for k, v in options.items() if k not in calls}
+            weights = draft_inputs.drafter(dtype, **made)
+            if form is not None:
+                weights = draft_inputs.quantised(weights, form)
+            called = {k: v for k, v in options.items() if k in calls}
+            return draft_inputs.call(weights, **called)
+
+        return sample
+
+    long = {"positions": 1300, "capacity": 1200, "lengths": (1100, 512, 513)}
+    return {
+        "plain": build(),
+        "quantised": build("int8"),
+        "int4": build("int4", hidden=136, inner=200),
+        "many": build(hidden=256, inner=512, heads=8, width=32, vocabulary=1000, **long),
+        "pre-norm": build(norm_output=False, eps=1e-5),
+        "normed-residual": build(norm_before_residual=True),
+        "d2t": build(draft_vocabulary=37),
+        "one-step": build(steps=1),
+        "one-sequence": build(batch=1),
+        "no-sequence": build(batch=0),
+        "window": build(window=3, sinks=2),
+        "window-no-sinks": build(window=1),
+        "long-window": build(window=600, sinks=4, **long),
+        "odd-sizes": build(hidden=33, inner=19, heads=3, kv_heads=1, width=10, vocabulary=130),
+        "one-head-each": build(heads=2, kv_heads=2, width=64),
+        "tree": build(steps=3, topk=3, nodes=8),
+        "tree-one-level": build(steps=1, topk=5),
+        "tree-all-nodes": build(steps=3, topk=2, nodes=10, draft_vocabulary=37),
+        "tree-pre-norm": build(steps=4, topk=4, norm_output=False, norm_before_residual=True),
+        "tree-many-rows": build(batch=3, steps=3, topk=30, nodes=50),
+        "batch-70": build(batch=70, steps=2, lengths=tuple(i % 17 for i in range(70))),
+    }
+
+
+def _draft_bad_calls() -> dict[str, BadCall]:
+    torch.manual_seed(0)
+    good = draft_inputs.call(draft_inputs.drafter(torch.float32, draft_vocabulary=37))
+    weights, state, token, k, v, lengths, steps = good.args
+    named = {
+        "weights": weights,
+        "state": state,
+        "token": token,
+        "k_cache": k,
+        "v_cache": v,
+        "lengths": lengths,
+        "steps": steps,
+    }
+
+    def bad(error: type[Exception], match: str, **changes: Any) -> BadCall:
+        return BadCall(
+            lambda: leeboard.ops.draft_chain(**{**named, **changes}), error, match
+        )
+
+    def with_weights(**changes: Any) -> Any:
+        return dataclasses.replace(weights, **changes)
+
+    nan = state.clone()
+    nan[1, 5] = float("nan")
+    far = weights.d2t.clone()
+    far[7] = 70
+    return {
+        "weights-list": bad(TypeError, r"weights: expected DrafterWeights, got list", weights=[]),
+        "state-1d": bad(ValueError, r"state: shape \[24\] .* expected \[B, H\]", state=state[0]),
+        "state-width": bad(ValueError, r"weights.embedding: shape \[61, 24\]|weights.*expected \[23\]", state=state[:, :23]),
+        "state-int": bad(ValueError, r"state: dtype torch.int64", state=state.long()),
+        "state-nan": bad(
+            ValueError, r"state: nan at sequence 1, channel 5; expected finite", state=nan
+        ),
+        "token-batch": bad(ValueError, r"token: shape \[2\] .* expected \[3\]", token=token[:2]),
+        "token-float": bad(ValueError, r"token: dtype torch.float32", token=token.float()),
+        "token-range": bad(
+            ValueError, r"token: 61 was given for sequence 0; expected 0 to 60", token=token * 0 + 61
+        ),
+        "token-negative": bad(ValueError, r"token: -1 was given for sequence 0", token=token * 0 - 1),
+        "lengths-overflow": bad(
+            ValueError, r"lengths: 17 was given for sequence 2; expected 0 to 16",
+            lengths=torch.tensor([1, 2, 17]),
+        ),
+        "lengths-negative": bad(
+            ValueError, r"lengths: -1 was given for sequence 0", lengths=lengths * 0 - 1
+        ),
+        "table-short": bad(
+            ValueError,
+            r"lengths: 11 was given for sequence 2; expected at most 10, for 4 steps within the 14",
+            weights=with_weights(cos=weights.cos[:14], sin=weights.sin[:14]),
+        ),
+        "caches-differ": bad(
+            ValueError, r"v_cache: shape .* expected .* \(the shape of k_cache\)", v_cache=v[:, :, 1:]
+        ),
+        "cache-dtype": bad(ValueError, r"k_cache: dtype torch.float16", k_cache=k.half()),
+        "cache-batch": bad(ValueError, r"k_cache: shape \[2, .* expected \[3, Hkv", k_cache=k[:2]),
+        "steps-zero": bad(ValueError, r"steps: 0 was given; expected", steps=0),
+        "steps-float": bad(TypeError, r"steps: expected an integer, got float", steps=2.0),
+        "topk-large": bad(ValueError, r"topk: 65 was given; expected at most 64", topk=65),
+        "topk-vocabulary": bad(
+            ValueError, r"topk: 38 was given; expected at most 37, the rows of weights.head", topk=38
+        ),
+        "nodes-many": bad(ValueError, r"nodes: 15 was given; expected at most 14", topk=2, nodes=15),
+        "d2t-outside": bad(
+            ValueError,
+            r"weights.d2t: draft token 7 becomes 77; expected 0 to 60",
+            weights=with_weights(d2t=far),
+        ),
+        "d2t-size": bad(
+            ValueError, r"weights.d2t: shape \[36\] .* expected \[37\]",
+            weights=with_weights(d2t=weights.d2t[1:]),
+        ),
+        "o-shape": bad(
+            ValueError, r"weights.o: shape .* expected", weights=with_weights(o=weights.o[:, 1:])
+        ),
+        "norm-dtype": bad(
+            ValueError, r"weights.norm: dtype torch.float64",
+            weights=with_weights(norm=weights.norm.double()),
+        ),
+        "window-zero": bad(
+            ValueError, r"weights.window: 0 was given", weights=with_weights(window=0)
+        ),
+        "state-grad": bad(
+            RuntimeError, r"state: requires grad, .*inference-only",
+            state=state.clone().requires_grad_(),
+        ),
+        "out-tensor": bad(TypeError, r"out: expected a Draft, got Tensor", out=state),
+        "out-few": bad(ValueError, r"out: 1 tensors given; expected 4", out=(token,)),
+    }
+
+
 CASES: dict[str, OpCases] = {
     "rms_norm": OpCases(
         samples=norm_samples(rows=1),
@@ -969,6 +1112,12 @@ CASES: dict[str, OpCases] = {
         samples=attention_samples(),
         bad_calls=_attention_bad_calls(),
         op_arguments=attention_arguments,
+        row_leaves=lambda sample: (),
+    ),
+    "draft_chain": OpCases(
+        samples=draft_samples(),
+        bad_calls=_draft_bad_calls(),
+        op_arguments=draft_arguments,
         row_leaves=lambda sample: (),
     ),
     "linear_argmax": OpCases(

@@ -6,19 +6,27 @@ from leeboard.ops._state import backend, isa
 from leeboard.ops.add_rms_norm import add_rms_norm
 from leeboard.ops.aux_norm_linear import aux_norm_linear
 from leeboard.ops.decode_attention import decode_attention, decode_attention_
+from leeboard.ops.draft_chain import draft_chain
 from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
+from leeboard.reference import Draft, DrafterWeights, QuantizedWeight, Weight, quantize_weight
 
 __all__ = [
+    "Draft",
+    "DrafterWeights",
+    "QuantizedWeight",
+    "Weight",
     "add_rms_norm",
     "aux_norm_linear",
     "backend",
     "decode_attention",
     "decode_attention_",
+    "draft_chain",
     "isa",
     "linear_argmax",
+    "quantize_weight",
     "rms_norm",
     "verify_greedy",
     "verify_sample",

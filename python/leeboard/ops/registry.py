@@ -14,6 +14,7 @@ from leeboard.ops._state import BACKENDS, Backend
 from leeboard.ops.add_rms_norm import add_rms_norm
 from leeboard.ops.aux_norm_linear import aux_norm_linear
 from leeboard.ops.decode_attention import decode_attention
+from leeboard.ops.draft_chain import draft_chain
 from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.verify_greedy import verify_greedy
@@ -78,6 +79,14 @@ OPS: dict[str, OpSpec] = _table(
         reference.decode_attention,
         differentiable=False,
         summary="grouped-query attention of new tokens over a key-value cache",
+        rowwise=False,
+    ),
+    OpSpec(
+        "draft_chain",
+        draft_chain,
+        reference.draft_chain,
+        differentiable=False,
+        summary="a whole chain or tree of drafter steps",
         rowwise=False,
     ),
     OpSpec(
