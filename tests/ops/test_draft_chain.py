@@ -14,6 +14,7 @@ import leeboard.ops
 from harness import Sample, assert_same, run, run_reference
 from leeboard import reference
 from leeboard.ops import Draft, DrafterWeights, draft_chain
+from leeboard.reference.decode_attention import rotated
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LONG: dict[str, Any] = {"positions": 1300, "capacity": 1200, "lengths": (1100, 513, 511)}
@@ -95,7 +96,7 @@ def append(
         reference.qlinear(joined, m).view(state.shape[0], -1, 1, width)
         for m in (weights.k, weights.v)
     )
-    k = reference.decode_attention.rotated(k, weights.cos, weights.sin, lengths[:, None])
+    k = rotated(k, weights.cos, weights.sin, lengths[:, None])
     grown = []
     for cache, row in zip(caches, (k, v), strict=True):
         cache = cache.clone()
