@@ -33,6 +33,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   // Kept for the life of the process, like the module itself.
   static const leeboard::TensorReader reader(py::module_::import("torch"));
   leeboard::bind_attention(module, reader);
+  leeboard::bind_glue(module, reader);
   leeboard::bind_norm(module, reader);
   leeboard::bind_draft(module, reader);
   leeboard::bind_linear(module, reader);

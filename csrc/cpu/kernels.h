@@ -84,6 +84,22 @@ struct PackNormed {
   int64_t packed_offset;
 };
 
+// Row ranges. `joined` has 2 cols columns; every token is a row of `embedding`.
+struct DrafterGlue {
+  DType dtype;
+  int64_t cols;
+  ConstRows x;
+  const int64_t* token;
+  int64_t token_stride;
+  ConstRows embedding;
+  const void* norm_weight;  // [cols]; null: the state is x
+  const void* hidden_weight;
+  const void* input_weight;
+  float eps;
+  Rows joined;
+  Rows state;
+};
+
 // The most activation rows that one call of the two kernels below takes.
 inline constexpr int64_t kLinearMaxRows = 64;
 
@@ -262,6 +278,7 @@ struct KernelTable {
   void (*rms_norm_backward)(const RmsNormBackward&, int64_t begin, int64_t end);
   void (*column_sum)(const ColumnSum&, int64_t begin, int64_t end);
   void (*add_rms_norm_forward)(const AddRmsNormForward&, int64_t begin, int64_t end);
+  void (*drafter_glue_forward)(const DrafterGlue&, int64_t begin, int64_t end);
   void (*pack_normed)(const PackNormed&, int64_t begin, int64_t end);
   void (*linear_forward)(const LinearForward&, int64_t begin, int64_t end);
   void (*linear_argmax)(const LinearArgmax&, int64_t begin, int64_t end);

@@ -9,6 +9,7 @@ void rms_norm_forward(const RmsNormForward& args, int64_t begin, int64_t end);
 void rms_norm_backward(const RmsNormBackward& args, int64_t begin, int64_t end);
 void column_sum(const ColumnSum& args, int64_t begin, int64_t end);
 void add_rms_norm_forward(const AddRmsNormForward& args, int64_t begin, int64_t end);
+void drafter_glue_forward(const DrafterGlue& args, int64_t begin, int64_t end);
 void pack_normed(const PackNormed& args, int64_t begin, int64_t end);
 int64_t decode_attention_floats(int64_t rows, int64_t d);
 void decode_attention_keys(const DecodeAttention& args, int64_t begin, int64_t end);

@@ -10,6 +10,7 @@ const KernelTable table = {
     .rms_norm_backward = rms_norm_backward,
     .column_sum = column_sum,
     .add_rms_norm_forward = add_rms_norm_forward,
+    .drafter_glue_forward = drafter_glue_forward,
     .pack_normed = pack_normed,
     .linear_forward = linear_forward,
     .linear_argmax = linear_argmax,

@@ -69,6 +69,19 @@ def decode_attention_forward(
     append: bool,
     level: int,
 ) -> bool: ...
+def drafter_glue_forward(
+    x: Tensor,
+    token: Tensor,
+    embedding: Tensor,
+    norm_weight: Tensor,
+    hidden_weight: Tensor,
+    input_weight: Tensor,
+    joined: Tensor,
+    state: Tensor,
+    eps: float,
+    norm_output: bool,
+    level: int,
+) -> bool: ...
 def linear_argmax_forward(
     x: Tensor,
     weight: Tensor,

@@ -38,7 +38,7 @@ class OpCases:
             than any blocking).
         bad_calls: Calls that must raise, by id.
         op_arguments: A sample as the arguments of torch.ops.leeboard.<name>.
-        row_leaves: Positions, among a sample's tensors, of those [..., H].
+        row_leaves: Positions, among a sample's tensors, of those [..., H]; integer ones are [...].
         invariant_rows: Up to this many rows a row's result does not depend on the others.
         check_index: The rule for an output that is an index; without one it must equal the
             reference's.
@@ -1082,6 +1082,139 @@ def _draft_bad_calls() -> dict[str, BadCall]:
     }
 
 
+def glue_samples() -> dict[str, Builder]:
+    def build(
+        shape: tuple[int, ...],
+        vocabulary: int = 13,
+        make: Callable[..., Tensor] = normal,
+        rows_of_table: Callable[..., Tensor] = normal,
+        **options: Any,
+    ) -> Builder:
+        def sample(dtype: torch.dtype) -> Sample:
+            token = torch.randint(0, vocabulary, shape[:-1])
+            table = rows_of_table(dtype, vocabulary, shape[-1])
+            gains = [gain(dtype, shape[-1]) for _ in range(3)]
+            return Sample((make(dtype, *shape), token, table, *gains), options)
+
+        return sample
+
+    samples = {name: build(shape) for name, shape in SHAPES.items()}
+    samples["pre-norm"] = build((6, 136), norm_output=False)
+    samples["pre-norm-3d"] = build((2, 3, 33), norm_output=False)
+    samples["one-token"] = build((6, 40), vocabulary=1)
+    samples["eps"] = build((6, 136), eps=0.1)
+    samples["eps-0"] = build((6, 136), eps=0)
+    for name, scale in SCALES.items():
+
+        def magnitude(dtype: torch.dtype, *shape: int, scale: float = scale) -> Tensor:
+            return scaled(dtype, scale, *shape)
+
+        samples[name] = build((6, 136), make=magnitude)
+        samples[f"{name}-pre-norm"] = build((6, 136), make=magnitude, norm_output=False)
+        samples[f"{name}-table"] = build((6, 136), rows_of_table=magnitude)
+    samples["special"] = build((8, 40), make=lambda dtype, *shape: special(normal(dtype, *shape)))
+    samples["special-table"] = build(
+        (8, 40), rows_of_table=lambda dtype, *shape: special(normal(dtype, *shape))
+    )
+    return samples
+
+
+def _glue_bad_calls() -> dict[str, BadCall]:
+    op = leeboard.ops.drafter_glue
+    right = {
+        "x": torch.ones(4, 8),
+        "token": torch.tensor([0, 4, 2, 1]),
+        "embedding": torch.ones(5, 8),
+        "norm_weight": torch.ones(8),
+        "hidden_weight": torch.ones(8),
+        "input_weight": torch.ones(8),
+    }
+
+    def bad(error: type[Exception], match: str, **wrong: object) -> BadCall:
+        return BadCall(lambda: op(**{**right, **wrong}), error, match)
+
+    x, token, table, weight = (right[n] for n in ("x", "token", "embedding", "norm_weight"))
+    room = torch.ones(64)
+    calls = {
+        "x-list": bad(TypeError, r"x: expected a torch.Tensor, got list", x=[1.0]),
+        "x-int": bad(ValueError, r"x: dtype torch.int64", x=x.long()),
+        "x-0d": bad(ValueError, r"x: .*0-dimensional", x=torch.ones(())),
+        "x-H0": bad(ValueError, r"x: shape \[4, 0\]", x=torch.ones(4, 0)),
+        "x-sparse": bad(ValueError, r"x: layout torch.sparse_coo", x=x.to_sparse()),
+        "token-none": bad(TypeError, r"token: expected a torch.Tensor, got NoneType", token=None),
+        "token-int": bad(TypeError, r"token: expected a torch.Tensor, got int", token=1),
+        "token-int32": bad(
+            ValueError, r"token: dtype torch.int32 .* torch.int64", token=token.int()
+        ),
+        "token-float": bad(ValueError, r"token: dtype torch.float32", token=token.float()),
+        "token-shape": bad(ValueError, r"token: shape \[3\] .* expected \[4\]", token=token[:3]),
+        "token-column": bad(
+            ValueError, r"token: shape \[4, 1\] .* expected \[4\]", token=token[:, None]
+        ),
+        "token-device": bad(ValueError, r"token: device meta", token=token.to("meta")),
+        "token-negative": bad(
+            ValueError,
+            r"token: -1 was given at \[2\]; expected 0 to 4",
+            token=torch.tensor([0, 4, -1, 5]),
+        ),
+        "token-beyond": bad(
+            ValueError,
+            r"token: 5 was given at \[3\]; expected 0 to 4",
+            token=torch.tensor([0, 4, 1, 5]),
+        ),
+        "token-far": bad(
+            ValueError,
+            r"token: -9223372036854775808 was given at \[0\]",
+            token=torch.tensor([-(1 << 63), 0, 0, 0]),
+        ),
+        "embedding-none": bad(TypeError, r"embedding: expected a torch.Tensor", embedding=None),
+        "embedding-width": bad(
+            ValueError, r"embedding: shape \[5, 7\] .* expected \[V, 8\]", embedding=table[:, 1:]
+        ),
+        "embedding-1d": bad(ValueError, r"embedding: shape \[8\]", embedding=table[0]),
+        "embedding-V0": bad(
+            ValueError, r"embedding: shape \[0, 8\] .* V >= 1", embedding=table[:0]
+        ),
+        "embedding-dtype": bad(
+            ValueError, r"embedding: dtype torch.float16 .* torch.float32", embedding=table.half()
+        ),
+        "embedding-device": bad(ValueError, r"embedding: device meta", embedding=table.to("meta")),
+        "eps-negative": bad(ValueError, r"eps: -1 .* expected a number >= 0", eps=-1),
+        "eps-negative-float": bad(ValueError, r"eps: -0\.5 .* expected a number >= 0", eps=-0.5),
+        "eps-nan": bad(ValueError, r"eps: nan", eps=float("nan")),
+        "eps-text": bad(TypeError, r"eps: expected a number, got str", eps="small"),
+        "norm_output-int": bad(
+            TypeError, r"norm_output: expected True or False, got int", norm_output=1
+        ),
+        "norm_output-none": bad(
+            TypeError, r"norm_output: expected True or False, got NoneType", norm_output=None
+        ),
+        "out-tensor": bad(TypeError, r"out: expected a pair of tensors, got Tensor", out=x),
+        "out-three": bad(ValueError, r"out: 3 tensors given; expected a pair", out=(x, x, x)),
+        "out-overlap": bad(
+            ValueError,
+            r"out\[0\]: its address range overlaps that of out\[1\]",
+            out=(room[:64].view(4, 16), room[32:].view(4, 8)),
+        ),
+    }
+    for name in ("norm_weight", "hidden_weight", "input_weight"):
+        calls |= {
+            f"{name}-none": bad(TypeError, rf"{name}: expected a torch.Tensor", **{name: None}),
+            f"{name}-size": bad(
+                ValueError, rf"{name}: shape \[7\] .* expected \[8\]", **{name: weight[1:]}
+            ),
+            f"{name}-dtype": bad(
+                ValueError, rf"{name}: dtype torch.bfloat16", **{name: weight.bfloat16()}
+            ),
+            f"{name}-grad": bad(
+                RuntimeError,
+                rf"{name}: requires grad, .*inference-only",
+                **{name: torch.ones(8, requires_grad=True)},
+            ),
+        }
+    return calls
+
+
 CASES: dict[str, OpCases] = {
     "rms_norm": OpCases(
         samples=norm_samples(rows=1),
@@ -1119,6 +1252,16 @@ CASES: dict[str, OpCases] = {
         bad_calls=_draft_bad_calls(),
         op_arguments=draft_arguments,
         row_leaves=lambda sample: (),
+    ),
+    "drafter_glue": OpCases(
+        samples=glue_samples(),
+        bad_calls=_glue_bad_calls(),
+        op_arguments=lambda sample: (
+            *sample.args,
+            float(sample.kwargs.get("eps", 1e-6)),
+            sample.kwargs.get("norm_output", True),
+        ),
+        row_leaves=lambda sample: (0, 1),
     ),
     "linear_argmax": OpCases(
         samples=head_samples(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import threading
 import time
@@ -308,9 +309,13 @@ def test_as_many_rows_is_not_the_same_shape(name: str) -> None:
     """[3, 4, H] goes with [3, 4, H] alone, not with [12, H], on every path."""
     call = make(name, "plain-3d")
     row_leaves = CASES[name].row_leaves(call)
-    flat = [t.flatten(0, -2) if i in row_leaves[1:] else t for i, t in enumerate(call.tensors())]
-    if len(row_leaves) > 1:
-        with pytest.raises(ValueError, match=r"shape \[12, 24\] was given; expected \[3, 4, 24\]"):
+    tensors = call.tensors()
+    for i in row_leaves[1:]:
+        flat = list(tensors)
+        # Integers have no last dimension H.
+        flat[i] = flat[i].flatten(0, 1)
+        expected = f"shape {list(flat[i].shape)} was given; expected {list(tensors[i].shape)}"
+        with pytest.raises(ValueError, match=re.escape(expected)):
             run(name, call.replaced(flat))
     outs = run(name, call)
     for i, y in enumerate(outs):
@@ -581,13 +586,16 @@ def test_special_values_stay_in_their_rows(name: str, dtype: torch.dtype, isa: s
             for i, t in enumerate(call.tensors())
         ]
     )
-    grads = cotangents(run(name, clean))
+    with leeboard.ops.backend("cpu"):
+        dirty, expected = run(name, call), run(name, clean)
+    assert_same([y[4:] for y in dirty], [y[4:] for y in expected])
+    if name not in DIFFERENTIABLE:
+        return
+    grads = cotangents(expected)
     for row in (0, 1, 2, 3):
         for g in grads:
             g[row] = 0.0
     with leeboard.ops.backend("cpu"):
-        dirty, expected = run(name, call), run(name, clean)
-        assert_same([y[4:] for y in dirty], [y[4:] for y in expected])
         dirty_grads = gradients(OPS[name].function, wants_gradient(call), grads)
         clean_grads = gradients(OPS[name].function, wants_gradient(clean), grads)
     for i in row_leaves:

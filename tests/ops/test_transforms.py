@@ -77,14 +77,15 @@ def reference_of_tensors(name: str, call: Sample) -> Callable[..., Any]:
 
 
 def with_rows(name: str, call: Sample, rows: int) -> Sample:
-    """The same 2-D sample with another number of rows."""
+    """The same 2-D sample with another number of rows; integers stay among those that it has."""
     leaves = CASES[name].row_leaves(call)
-    return call.replaced(
-        [
-            torch.randn(rows, t.shape[-1]).to(t.dtype) if i in leaves else t
-            for i, t in enumerate(call.tensors())
-        ]
-    )
+
+    def new(t: Tensor) -> Tensor:
+        if t.is_floating_point():
+            return torch.randn(rows, *t.shape[1:]).to(t.dtype)
+        return t[torch.randint(t.shape[0], (rows,))]
+
+    return call.replaced([new(t) if i in leaves else t for i, t in enumerate(call.tensors())])
 
 
 # --- torch.library ---

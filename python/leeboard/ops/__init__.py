@@ -7,6 +7,7 @@ from leeboard.ops.add_rms_norm import add_rms_norm
 from leeboard.ops.aux_norm_linear import aux_norm_linear
 from leeboard.ops.decode_attention import decode_attention, decode_attention_
 from leeboard.ops.draft_chain import draft_chain
+from leeboard.ops.drafter_glue import drafter_glue
 from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.verify_greedy import verify_greedy
@@ -24,6 +25,7 @@ __all__ = [
     "decode_attention",
     "decode_attention_",
     "draft_chain",
+    "drafter_glue",
     "isa",
     "linear_argmax",
     "quantize_weight",

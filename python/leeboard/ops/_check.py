@@ -242,3 +242,18 @@ def values(name: str, value: object, x: Tensor) -> None:
     if value.dtype != wide:
         raise ValueError(f"{name}: dtype {value.dtype} was given; expected {wide}")
     companion(name, value, "x", x, (wide,))
+
+
+def token_ids(name: str, value: Tensor, vocabulary: int) -> None:
+    """Every element is an id of the vocabulary."""
+    outside = (value < 0) | (value >= vocabulary)
+    refuse_first(name, value, outside, f"0 to {vocabulary - 1}")
+
+
+def refuse_first(name: str, value: Tensor, wrong: Tensor, expected: str) -> None:
+    """Raises for the first element that is marked in `wrong`."""
+    if bool(wrong.any()):
+        place = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"{name}: {value[tuple(place)].item()} was given at {place}; expected {expected}"
+        )

@@ -71,27 +71,14 @@ def empty(draft_tokens: Tensor, with_path: bool) -> tuple[Tensor, Tensor, Tensor
 def check_parents(parents: Tensor) -> None:
     """Every node's parent precedes it; -1 is the root."""
     places = torch.arange(parents.shape[-1], device=parents.device)
-    _refuse_first("parents", parents, (parents < -1) | (parents >= places), "-1 or an earlier node")
-
-
-def check_tokens(draft_tokens: Tensor, vocabulary: int) -> None:
-    """Every draft is an id of the vocabulary."""
-    outside = (draft_tokens < 0) | (draft_tokens >= vocabulary)
-    _refuse_first("draft_tokens", draft_tokens, outside, f"0 to {vocabulary - 1}")
+    wrong = (parents < -1) | (parents >= places)
+    _check.refuse_first("parents", parents, wrong, "-1 or an earlier node")
 
 
 def check_uniforms(uniforms: Tensor) -> None:
     """Every number is one of [0, 1)."""
     inside = (uniforms >= 0) & (uniforms < 1)
-    _refuse_first("uniforms", uniforms, ~inside, "a number of [0, 1)")
-
-
-def _refuse_first(name: str, value: Tensor, wrong: Tensor, expected: str) -> None:
-    if bool(wrong.any()):
-        place = wrong.nonzero()[0].tolist()
-        raise ValueError(
-            f"{name}: {value[tuple(place)].item()} was given at {place}; expected {expected}"
-        )
+    _check.refuse_first("uniforms", uniforms, ~inside, "a number of [0, 1)")
 
 
 def tolerance(dtype: torch.dtype, vocabulary: int) -> float:

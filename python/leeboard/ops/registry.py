@@ -15,6 +15,7 @@ from leeboard.ops.add_rms_norm import add_rms_norm
 from leeboard.ops.aux_norm_linear import aux_norm_linear
 from leeboard.ops.decode_attention import decode_attention
 from leeboard.ops.draft_chain import draft_chain
+from leeboard.ops.drafter_glue import drafter_glue
 from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.verify_greedy import verify_greedy
@@ -88,6 +89,13 @@ OPS: dict[str, OpSpec] = _table(
         differentiable=False,
         summary="a whole chain or tree of drafter steps",
         rowwise=False,
+    ),
+    OpSpec(
+        "drafter_glue",
+        drafter_glue,
+        reference.drafter_glue,
+        differentiable=False,
+        summary="norms, embedding and concatenation between two steps of a drafter",
     ),
     OpSpec(
         "linear_argmax",

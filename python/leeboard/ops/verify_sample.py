@@ -16,7 +16,6 @@ from leeboard.ops._verify import (
     check_distributions,
     check_outputs,
     check_parents,
-    check_tokens,
     check_tree,
     check_uniforms,
     empty,
@@ -117,7 +116,7 @@ def verify_sample(
     if wanted and values_visible(draft_tokens, target_probs, draft_probs, parents, uniforms):
         if parents is not None:
             check_parents(parents)
-        check_tokens(draft_tokens, vocabulary)
+        _check.token_ids("draft_tokens", draft_tokens, vocabulary)
         if uniforms is not None:
             check_uniforms(uniforms)
         check_distributions("target_probs", target_probs)
