@@ -39,7 +39,9 @@ class Head:
     @property
     def weights(self) -> int:
         """Numbers in the matrices of a step."""
-        attention = (2 * self.heads + 2 * (self.heads + 2 * self.kv_heads) - self.heads) * self.width
+        attention = (
+            2 * self.heads + 2 * (self.heads + 2 * self.kv_heads) - self.heads
+        ) * self.width
         return self.hidden * (attention + 3 * self.inner + self.vocabulary)
 
 

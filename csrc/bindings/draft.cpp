@@ -167,8 +167,7 @@ void bind_draft(py::module_& module, const TensorReader& reader) {
             args.up.rows != args.intermediate || args.down.rows != hidden || args.vocab == 0) {
           return false;
         }
-        if (steps < 1 || topk < 1 ||
-            topk > std::min(args.vocab, kTopMost) || nodes < 1) {
+        if (steps < 1 || topk < 1 || topk > std::min(args.vocab, kTopMost) || nodes < 1) {
           return false;
         }
         if (!d2t_object.is_none()) {
@@ -201,8 +200,7 @@ void bind_draft(py::module_& module, const TensorReader& reader) {
         // What memory holds is checked before anything is computed with it.
         args.longest = *std::max_element(args.lengths, args.lengths + batch);
         if (!all_within(args.lengths, batch, 0, std::min(k_cache->rows, cos->rows - steps)) ||
-            !all_within(args.token, batch, 0, embedding->rows - 1) ||
-            !all_finite(*state, *dtype)) {
+            !all_within(args.token, batch, 0, embedding->rows - 1) || !all_finite(*state, *dtype)) {
           return false;
         }
         for (int64_t v = 0; args.d2t != nullptr && v < args.vocab; ++v) {

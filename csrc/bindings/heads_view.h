@@ -30,7 +30,8 @@ inline std::optional<HeadsView> read_heads(const TensorReader& reader, py::handl
 }
 
 // A rotary table [positions, d / 2].
-inline std::optional<RowsView> read_table(const TensorReader& reader, py::handle object, int64_t d) {
+inline std::optional<RowsView> read_table(const TensorReader& reader, py::handle object,
+                                          int64_t d) {
   const auto t = reader.read(object);
   if (!t || t->kind != Kind::kFloat32 || t->ndim != 2 || t->shape[1] * 2 != d) return std::nullopt;
   return as_rows(*t);

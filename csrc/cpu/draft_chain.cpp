@@ -1,5 +1,6 @@
 // A whole draft in one call: every step is ten phases, each shared by the members of a team, with
-// nothing between them but a barrier. Weights are streamed once a step; activations stay in float32.
+// nothing between them but a barrier. Weights are streamed once a step; activations stay in
+// float32.
 #include "draft_select.h"
 #include "glue_row.h"
 #include "level.h"
@@ -162,10 +163,10 @@ LB_INLINE void attend_unit(const Step& step, int64_t unit) {
   Sight sight;
   sight.group = rows;
   if (!own) {
-    const T* keys = static_cast<const T*>(a.k_cache.data) + sequence * a.k_cache.batch +
-                    head * a.k_cache.head;
-    const T* values = static_cast<const T*>(a.v_cache.data) + sequence * a.v_cache.batch +
-                      head * a.v_cache.head;
+    const T* keys =
+        static_cast<const T*>(a.k_cache.data) + sequence * a.k_cache.batch + head * a.k_cache.head;
+    const T* values =
+        static_cast<const T*>(a.v_cache.data) + sequence * a.v_cache.batch + head * a.v_cache.head;
     const int64_t end = begin + kAttendChunk < length ? begin + kAttendChunk : length;
     sight.first = position;
     sight.window = a.window < 0 ? kNoWindow : a.window;
@@ -182,9 +183,8 @@ LB_INLINE void attend_unit(const Step& step, int64_t unit) {
     const int64_t at = step.own_row(beam) * a.d;
     rotate_key(from + head * a.d, a.d, cos, sin, keys + at);
     const float* value = from + (a.kv_heads + head) * a.d;
-    for_each_vector(a.d, [&](int64_t j, int64_t n) {
-      store_n(values + at + j, load_n(value + j, n), n);
-    });
+    for_each_vector(
+        a.d, [&](int64_t j, int64_t n) { store_n(values + at + j, load_n(value + j, n), n); });
   }
   sight.group = s.group;
   sight.first = s.own;

@@ -11,8 +11,8 @@
 namespace leeboard::LEEBOARD_LEVEL {
 namespace {
 
-// The best tokens of a sequence's rows, from those of the blocks, and the log-probabilities of their
-// paths: added to its candidates.
+// The best tokens of a sequence's rows, from those of the blocks, and the log-probabilities of
+// their paths: added to its candidates.
 LB_INLINE void find_candidates(const Step& step, int64_t sequence, int64_t first) {
   const DraftChain& a = step.args;
   const Sizes& s = step.sizes;

@@ -265,7 +265,7 @@ struct DraftChain {
   Heads k_cache;
   Heads v_cache;
   const int64_t* lengths;
-  int64_t longest;  // of lengths
+  int64_t longest;   // of lengths
   int64_t* tokens;   // [batch, nodes]
   int64_t* parents;  // [batch, nodes]
   float* scores;     // [batch, nodes]

@@ -34,9 +34,9 @@ void parallel_for(int64_t count, int64_t grain, Body body) {
 // The least work, in bytes touched, that is worth a parallel region.
 inline constexpr int64_t kParallelBytes = 64 * 1024;
 
-// Calls body(team) on every thread of the pool at once, in one parallel region: members may wait for
-// each other (see team.h). Where the pool gives one thread, or is busy, the team has one member.
-// Work of few bytes gets one member too.
+// Calls body(team) on every thread of the pool at once, in one parallel region: members may wait
+// for each other (see team.h). Where the pool gives one thread, or is busy, the team has one
+// member. Work of few bytes gets one member too.
 template <class Body>
 void run_team(int64_t bytes, Body body) {
   // The pool cuts this range into one piece a thread; the first piece tells how many there are.

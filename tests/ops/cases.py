@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import leeboard.ops
 import draft_inputs
+import leeboard.ops
 from harness import Sample
 from leeboard.ops import draft_chain
 
@@ -949,9 +949,7 @@ def draft_arguments(sample: Sample) -> tuple[Any, ...]:
 
 
 def draft_samples() -> dict[str, Builder]:
-    def build(
-        form: str | None = None, **options: Any
-    ) -> Builder:
+    def build(form: str | None = None, **options: Any) -> Builder:
         calls = ("batch", "steps", "lengths", "capacity", "topk", "nodes")
 
         def sample(dtype: torch.dtype) -> Sample:
@@ -1005,9 +1003,7 @@ def _draft_bad_calls() -> dict[str, BadCall]:
     }
 
     def bad(error: type[Exception], match: str, **changes: Any) -> BadCall:
-        return BadCall(
-            lambda: leeboard.ops.draft_chain(**{**named, **changes}), error, match
-        )
+        return BadCall(lambda: leeboard.ops.draft_chain(**{**named, **changes}), error, match)
 
     def with_weights(**changes: Any) -> Any:
         return dataclasses.replace(weights, **changes)
@@ -1019,7 +1015,11 @@ def _draft_bad_calls() -> dict[str, BadCall]:
     return {
         "weights-list": bad(TypeError, r"weights: expected DrafterWeights, got list", weights=[]),
         "state-1d": bad(ValueError, r"state: shape \[24\] .* expected \[B, H\]", state=state[0]),
-        "state-width": bad(ValueError, r"weights.embedding: shape \[61, 24\]|weights.*expected \[23\]", state=state[:, :23]),
+        "state-width": bad(
+            ValueError,
+            r"weights.embedding: shape \[61, 24\]|weights.*expected \[23\]",
+            state=state[:, :23],
+        ),
         "state-int": bad(ValueError, r"state: dtype torch.int64", state=state.long()),
         "state-nan": bad(
             ValueError, r"state: nan at sequence 1, channel 5; expected finite", state=nan
@@ -1027,11 +1027,16 @@ def _draft_bad_calls() -> dict[str, BadCall]:
         "token-batch": bad(ValueError, r"token: shape \[2\] .* expected \[3\]", token=token[:2]),
         "token-float": bad(ValueError, r"token: dtype torch.float32", token=token.float()),
         "token-range": bad(
-            ValueError, r"token: 61 was given for sequence 0; expected 0 to 60", token=token * 0 + 61
+            ValueError,
+            r"token: 61 was given for sequence 0; expected 0 to 60",
+            token=token * 0 + 61,
         ),
-        "token-negative": bad(ValueError, r"token: -1 was given for sequence 0", token=token * 0 - 1),
+        "token-negative": bad(
+            ValueError, r"token: -1 was given for sequence 0", token=token * 0 - 1
+        ),
         "lengths-overflow": bad(
-            ValueError, r"lengths: 17 was given for sequence 2; expected 0 to 16",
+            ValueError,
+            r"lengths: 17 was given for sequence 2; expected 0 to 16",
             lengths=torch.tensor([1, 2, 17]),
         ),
         "lengths-negative": bad(
@@ -1043,7 +1048,9 @@ def _draft_bad_calls() -> dict[str, BadCall]:
             weights=with_weights(cos=weights.cos[:14], sin=weights.sin[:14]),
         ),
         "caches-differ": bad(
-            ValueError, r"v_cache: shape .* expected .* \(the shape of k_cache\)", v_cache=v[:, :, 1:]
+            ValueError,
+            r"v_cache: shape .* expected .* \(the shape of k_cache\)",
+            v_cache=v[:, :, 1:],
         ),
         "cache-dtype": bad(ValueError, r"k_cache: dtype torch.float16", k_cache=k.half()),
         "cache-batch": bad(ValueError, r"k_cache: shape \[2, .* expected \[3, Hkv", k_cache=k[:2]),
@@ -1051,30 +1058,37 @@ def _draft_bad_calls() -> dict[str, BadCall]:
         "steps-float": bad(TypeError, r"steps: expected an integer, got float", steps=2.0),
         "topk-large": bad(ValueError, r"topk: 65 was given; expected at most 64", topk=65),
         "topk-vocabulary": bad(
-            ValueError, r"topk: 38 was given; expected at most 37, the rows of weights.head", topk=38
+            ValueError,
+            r"topk: 38 was given; expected at most 37, the rows of weights.head",
+            topk=38,
         ),
-        "nodes-many": bad(ValueError, r"nodes: 15 was given; expected at most 14", topk=2, nodes=15),
+        "nodes-many": bad(
+            ValueError, r"nodes: 15 was given; expected at most 14", topk=2, nodes=15
+        ),
         "d2t-outside": bad(
             ValueError,
             r"weights.d2t: draft token 7 becomes 77; expected 0 to 60",
             weights=with_weights(d2t=far),
         ),
         "d2t-size": bad(
-            ValueError, r"weights.d2t: shape \[36\] .* expected \[37\]",
+            ValueError,
+            r"weights.d2t: shape \[36\] .* expected \[37\]",
             weights=with_weights(d2t=weights.d2t[1:]),
         ),
         "o-shape": bad(
             ValueError, r"weights.o: shape .* expected", weights=with_weights(o=weights.o[:, 1:])
         ),
         "norm-dtype": bad(
-            ValueError, r"weights.norm: dtype torch.float64",
+            ValueError,
+            r"weights.norm: dtype torch.float64",
             weights=with_weights(norm=weights.norm.double()),
         ),
         "window-zero": bad(
             ValueError, r"weights.window: 0 was given", weights=with_weights(window=0)
         ),
         "state-grad": bad(
-            RuntimeError, r"state: requires grad, .*inference-only",
+            RuntimeError,
+            r"state: requires grad, .*inference-only",
             state=state.clone().requires_grad_(),
         ),
         "out-tensor": bad(TypeError, r"out: expected a Draft, got Tensor", out=state),

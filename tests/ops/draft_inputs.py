@@ -65,7 +65,9 @@ def drafter(
     )
 
 
-def quantised(weights: DrafterWeights, form: str, only: tuple[str, ...] = MATRICES) -> DrafterWeights:
+def quantised(
+    weights: DrafterWeights, form: str, only: tuple[str, ...] = MATRICES
+) -> DrafterWeights:
     """The same drafter with some matrices in few bits."""
     changed = {name: quantize_weight(getattr(weights, name), form) for name in only}
     return dataclasses.replace(weights, **changed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor
 
 import draft_inputs
 import leeboard.ops
-from harness import Sample, assert_same, run, run_reference
+from harness import Sample
 from leeboard import reference
 from leeboard.ops import Draft, DrafterWeights, draft_chain
 from leeboard.reference.decode_attention import rotated

@@ -280,7 +280,9 @@ def _check_call(
         state=state,
         k_cache=k_cache,
         v_cache=v_cache,
-        **{f"weights.{name}": _first(getattr(w, name)) for name in ("embedding", *NORMS, *MATRICES)},
+        **{
+            f"weights.{name}": _first(getattr(w, name)) for name in ("embedding", *NORMS, *MATRICES)
+        },
     )
 
 
@@ -289,7 +291,12 @@ def _first(weight: reference.Weight) -> Tensor | None:
 
 
 def _check_values(
-    weights: DrafterWeights, state: Tensor, token: Tensor, k_cache: Tensor, lengths: Tensor, steps: int
+    weights: DrafterWeights,
+    state: Tensor,
+    token: Tensor,
+    k_cache: Tensor,
+    lengths: Tensor,
+    steps: int,
 ) -> None:
     """What must hold before memory is read through an index; on CPU tensors."""
     if state.device.type != "cpu" or not values_visible(state, token, lengths, weights.d2t):
@@ -394,13 +401,9 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             )
         backend = "reference"
     if backend == "triton":
-        kernels("draft_chain").forward(
-            weights, *arguments[:5], steps, topk, nodes, *outputs
-        )
+        kernels("draft_chain").forward(weights, *arguments[:5], steps, topk, nodes, *outputs)
     elif backend == "reference":
-        drafted = reference.draft_chain(
-            weights, *arguments[:5], steps, topk=topk, nodes=nodes
-        )
+        drafted = reference.draft_chain(weights, *arguments[:5], steps, topk=topk, nodes=nodes)
         for given, made in zip(outputs, drafted, strict=True):
             given.copy_(made)
     elif not _run_cpu(arguments, outputs, state().level):
