@@ -406,9 +406,10 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         drafted = reference.draft_chain(weights, *arguments[:5], steps, topk=topk, nodes=nodes)
         for given, made in zip(outputs, drafted, strict=True):
             given.copy_(made)
-    elif not _run_cpu(arguments, outputs, state().level):
-        if not _run_cpu(tree_map_only(Tensor, _dense, arguments), outputs, state().level):
-            raise RuntimeError("leeboard._C.draft_chain_forward: arguments do not fit together")
+    elif not _run_cpu(arguments, outputs, state().level) and not _run_cpu(
+        tree_map_only(Tensor, _dense, arguments), outputs, state().level
+    ):
+        raise RuntimeError("leeboard._C.draft_chain_forward: arguments do not fit together")
     return outputs
 
 
