@@ -10,6 +10,7 @@ set(LEEBOARD_KERNEL_SOURCES
     csrc/cpu/draft_chain.cpp
     csrc/cpu/drafter_glue.cpp
     csrc/cpu/linear_argmax.cpp
+    csrc/cpu/qlinear.cpp
     csrc/cpu/verify_greedy.cpp
     csrc/cpu/verify_sample.cpp
     csrc/cpu/level_table.cpp)
