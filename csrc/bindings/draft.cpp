@@ -151,7 +151,7 @@ void bind_draft(py::module_& module, const TensorReader& reader) {
         for (size_t i = 0; i < 8; ++i) {
           const size_t tensors = formats[i] == "plain" ? 1 : 2;
           if (at + tensors > matrices.size()) return false;
-          const py::handle scales = tensors == 1 ? py::handle(Py_None) : matrices[at + 1];
+          const py::handle scales = tensors == 1 ? py::handle(Py_None) : py::handle(matrices[at + 1]);
           const auto weight = read_weight(reader, matrices[at], scales, formats[i], columns(i));
           if (!weight) return false;
           *weights[i] = weight->matrix;

@@ -211,9 +211,9 @@ LB_INLINE void pack_query(const X* x, int64_t d, const float* cos, const float* 
   });
 }
 
-// A row's attention, rounded once.
-template <class T>
-LB_INLINE void finish_state(const AttendState& state, int64_t row, int64_t d, T* out) {
+// A row's attention over keys of type T, rounded once.
+template <class T, class Out>
+LB_INLINE void finish_state(const AttendState& state, int64_t row, int64_t d, Out* out) {
   const float* sums = state.sums + row * state.width;
   const vf total = splat(state.total[row]);
   for (int64_t j = 0; j < d; j += kPackBlock) {

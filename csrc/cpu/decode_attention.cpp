@@ -128,7 +128,7 @@ void merge_chunks(const DecodeAttention& args, int64_t begin, int64_t end) {
       merge_states(whole, attend_state_at(states + c * floats, rows, args.d));
     }
     for (int64_t row = 0; row < rows; ++row) {
-      finish_state(whole, row, args.d,
+      finish_state<T>(whole, row, args.d,
                    at<T>(args.out, batch, head * args.group + row % args.group,
                          args.token + row / args.group));
     }

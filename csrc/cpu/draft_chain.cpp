@@ -64,7 +64,7 @@ LB_INLINE void multiply(const Step& step, const WeightMatrix& weight, const Pack
 
 // Embedding and fed-back state, normed side by side: the layer's input.
 template <class T>
-LB_INLINE void enter_row(const Step& step, int64_t row) {
+LB_OUTLINE void enter_row(const Step& step, int64_t row) {
   const DraftChain& a = step.args;
   const Work& w = step.work;
   const bool split = takes_split(a.q) || takes_split(a.k) || takes_split(a.v);
@@ -104,7 +104,7 @@ LB_INLINE int64_t candidates_before(const DraftChain& a, int64_t step) {
   return step == 0 ? 0 : a.topk + (step - 1) * a.topk * a.topk;
 }
 
-LB_INLINE void project_unit(const Step& step, int64_t unit) {
+LB_OUTLINE void project_unit(const Step& step, int64_t unit) {
   const DraftChain& a = step.args;
   const Work& w = step.work;
   const int64_t counts[3] = {a.heads * a.d, a.kv_heads * a.d, a.kv_heads * a.d};
@@ -131,10 +131,17 @@ LB_INLINE int64_t project_units(const DraftChain& a) {
   return pieces(a.heads * a.d, kFeatureUnit) + 2 * pieces(a.kv_heads * a.d, kFeatureUnit);
 }
 
+template <class T>
+LB_OUTLINE void attend_rows(const AttendState& state, const float* queries, const T* keys,
+                            int64_t key_stride, const T* values, int64_t value_stride,
+                            int64_t begin, int64_t end, int64_t d, const Sight& sight) {
+  attend_range<T>(state, queries, keys, key_stride, values, value_stride, begin, end, d, sight);
+}
+
 // Attention of one sequence's rows in one key-value head over one chunk of the cache, or over their
 // own rows (the last chunk).
 template <class T>
-LB_INLINE void attend_unit(const Step& step, int64_t unit) {
+LB_OUTLINE void attend_unit(const Step& step, int64_t unit) {
   const DraftChain& a = step.args;
   const Sizes& s = step.sizes;
   const Work& w = step.work;
@@ -171,8 +178,8 @@ LB_INLINE void attend_unit(const Step& step, int64_t unit) {
     sight.first = position;
     sight.window = a.window < 0 ? kNoWindow : a.window;
     sight.sinks = a.sinks;
-    attend_range<T>(state, queries, keys, a.k_cache.row, values, a.v_cache.row, begin, end, a.d,
-                    sight);
+    attend_rows<T>(state, queries, keys, a.k_cache.row, values, a.v_cache.row, begin, end, a.d,
+                   sight);
     return;
   }
   const int64_t base = (sequence * a.kv_heads + head) * s.own * a.d;
@@ -193,15 +200,20 @@ LB_INLINE void attend_unit(const Step& step, int64_t unit) {
     const int64_t at = beam * s.group;
     const AttendState mine{state.most + at, state.total + at, state.sums + at * state.width,
                            s.group, state.width};
+    if (s.beams == 1) {
+      attend_rows<T>(mine, queries, keys, a.d, values, a.d, 0, step.index + 1, a.d, sight);
+      continue;
+    }
     for (int64_t i = 0; i <= step.index; ++i) {
-      attend_range<T>(mine, queries + at * state.width, keys, a.d, values, a.d, seen[i],
-                      seen[i] + 1, a.d, sight);
+      attend_rows<T>(mine, queries + at * state.width, keys, a.d, values, a.d, seen[i], seen[i] + 1,
+                     a.d, sight);
     }
   }
 }
 
 // Joins the chunks of one key-value head, in order.
-LB_INLINE void merge_unit(const Step& step, int64_t unit) {
+template <class T>
+LB_OUTLINE void merge_unit(const Step& step, int64_t unit) {
   const DraftChain& a = step.args;
   const Sizes& s = step.sizes;
   const Work& w = step.work;
@@ -215,14 +227,14 @@ LB_INLINE void merge_unit(const Step& step, int64_t unit) {
   }
   float out[kMaxHeadDim];
   for (int64_t r = 0; r < rows; ++r) {
-    finish_state(last, r, a.d, out);
+    finish_state<T>(last, r, a.d, out);
     const int64_t row = unit / a.kv_heads * s.beams + r / s.group;
     const int64_t head = unit % a.kv_heads * s.group + r % s.group;
     pack(w.attended, row, head * a.d, out, a.d, !takes_split(a.o), takes_split(a.o));
   }
 }
 
-LB_INLINE void output_unit(const Step& step, int64_t unit) {
+LB_OUTLINE void output_unit(const Step& step, int64_t unit) {
   const DraftChain& a = step.args;
   const int64_t begin = unit * kFeatureUnit;
   const int64_t end = begin + kFeatureUnit < a.hidden ? begin + kFeatureUnit : a.hidden;
@@ -245,7 +257,7 @@ LB_INLINE void norm_row(const Step& step, int64_t row) {
        takes_split(a.gate) || takes_split(a.up));
 }
 
-LB_INLINE void gate_unit(const Step& step, int64_t unit) {
+LB_OUTLINE void gate_unit(const Step& step, int64_t unit) {
   const DraftChain& a = step.args;
   const Work& w = step.work;
   const int64_t begin = unit * kFeatureUnit;
@@ -265,7 +277,7 @@ LB_INLINE void gate_unit(const Step& step, int64_t unit) {
            });
 }
 
-LB_INLINE void down_unit(const Step& step, int64_t unit) {
+LB_OUTLINE void down_unit(const Step& step, int64_t unit) {
   const DraftChain& a = step.args;
   const Work& w = step.work;
   const int64_t begin = unit * kFeatureUnit;
@@ -295,7 +307,7 @@ LB_INLINE void leave_row(const Step& step, int64_t row) {
 }
 
 // The best of one block of the vocabulary, and its sum of exponentials.
-LB_INLINE void head_unit(const Step& step, int64_t block) {
+LB_OUTLINE void head_unit(const Step& step, int64_t block) {
   const DraftChain& a = step.args;
   const Sizes& s = step.sizes;
   const Work& w = step.work;
@@ -344,7 +356,7 @@ void run(const DraftChain& args, Team& team) {
     phase(kProject, project_units(args), [&](int64_t unit) { project_unit(step, unit); });
     phase(kAttend, args.batch * args.kv_heads * sizes.chunks,
           [&](int64_t unit) { attend_unit<T>(step, unit); });
-    phase(kMerge, args.batch * args.kv_heads, [&](int64_t unit) { merge_unit(step, unit); });
+    phase(kMerge, args.batch * args.kv_heads, [&](int64_t unit) { merge_unit<T>(step, unit); });
     const int64_t units = pieces(args.hidden, kFeatureUnit);
     phase(kOutput, units, [&](int64_t unit) { output_unit(step, unit); });
     rows(kNorm, [&](int64_t row) { norm_row<T>(step, row); });

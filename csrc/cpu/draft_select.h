@@ -13,7 +13,7 @@ namespace {
 
 // The best tokens of a sequence's rows, from those of the blocks, and the log-probabilities of
 // their paths: added to its candidates.
-LB_INLINE void find_candidates(const Step& step, int64_t sequence, int64_t first) {
+LB_OUTLINE void find_candidates(const Step& step, int64_t sequence, int64_t first) {
   const DraftChain& a = step.args;
   const Sizes& s = step.sizes;
   const Work& w = step.work;
@@ -48,7 +48,7 @@ LB_INLINE void find_candidates(const Step& step, int64_t sequence, int64_t first
 }
 
 // The rows of the next step: the best of the newest candidates.
-LB_INLINE void choose_beams(const Step& step, int64_t sequence, int64_t first) {
+LB_OUTLINE void choose_beams(const Step& step, int64_t sequence, int64_t first) {
   const DraftChain& a = step.args;
   const Sizes& s = step.sizes;
   const Work& w = step.work;
@@ -79,7 +79,7 @@ LB_INLINE void choose_beams(const Step& step, int64_t sequence, int64_t first) {
 
 // The best candidates of a sequence, in the order in which they arose. A path's score never rises,
 // so a kept node's parent is kept.
-LB_INLINE void keep_nodes(const Step& step, int64_t sequence) {
+LB_OUTLINE void keep_nodes(const Step& step, int64_t sequence) {
   const DraftChain& a = step.args;
   const Sizes& s = step.sizes;
   const Work& w = step.work;
