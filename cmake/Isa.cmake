@@ -8,6 +8,7 @@ set(LEEBOARD_KERNEL_SOURCES
     csrc/cpu/aux_norm_linear.cpp
     csrc/cpu/decode_attention.cpp
     csrc/cpu/linear_argmax.cpp
+    csrc/cpu/qlinear.cpp
     csrc/cpu/verify_greedy.cpp
     csrc/cpu/verify_sample.cpp
     csrc/cpu/level_table.cpp)

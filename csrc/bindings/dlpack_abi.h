@@ -9,6 +9,7 @@ inline constexpr uint32_t kMajorVersion = 1;
 inline constexpr int32_t kCpu = 1;
 inline constexpr uint8_t kFloat = 2;
 inline constexpr uint8_t kInt = 0;
+inline constexpr uint8_t kUInt = 1;
 inline constexpr uint8_t kBFloat = 4;
 inline constexpr uint8_t kBool = 6;
 

@@ -20,6 +20,8 @@ std::optional<Kind> kind_of(dlpack::DataType type) {
   if (type.code == dlpack::kBFloat && type.bits == 16) return Kind::kBFloat16;
   if (type.code == dlpack::kFloat && type.bits == 64) return Kind::kFloat64;
   if (type.code == dlpack::kInt && type.bits == 64) return Kind::kInt64;
+  if (type.code == dlpack::kInt && type.bits == 8) return Kind::kInt8;
+  if (type.code == dlpack::kUInt && type.bits == 8) return Kind::kUInt8;
   if (type.code == dlpack::kBool && type.bits == 8) return Kind::kBool;
   return std::nullopt;
 }
@@ -30,6 +32,8 @@ std::optional<Kind> kind_of(const std::string& dtype) {
   if (dtype == "torch.bfloat16") return Kind::kBFloat16;
   if (dtype == "torch.float64") return Kind::kFloat64;
   if (dtype == "torch.int64") return Kind::kInt64;
+  if (dtype == "torch.int8") return Kind::kInt8;
+  if (dtype == "torch.uint8") return Kind::kUInt8;
   if (dtype == "torch.bool") return Kind::kBool;
   return std::nullopt;
 }
@@ -41,6 +45,8 @@ int64_t kind_size(Kind kind) {
     case Kind::kFloat64:
     case Kind::kInt64:
       return 8;
+    case Kind::kInt8:
+    case Kind::kUInt8:
     case Kind::kBool:
       return 1;
     default:

@@ -1,5 +1,5 @@
-// Projection of normalised target states: the states are scaled into a small float32 panel once,
-// the weights are streamed past it.
+// Preparation of activations: each row is normed, if asked, into a small float32 panel, past which
+// linear_forward streams the weights.
 #include "dot_panel.h"
 #include "level.h"
 #include "norm_row.h"
@@ -7,7 +7,7 @@
 namespace leeboard::LEEBOARD_LEVEL {
 namespace {
 
-template <class T>
+template <class Order, class T, class G>
 void pack_rows(const PackNormed& args, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(args.x.data) + row * args.x.stride;
@@ -19,42 +19,33 @@ void pack_rows(const PackNormed& args, int64_t begin, int64_t end) {
     for_each_vector(args.cols, [&](int64_t j, int64_t n) {
       vf value = load_n(x + j, n) * r;
       if (args.gamma != nullptr) {
-        value = value * load_n(static_cast<const T*>(args.gamma) + j, n);
+        value = value * load_n(static_cast<const G*>(args.gamma) + j, n);
       }
-      float lane[W];
-      store(lane, value);
-      for (int64_t i = 0; i < n; ++i) {
-        packed[packed_position<T>(args.packed_offset + j + i)] = lane[i];
+      if constexpr (__is_same(Order, float)) {
+        store_n(packed + args.packed_offset + j, value, n);
+      } else {
+        float lane[W];
+        store(lane, value);
+        for (int64_t i = 0; i < n; ++i) {
+          packed[packed_position<Order>(args.packed_offset + j + i)] = lane[i];
+        }
       }
     });
   }
 }
 
-template <class T>
-void linear_features(const LinearForward& args, int64_t begin, int64_t end) {
-  T* out = static_cast<T*>(args.out.data);
-  float products[kLinearMaxRows * kPanelFeatures];
-  dot_panel<T>(args.weight, args.packed, args.packed_stride, args.rows, args.k, begin, end,
-               products, [&](int64_t v, int64_t count, const float* values) {
-                 for (int64_t m = 0; m < args.rows; ++m) {
-                   const float* from = values + m * kPanelFeatures;
-                   T* to = out + m * args.out.stride + v;
-                   for (int64_t i = 0; i < count; i += W) {
-                     const int64_t n = count - i < W ? count - i : W;
-                     store_n(to + i, load_n(from + i, n), n);
-                   }
-                 }
-               });
-}
-
 }  // namespace
 
 void pack_normed(const PackNormed& args, int64_t begin, int64_t end) {
-  dispatch_type(args.dtype, [&]<class T>(T) { pack_rows<T>(args, begin, end); });
-}
-
-void linear_forward(const LinearForward& args, int64_t begin, int64_t end) {
-  dispatch_type(args.dtype, [&]<class T>(T) { linear_features<T>(args, begin, end); });
+  dispatch_type(args.dtype, [&]<class T>(T) {
+    const bool mixed = args.gamma_dtype != args.dtype;
+    if (args.format == WeightFormat::kBFloat16) {
+      mixed ? pack_rows<bf16, T, float>(args, begin, end) : pack_rows<bf16, T, T>(args, begin, end);
+    } else {
+      mixed ? pack_rows<float, T, float>(args, begin, end)
+            : pack_rows<float, T, T>(args, begin, end);
+    }
+  });
 }
 
 }  // namespace leeboard::LEEBOARD_LEVEL

@@ -70,12 +70,36 @@ struct ColumnSum {
   void* out;
 };
 
-// Prepared activations: float32, padded with zeros to `packed_stride` and permuted to the order in
-// which the dot kernel meets the weights of `dtype`.
+// How the values of a weight matrix are stored. kInt8 has a float32 scale for each row. kInt4 holds
+// groups of 128 columns with a bfloat16 scale: 16 words of 32 bits, nibble s of word l is column
+// 16 s + l, and stands for nibble - 8; the last group is whole, whatever the number of columns.
+enum class WeightFormat : int { kFloat32, kBFloat16, kFloat16, kInt8, kInt4 };
+
+struct WeightMatrix {
+  WeightFormat format;
+  int64_t rows;
+  int64_t cols;
+  const void* data;
+  int64_t stride;  // bytes between rows
+  const void* scales;
+  int64_t scale_stride;  // elements between the scales of two rows
+};
+
+// Prepared activations wait in float32, each row padded with zeros to a multiple of this and
+// permuted to the order in which the dot kernel meets the weights of a format.
+inline constexpr int64_t kPanelMultiple = 128;
+constexpr int64_t packed_width(int64_t k) {
+  return (k + kPanelMultiple - 1) / kPanelMultiple * kPanelMultiple;
+}
+
+// Row ranges: x, normed if asked, goes to columns packed_offset.. of a panel for weights of
+// `format`. The padding is left alone.
 struct PackNormed {
   DType dtype;
-  int64_t cols;  // of one state
+  WeightFormat format;
+  int64_t cols;
   ConstRows x;
+  DType gamma_dtype;  // dtype, or float32
   const void* gamma;  // [cols], or null
   bool normalise;
   float eps;
@@ -84,31 +108,28 @@ struct PackNormed {
   int64_t packed_offset;
 };
 
-// The most activation rows that one call of the two kernels below takes.
+// The most activation rows that one call of the kernels below takes.
 inline constexpr int64_t kLinearMaxRows = 64;
 
-// Feature ranges: out[m][v] = packed[m] . weight[v].
+// Feature ranges: out[m][v] = residual[m][v] + packed[m] . weight[v].
 struct LinearForward {
-  DType dtype;
+  DType dtype;  // of residual and out
   int64_t rows;
-  int64_t k;
   const float* packed;
   int64_t packed_stride;
-  ConstRows weight;
+  WeightMatrix weight;
+  ConstRows residual;  // data null when absent
   Rows out;
 };
 
 // Block ranges: block b holds vocabulary entries [b * block, (b + 1) * block); results at
 // [b * rows + m].
 struct LinearArgmax {
-  DType dtype;
   int64_t rows;
-  int64_t k;
-  int64_t vocab;
   int64_t block;
   const float* packed;
   int64_t packed_stride;
-  ConstRows weight;
+  WeightMatrix weight;
   float* best_value;
   int64_t* best_index;
 };

@@ -12,17 +12,18 @@ LB_INLINE bool beats(float value, float best) {
   return value > best || (std::isnan(value) && !std::isnan(best));
 }
 
-template <class T>
+template <class F>
 void argmax_blocks(const LinearArgmax& args, int64_t begin, int64_t end) {
   float products[kLinearMaxRows * kPanelFeatures];
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = block * args.block;
-    const int64_t last = first + args.block < args.vocab ? first + args.block : args.vocab;
+    const int64_t last =
+        first + args.block < args.weight.rows ? first + args.block : args.weight.rows;
     float* best_value = args.best_value + block * args.rows;
     int64_t* best_index = args.best_index + block * args.rows;
     for (int64_t m = 0; m < args.rows; ++m) best_index[m] = -1;
-    dot_panel<T>(args.weight, args.packed, args.packed_stride, args.rows, args.k, first, last,
-                 products, [&](int64_t v, int64_t count, const float* values) {
+    dot_panel<F>(args.weight, args.packed, args.packed_stride, args.rows, first, last, products,
+                 [&](int64_t v, int64_t count, const float* values) {
                    for (int64_t m = 0; m < args.rows; ++m) {
                      for (int64_t i = 0; i < count; ++i) {
                        const float value = values[m * kPanelFeatures + i];
@@ -39,7 +40,7 @@ void argmax_blocks(const LinearArgmax& args, int64_t begin, int64_t end) {
 }  // namespace
 
 void linear_argmax(const LinearArgmax& args, int64_t begin, int64_t end) {
-  dispatch_type(args.dtype, [&]<class T>(T) { argmax_blocks<T>(args, begin, end); });
+  dispatch_format(args.weight.format, [&]<class F>(F) { argmax_blocks<F>(args, begin, end); });
 }
 
 }  // namespace leeboard::LEEBOARD_LEVEL

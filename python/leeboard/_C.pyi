@@ -71,10 +71,12 @@ def decode_attention_forward(
 ) -> bool: ...
 def linear_argmax_forward(
     x: Tensor,
-    weight: Tensor,
+    data: Tensor,
+    scales: Tensor | None,
     d2t: Tensor | None,
     index: Tensor,
     value: Tensor,
+    format: str,  # noqa: A002
     level: int,
 ) -> bool: ...
 def verify_greedy_forward(
