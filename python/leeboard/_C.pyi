@@ -84,10 +84,12 @@ def drafter_glue_forward(
 ) -> bool: ...
 def linear_argmax_forward(
     x: Tensor,
-    weight: Tensor,
+    data: Tensor,
+    scales: Tensor | None,
     d2t: Tensor | None,
     index: Tensor,
     value: Tensor,
+    format: str,  # noqa: A002
     level: int,
 ) -> bool: ...
 def verify_greedy_forward(

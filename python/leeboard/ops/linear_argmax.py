@@ -95,8 +95,9 @@ def _forward(x: Tensor, weight: Tensor, d2t: Tensor | None) -> tuple[Tensor, Ten
     else:
         run_kernel(
             _C.linear_argmax_forward,
-            [x, weight, d2t],
+            [x, weight, None, d2t],
             [index.view(-1), value.view(-1)],
+            "plain",
             state().level,
         )
     return index, value
