@@ -125,5 +125,18 @@ LB_INLINE void dot_panel(const WeightMatrix& weight, const float* packed, int64_
   });
 }
 
+// The same for weights of any format.
+template <class Visit>
+LB_INLINE void multiply_panel(const WeightMatrix& weight, const float* packed,
+                              int64_t packed_stride, int64_t rows, int64_t begin, int64_t end,
+                              float* products, Visit visit) {
+  for_each_panel(begin, end, [&](int64_t v, int64_t count) {
+    dispatch_format(weight.format, [&]<class F>(F) {
+      panel_products<F>(weight, packed, packed_stride, rows, v, count, products);
+    });
+    visit(v, count, products);
+  });
+}
+
 }  // namespace
 }  // namespace leeboard::LEEBOARD_LEVEL

@@ -58,7 +58,8 @@ def drafter_glue(
 
     Raises:
         TypeError, ValueError: For an argument that does not fit; the message names it. Token ids
-            outside 0 .. V - 1 are found on CPUs, before anything is written.
+            outside 0 .. V - 1 are found on CPUs, before anything is read or written; on GPUs ids
+            are not checked.
         RuntimeError: If an input requires grad while grad mode is on, or a forced backend cannot
             run.
     """
