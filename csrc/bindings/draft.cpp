@@ -167,7 +167,7 @@ void bind_draft(py::module_& module, const TensorReader& reader) {
             args.up.rows != args.intermediate || args.down.rows != hidden || args.vocab == 0) {
           return false;
         }
-        if (steps < 1 || topk < 1 || topk > std::min(args.vocab, kTopMost) || nodes < 1) {
+        if (steps < 1 || window == 0 || window < -1 || sinks < 0 || topk < 1 || topk > std::min(args.vocab, kTopMost) || nodes < 1) {
           return false;
         }
         if (!d2t_object.is_none()) {

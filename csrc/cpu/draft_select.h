@@ -38,9 +38,10 @@ LB_OUTLINE void find_candidates(const Step& step, int64_t sequence, int64_t firs
       const int64_t from = block * s.rows + row;
       total += w.block_sum[from] * scalar_exp(w.block_value[from * k] - most);
     }
-    const float log_sum = most + std::log(total);
+    const float log_sum = std::log(total);
     for (int64_t i = 0; i < k; ++i) {
-      value[i] = w.row_score[row] + (value[i] - log_sum);
+      // Logits are subtracted first: the difference is small, and so is its rounding.
+      value[i] = w.row_score[row] + (value[i] - most - log_sum);
       if (a.d2t != nullptr) index[i] += a.d2t[index[i]];
       w.found_parent[at + i] = w.row_node[row];
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,6 @@ from torch import Tensor
 import draft_inputs
 import leeboard.ops
 from harness import Sample
-from leeboard.ops import draft_chain
 
 Builder = Callable[[torch.dtype], Sample]
 
@@ -40,6 +40,8 @@ class OpCases:
         op_arguments: A sample as the arguments of torch.ops.leeboard.<name>.
         row_leaves: Positions, among a sample's tensors, of those [..., H]; integer ones are [...].
         invariant_rows: Up to this many rows a row's result does not depend on the others.
+        chooses: Whether equal rows of a weight leave the outputs to rounding: it is not called with
+            arguments whose rows are one.
         check_index: The rule for an output that is an index; without one it must equal the
             reference's.
     """
@@ -50,6 +52,7 @@ class OpCases:
     row_leaves: Callable[[Sample], Sequence[int]]
     invariant_rows: int = 1 << 30
     check_index: Callable[[Sample, Tensor], None] | None = None
+    chooses: bool = False
 
 
 def normal(dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
@@ -945,7 +948,7 @@ def _attention_bad_calls() -> dict[str, BadCall]:
 def draft_arguments(sample: Sample) -> tuple[Any, ...]:
     steps, topk = sample.args[-1], sample.kwargs.get("topk", 1)
     nodes = sample.kwargs.get("nodes", steps * topk)
-    return draft_chain._arguments(*sample.args, topk, nodes)
+    return importlib.import_module("leeboard.ops.draft_chain")._arguments(*sample.args, topk, nodes)
 
 
 def draft_samples() -> dict[str, Builder]:
@@ -1266,6 +1269,7 @@ CASES: dict[str, OpCases] = {
         bad_calls=_draft_bad_calls(),
         op_arguments=draft_arguments,
         row_leaves=lambda sample: (),
+        chooses=True,
     ),
     "drafter_glue": OpCases(
         samples=glue_samples(),

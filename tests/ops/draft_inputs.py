@@ -85,7 +85,7 @@ def call(
     """A call with these weights on random states and caches; rows behind a length hold NaN."""
     dtype = weights.input_norm.dtype
     kv_heads = weights.k.shape[0] // weights.head_dim
-    used = torch.tensor(lengths[:batch])
+    used = torch.tensor(lengths[:batch], dtype=torch.int64)
     caches = []
     for _ in range(2):
         cache = torch.randn(batch, kv_heads, capacity, weights.head_dim, dtype=torch.float64)

@@ -51,7 +51,7 @@ def assert_right_chain(call: Sample, draft: Draft) -> None:
         hidden = found.states[:, 0]
         logits = logits_of(hidden)
         names = target_tokens(weights, logits.shape[1])
-        chosen = torch.searchsorted(names, draft.tokens[:, step])
+        chosen = torch.searchsorted(names, draft.tokens[:, step].contiguous())
         assert torch.equal(names[chosen], draft.tokens[:, step])
         mine = logits.gather(1, chosen[:, None])[:, 0]
         spread = logits.std(1)

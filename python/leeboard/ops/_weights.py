@@ -6,6 +6,7 @@ from leeboard.ops import _check
 from leeboard.reference import QuantizedWeight
 import torch
 
+
 def check_weight(name, weight, like, rows, columns):
     if isinstance(weight, QuantizedWeight):
         n, k = weight.shape
@@ -16,19 +17,33 @@ def check_weight(name, weight, like, rows, columns):
         raise ValueError(f"{name}: shape {[n, k]} was given; expected [{rows or 'N'}, {columns}]")
     return n
 
+
 def to_arguments(weights):
     tensors, formats = [], []
     for w in weights:
         if isinstance(w, QuantizedWeight):
-            tensors += [w.data, w.scales]; formats.append(w.format)
+            tensors += [w.data, w.scales]
+            formats.append(w.format)
         else:
-            tensors.append(w); formats.append("plain")
+            tensors.append(w)
+            formats.append("plain")
     return tensors, formats
 
+
 def from_arguments(tensors, formats, columns):
-    it = iter(tensors); out = []
+    it = iter(tensors)
+    out = []
     for f, c in zip(formats, columns):
-        if f == "plain": out.append(next(it))
+        if f == "plain":
+            out.append(next(it))
         else:
-            d = next(it); out.append(QuantizedWeight(f, d, next(it), c if c is not None else (2*d.shape[1] if f == "int4" else d.shape[1])))
+            d = next(it)
+            out.append(
+                QuantizedWeight(
+                    f,
+                    d,
+                    next(it),
+                    c if c is not None else (2 * d.shape[1] if f == "int4" else d.shape[1]),
+                )
+            )
     return out

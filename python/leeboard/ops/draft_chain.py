@@ -19,11 +19,13 @@ from leeboard.ops._library import (
 )
 from leeboard.ops._state import direct_level, state, values_visible
 from leeboard.ops._weights import check_weight, from_arguments, to_arguments
-from leeboard.reference import Draft, DrafterWeights
+from leeboard.reference import Draft, DrafterWeights, Weight
 from leeboard.reference._drafter import MATRICES, NORMS
 
 # What the kernels are told where there is no window.
 _NO_WINDOW = -1
+# Fields of the weights that hold numbers.
+_FLOATS = ("embedding", *NORMS, *MATRICES, "cos", "sin")
 # The most children of a node.
 _MOST = 64
 
@@ -129,7 +131,7 @@ def _arguments(
         lengths,
         tables,
         matrices,
-        formats,
+        ",".join(formats),
         w.d2t,
         steps,
         topk,
@@ -146,9 +148,13 @@ def _weights(arguments: tuple[Any, ...]) -> DrafterWeights:
     """The weights of a call of the registered op."""
     tables, matrices, formats, d2t = arguments[5:9]
     eps, norm_output, norm_before_residual, window, sinks = arguments[12:]
-    hidden, heads_out = tables[0].shape[1], matrices[0].shape[0]
-    columns = [2 * hidden] * 3 + [heads_out, hidden, hidden, None, hidden]
-    found = from_arguments(matrices, formats, columns)
+    names = formats.split(",")
+    hidden, queries = tables[0].shape[1], matrices[0].shape[0]
+    # A quantised matrix is two tensors.
+    gate = sum(1 if name == "plain" else 2 for name in names[: MATRICES.index("gate")])
+    inner = matrices[gate].shape[0]
+    columns = [2 * hidden] * 3 + [queries, hidden, hidden, inner, hidden]
+    found = from_arguments(matrices, names, columns)
     return DrafterWeights(
         *tables[:5],
         *found,
@@ -179,7 +185,10 @@ def _plain(arguments: tuple[Any, ...]) -> bool:
 
 
 def _run_cpu(arguments: tuple[Any, ...], outputs: tuple[Tensor, ...], level: int) -> bool:
-    return _C.draft_chain_forward(*arguments[:9], list(outputs), *arguments[9:], level)
+    *inputs, formats, d2t = arguments[:9]
+    return _C.draft_chain_forward(
+        *inputs, formats.split(","), d2t, list(outputs), *arguments[9:], level
+    )
 
 
 def _check_counts(steps: int, topk: int, nodes: int | None) -> int:
@@ -280,14 +289,12 @@ def _check_call(
         state=state,
         k_cache=k_cache,
         v_cache=v_cache,
-        **{
-            f"weights.{name}": _first(getattr(w, name)) for name in ("embedding", *NORMS, *MATRICES)
-        },
+        **{f"weights.{name}": _first(getattr(w, name)) for name in _FLOATS},
     )
 
 
-def _first(weight: reference.Weight) -> Tensor | None:
-    return weight if isinstance(weight, Tensor) else None
+def _first(weight: Weight) -> Tensor:
+    return weight if isinstance(weight, Tensor) else weight.scales
 
 
 def _check_values(
@@ -366,7 +373,7 @@ def _fake(
     lengths: Tensor,
     tables: list[Tensor],
     matrices: list[Tensor],
-    formats: list[str],
+    formats: str,
     d2t: Tensor | None,
     steps: int,
     topk: int,
@@ -419,7 +426,7 @@ def _dense(t: Tensor) -> Tensor:
 
 define(
     "draft_chain(Tensor state, Tensor token, Tensor k_cache, Tensor v_cache, Tensor lengths, "
-    "Tensor[] tables, Tensor[] matrices, str[] formats, Tensor? d2t, int steps, int topk, "
+    "Tensor[] tables, Tensor[] matrices, str formats, Tensor? d2t, int steps, int topk, "
     "int nodes, float eps, bool norm_output, bool norm_before_residual, int window, int sinks)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,

@@ -125,7 +125,8 @@ def _layer(
     heads, kv_heads, width = w.q.shape[0] // w.head_dim, k_cache.shape[1], w.head_dim
     at = (lengths + step)[:, None].expand(-1, rows)
     q, k, v = (
-        qlinear(joined, m).view(batch, rows, -1, width).transpose(1, 2) for m in (w.q, w.k, w.v)
+        qlinear(joined, m).view(batch, rows, m.shape[0] // width, width).transpose(1, 2)
+        for m in (w.q, w.k, w.v)
     )
     keys.append(rotated(k, w.cos, w.sin, at).to(k_cache.dtype))
     values.append(v.to(v_cache.dtype))
@@ -140,7 +141,7 @@ def _layer(
         near = (lengths + step)[:, None] - cached < w.window
         valid = valid & (near | (cached < w.sinks))
     seen = torch.cat((valid[:, None].expand(-1, rows, -1), ancestors), dim=-1)
-    grouped = rotated(q, w.cos, w.sin, at).reshape(batch, kv_heads, -1, rows, width)
+    grouped = rotated(q, w.cos, w.sin, at).reshape(batch, kv_heads, heads // kv_heads, rows, width)
     scores = grouped @ every_key.mT[:, :, None] * width**-0.5
     weight = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1)
     attended = (weight @ every_value[:, :, None]).reshape(batch, heads, rows, width)
