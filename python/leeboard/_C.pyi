@@ -69,6 +69,27 @@ def decode_attention_forward(
     append: bool,
     level: int,
 ) -> bool: ...
+def draft_chain_forward(
+    state: Tensor,
+    token: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    parts: list[Tensor],
+    matrices: list[Tensor],
+    formats: list[str],
+    d2t: Tensor | None,
+    outputs: list[Tensor],
+    steps: int,
+    topk: int,
+    nodes: int,
+    eps: float,
+    norm_output: bool,
+    norm_before_residual: bool,
+    window: int,
+    sinks: int,
+    level: int,
+) -> bool: ...
 def drafter_glue_forward(
     x: Tensor,
     token: Tensor,
