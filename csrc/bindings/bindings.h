@@ -10,6 +10,7 @@ namespace leeboard {
 const KernelTable& kernels_of(int level);
 
 void bind_attention(py::module_& module, const TensorReader& reader);
+void bind_head(py::module_& module, const TensorReader& reader);
 void bind_norm(py::module_& module, const TensorReader& reader);
 void bind_linear(py::module_& module, const TensorReader& reader);
 void bind_verify(py::module_& module, const TensorReader& reader);

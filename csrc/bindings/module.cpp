@@ -34,6 +34,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   static const leeboard::TensorReader reader(py::module_::import("torch"));
   leeboard::bind_attention(module, reader);
   leeboard::bind_norm(module, reader);
+  leeboard::bind_head(module, reader);
   leeboard::bind_linear(module, reader);
   leeboard::bind_verify(module, reader);
   module.def(

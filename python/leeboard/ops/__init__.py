@@ -7,11 +7,16 @@ from leeboard.ops.add_rms_norm import add_rms_norm
 from leeboard.ops.aux_norm_linear import aux_norm_linear
 from leeboard.ops.decode_attention import decode_attention, decode_attention_
 from leeboard.ops.linear_argmax import linear_argmax
+from leeboard.ops.linear_topk import linear_topk
+from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
+from leeboard.ops.swiglu_linear import swiglu_linear
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
+from leeboard.reference import QuantizedWeight, quantize_weight
 
 __all__ = [
+    "QuantizedWeight",
     "add_rms_norm",
     "aux_norm_linear",
     "backend",
@@ -19,7 +24,11 @@ __all__ = [
     "decode_attention_",
     "isa",
     "linear_argmax",
+    "linear_topk",
+    "qlinear",
+    "quantize_weight",
     "rms_norm",
+    "swiglu_linear",
     "verify_greedy",
     "verify_sample",
 ]
