@@ -7,10 +7,13 @@ set(LEEBOARD_KERNEL_SOURCES
     csrc/cpu/add_rms_norm.cpp
     csrc/cpu/aux_norm_linear.cpp
     csrc/cpu/decode_attention.cpp
+    csrc/cpu/dot_panel.cpp
     csrc/cpu/draft_chain.cpp
     csrc/cpu/drafter_glue.cpp
     csrc/cpu/linear_argmax.cpp
+    csrc/cpu/linear_topk.cpp
     csrc/cpu/qlinear.cpp
+    csrc/cpu/swiglu_linear.cpp
     csrc/cpu/verify_greedy.cpp
     csrc/cpu/verify_sample.cpp
     csrc/cpu/level_table.cpp)

@@ -11,6 +11,7 @@ const KernelTable& kernels_of(int level);
 
 void bind_attention(py::module_& module, const TensorReader& reader);
 void bind_glue(py::module_& module, const TensorReader& reader);
+void bind_head(py::module_& module, const TensorReader& reader);
 void bind_norm(py::module_& module, const TensorReader& reader);
 void bind_draft(py::module_& module, const TensorReader& reader);
 void bind_linear(py::module_& module, const TensorReader& reader);

@@ -151,7 +151,8 @@ void bind_draft(py::module_& module, const TensorReader& reader) {
         for (size_t i = 0; i < 8; ++i) {
           const size_t tensors = formats[i] == "plain" ? 1 : 2;
           if (at + tensors > matrices.size()) return false;
-          const py::handle scales = tensors == 1 ? py::handle(Py_None) : py::handle(matrices[at + 1]);
+          const py::handle scales =
+              tensors == 1 ? py::handle(Py_None) : py::handle(matrices[at + 1]);
           const auto weight = read_weight(reader, matrices[at], scales, formats[i], columns(i));
           if (!weight) return false;
           *weights[i] = weight->matrix;
@@ -167,7 +168,8 @@ void bind_draft(py::module_& module, const TensorReader& reader) {
             args.up.rows != args.intermediate || args.down.rows != hidden || args.vocab == 0) {
           return false;
         }
-        if (steps < 1 || window == 0 || window < -1 || sinks < 0 || topk < 1 || topk > std::min(args.vocab, kTopMost) || nodes < 1) {
+        if (steps < 1 || window == 0 || window < -1 || sinks < 0 || topk < 1 ||
+            topk > std::min(args.vocab, kTopMost) || nodes < 1) {
           return false;
         }
         if (!d2t_object.is_none()) {

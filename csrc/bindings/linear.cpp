@@ -1,7 +1,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "bindings.h"
@@ -11,13 +10,43 @@
 namespace leeboard {
 namespace {
 
-void pack(const KernelTable& kernels, PackNormed args, int64_t rows) {
-  parallel_for(rows, grain_of(args.cols * 8),
-               [&](int64_t begin, int64_t end) { kernels.pack_normed(args, begin, end); });
+// out[row + m] = residual[row + m] + panel[m] weight^T for m < rows.
+void multiply(const KernelTable& kernels, const Panel& panel, const WeightView& weight, DType dtype,
+              const std::optional<RowsView>& residual, const RowsView& out, int64_t row,
+              int64_t rows) {
+  const auto at = [row](const RowsView& view) { return view.data + row * view.stride * view.item; };
+  const LinearForward args{
+      dtype,
+      rows,
+      panel.data.get(),
+      panel.stride,
+      weight.matrix,
+      residual ? ConstRows{at(*residual), residual->stride} : ConstRows{nullptr, 0},
+      {at(out), out.stride}};
+  parallel_for(weight.matrix.rows, grain_of(weight.row_bytes()),
+               [&](int64_t begin, int64_t end) { kernels.linear_forward(args, begin, end); });
 }
 
-ConstRows from_row(const RowsView& view, int64_t row) {
-  return {view.data + row * view.stride * view.item, view.stride};
+// What is added to a product and where it goes, [rows, features] both.
+struct Epilogue {
+  std::optional<RowsView> residual;
+  RowsView out;
+};
+
+std::optional<Epilogue> read_epilogue(const TensorReader& reader, py::handle residual_object,
+                                      py::handle out_object, DType dtype, int64_t rows,
+                                      int64_t features) {
+  const auto out = read_matrix(reader, out_object, dtype);
+  if (!out || out->rows != rows || out->cols != features || !rows_distinct(*out)) {
+    return std::nullopt;
+  }
+  if (residual_object.is_none()) return Epilogue{std::nullopt, *out};
+  const auto residual = read_matrix(reader, residual_object, dtype);
+  if (!residual || residual->rows != rows || residual->cols != features ||
+      !may_write(*out, *residual)) {
+    return std::nullopt;
+  }
+  return Epilogue{residual, *out};
 }
 
 }  // namespace
@@ -63,22 +92,22 @@ void bind_linear(py::module_& module, const TensorReader& reader) {
         for (int64_t row = 0; row < rows; row += kLinearMaxRows) {
           const int64_t count = std::min(kLinearMaxRows, rows - row);
           for (size_t s = 0; s < hiddens.size(); ++s) {
-            pack(kernels,
-                 {*dtype, weight->matrix.format, cols, from_row(hiddens[s], row), *dtype,
-                  gammas.empty() ? nullptr : gammas[s], true, static_cast<float>(eps),
-                  panel.data.get(), panel.stride, static_cast<int64_t>(s) * cols},
-                 count);
+            const PackNormed args{*dtype,
+                                  weight->matrix.format,
+                                  cols,
+                                  Activations{*dtype, hiddens[s]}.from_row(row),
+                                  *dtype,
+                                  gammas.empty() ? nullptr : gammas[s],
+                                  true,
+                                  static_cast<float>(eps),
+                                  panel.data.get(),
+                                  panel.stride,
+                                  static_cast<int64_t>(s) * cols};
+            parallel_for(count, grain_of(cols * 8), [&](int64_t begin, int64_t end) {
+              kernels.pack_normed(args, begin, end);
+            });
           }
-          const LinearForward args{*dtype,
-                                   count,
-                                   panel.data.get(),
-                                   panel.stride,
-                                   weight->matrix,
-                                   {nullptr, 0},
-                                   {out->data + row * out->stride * out->item, out->stride}};
-          parallel_for(
-              weight->matrix.rows, grain_of(weight->row_bytes()),
-              [&](int64_t begin, int64_t end) { kernels.linear_forward(args, begin, end); });
+          multiply(kernels, panel, *weight, *dtype, std::nullopt, *out, row, count);
         }
         return true;
       },
@@ -86,73 +115,88 @@ void bind_linear(py::module_& module, const TensorReader& reader) {
       py::arg("level"));
 
   module.def(
-      "linear_argmax_forward",
-      [&reader](py::handle x_object, py::handle data, py::handle scales, py::handle d2t_object,
-                py::handle index_object, py::handle value_object, const std::string& format,
+      "qlinear_forward",
+      [&reader](py::handle x_object, py::handle data, py::handle scales, py::handle norm_weight,
+                py::handle residual, py::handle out_object, const std::string& format, double eps,
                 int level) {
-        const auto x_tensor = reader.read(x_object);
-        const auto dtype = x_tensor ? float_dtype(x_tensor->kind) : std::nullopt;
-        const auto x = dtype ? as_rows(*x_tensor) : std::nullopt;
+        const auto x = read_activations(reader, x_object);
         if (!x) return false;
-        const auto weight = read_weight(reader, data, scales, format, x->cols);
-        if (!weight || weight->matrix.rows == 0) return false;
-        const auto index_tensor = reader.read(index_object);
-        const auto value_tensor = reader.read(value_object);
-        if (!index_tensor || !value_tensor || index_tensor->kind != Kind::kInt64 ||
-            value_tensor->kind != Kind::kFloat32) {
+        const auto weight = read_weight(reader, data, scales, format, x->view.cols);
+        const auto prologue = read_prologue(reader, norm_weight, *x, eps);
+        if (!weight || !prologue) return false;
+        const int64_t rows = x->view.rows;
+        const auto epilogue =
+            read_epilogue(reader, residual, out_object, x->dtype, rows, weight->matrix.rows);
+        if (!epilogue || !weight->apart_from(epilogue->out) || !apart(epilogue->out, x->view)) {
           return false;
         }
-        auto* index = static_cast<int64_t*>(const_cast<void*>(as_vector(*index_tensor, x->rows)));
-        auto* value = static_cast<float*>(const_cast<void*>(as_vector(*value_tensor, x->rows)));
-        if (x->rows > 0 && (index == nullptr || value == nullptr)) return false;
-        const int64_t* d2t = nullptr;
-        if (!d2t_object.is_none()) {
-          const auto tensor = reader.read(d2t_object);
-          if (!tensor || tensor->kind != Kind::kInt64) return false;
-          d2t = static_cast<const int64_t*>(as_vector(*tensor, weight->matrix.rows));
-          if (d2t == nullptr) return false;
-        }
         const KernelTable& kernels = kernels_of(level);
-        const int64_t vocab = weight->matrix.rows;
-        constexpr int64_t kBlock = 128;
-        const int64_t blocks = (vocab + kBlock - 1) / kBlock;
         py::gil_scoped_release nogil;
-        const int64_t most = std::min(x->rows, kLinearMaxRows);
-        const Panel panel(most, x->cols);
-        std::vector<float> best_value(static_cast<size_t>(blocks * most));
-        std::vector<int64_t> best_index(static_cast<size_t>(blocks * most));
-        for (int64_t row = 0; row < x->rows; row += kLinearMaxRows) {
-          const int64_t count = std::min(kLinearMaxRows, x->rows - row);
-          pack(kernels,
-               {*dtype, weight->matrix.format, x->cols, from_row(*x, row), *dtype, nullptr, false,
-                0.0f, panel.data.get(), panel.stride, 0},
-               count);
-          const LinearArgmax args{count,
-                                  kBlock,
-                                  panel.data.get(),
-                                  panel.stride,
-                                  weight->matrix,
-                                  best_value.data(),
-                                  best_index.data()};
-          parallel_for(
-              blocks, grain_of(kBlock * weight->row_bytes()),
-              [&](int64_t begin, int64_t end) { kernels.linear_argmax(args, begin, end); });
-          for (int64_t m = 0; m < count; ++m) {
-            int64_t best = m;
-            for (int64_t at = m + count; at < blocks * count; at += count) {
-              const float a = best_value[static_cast<size_t>(at)];
-              const float b = best_value[static_cast<size_t>(best)];
-              if (a > b || (std::isnan(a) && !std::isnan(b))) best = at;
-            }
-            const int64_t winner = best_index[static_cast<size_t>(best)];
-            index[row + m] = d2t == nullptr ? winner : winner + d2t[winner];
-            value[row + m] = best_value[static_cast<size_t>(best)];
-          }
+        const Panel panel(std::min(rows, kLinearMaxRows), x->view.cols);
+        for (int64_t row = 0; row < rows; row += kLinearMaxRows) {
+          const int64_t count = std::min(kLinearMaxRows, rows - row);
+          pack(kernels, *x, row, count, *prologue, weight->matrix.format, panel);
+          multiply(kernels, panel, *weight, x->dtype, epilogue->residual, epilogue->out, row,
+                   count);
         }
         return true;
       },
-      py::arg("x"), py::arg("data"), py::arg("scales").none(true), py::arg("d2t").none(true),
-      py::arg("index"), py::arg("value"), py::arg("format"), py::arg("level"));
+      py::arg("x"), py::arg("data"), py::arg("scales").none(true),
+      py::arg("norm_weight").none(true), py::arg("residual").none(true), py::arg("out"),
+      py::arg("format"), py::arg("eps"), py::arg("level"));
+
+  module.def(
+      "swiglu_linear_forward",
+      [&reader](py::handle x_object, const std::vector<py::object>& matrices,
+                py::handle norm_weight, py::handle residual, py::handle out_object,
+                const std::vector<std::string>& formats, double eps, int level) {
+        const auto x = read_activations(reader, x_object);
+        // [data, scales or None] of gate, up and down.
+        if (!x || matrices.size() != 6 || formats.size() != 3) return false;
+        const int64_t cols = x->view.cols;
+        const auto gate = read_weight(reader, matrices[0], matrices[1], formats[0], cols);
+        const auto up = read_weight(reader, matrices[2], matrices[3], formats[1], cols);
+        if (!gate || !up || up->matrix.rows != gate->matrix.rows) return false;
+        const int64_t width = gate->matrix.rows;
+        const auto down = read_weight(reader, matrices[4], matrices[5], formats[2], width);
+        const auto prologue = read_prologue(reader, norm_weight, *x, eps);
+        if (!down || !prologue) return false;
+        const int64_t rows = x->view.rows;
+        const auto epilogue =
+            read_epilogue(reader, residual, out_object, x->dtype, rows, down->matrix.rows);
+        if (!epilogue || !apart(epilogue->out, x->view) || !gate->apart_from(epilogue->out) ||
+            !up->apart_from(epilogue->out) || !down->apart_from(epilogue->out)) {
+          return false;
+        }
+        const KernelTable& kernels = kernels_of(level);
+        py::gil_scoped_release nogil;
+        const int64_t most = std::min(rows, kLinearMaxRows);
+        const Panel panel(most, cols);
+        const bool one_order = same_order(gate->matrix.format, up->matrix.format);
+        const Panel second(one_order ? 0 : most, cols);
+        const Panel gated(most, width);
+        for (int64_t row = 0; row < rows; row += kLinearMaxRows) {
+          const int64_t count = std::min(kLinearMaxRows, rows - row);
+          pack(kernels, *x, row, count, *prologue, gate->matrix.format, panel);
+          if (!one_order) pack(kernels, *x, row, count, *prologue, up->matrix.format, second);
+          const SwigluForward args{count,
+                                   panel.data.get(),
+                                   one_order ? panel.data.get() : second.data.get(),
+                                   panel.stride,
+                                   gate->matrix,
+                                   up->matrix,
+                                   down->matrix.format,
+                                   gated.data.get(),
+                                   gated.stride};
+          parallel_for(width, grain_of(gate->row_bytes() + up->row_bytes()),
+                       [&](int64_t begin, int64_t end) { kernels.swiglu_gated(args, begin, end); });
+          multiply(kernels, gated, *down, x->dtype, epilogue->residual, epilogue->out, row, count);
+        }
+        return true;
+      },
+      py::arg("x"), py::arg("matrices"), py::arg("norm_weight").none(true),
+      py::arg("residual").none(true), py::arg("out"), py::arg("formats"), py::arg("eps"),
+      py::arg("level"));
 }
 
 }  // namespace leeboard

@@ -36,6 +36,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   leeboard::bind_glue(module, reader);
   leeboard::bind_norm(module, reader);
   leeboard::bind_draft(module, reader);
+  leeboard::bind_head(module, reader);
   leeboard::bind_linear(module, reader);
   leeboard::bind_verify(module, reader);
   module.def(

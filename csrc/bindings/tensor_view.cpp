@@ -166,6 +166,15 @@ const void* as_vector(const TensorView& tensor, int64_t size) {
   return tensor.data;
 }
 
+bool is_dense(const TensorView& tensor) {
+  int64_t expected = 1;
+  for (int d = tensor.ndim - 1; d >= 0; --d) {
+    if (tensor.shape[d] > 1 && tensor.strides[d] != expected) return false;
+    expected *= tensor.shape[d];
+  }
+  return true;
+}
+
 bool same_shape(const TensorView& a, const TensorView& b) {
   return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
 }

@@ -64,6 +64,9 @@ std::optional<RowsView> as_rows(const TensorView& tensor);
 // Empty unless the tensor is a contiguous vector of `size` elements.
 const void* as_vector(const TensorView& tensor, int64_t size);
 
+// Whether the elements lie one after another in the order of the dimensions.
+bool is_dense(const TensorView& tensor);
+
 bool same_shape(const TensorView& a, const TensorView& b);
 
 std::optional<DType> float_dtype(Kind kind);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "parallel.h"
+
 namespace leeboard {
 WeightFormat format_of(DType dtype) {
   switch (dtype) {
@@ -66,6 +68,42 @@ std::optional<RowsView> read_matrix(const TensorReader& reader, py::handle objec
   const auto tensor = reader.read(object);
   if (!tensor || float_dtype(tensor->kind) != dtype) return std::nullopt;
   return as_rows(*tensor);
+}
+
+std::optional<Activations> read_activations(const TensorReader& reader, py::handle object) {
+  const auto tensor = reader.read(object);
+  const auto dtype = tensor ? float_dtype(tensor->kind) : std::nullopt;
+  const auto rows = dtype ? as_rows(*tensor) : std::nullopt;
+  if (!rows) return std::nullopt;
+  return Activations{*dtype, *rows};
+}
+
+std::optional<Prologue> read_prologue(const TensorReader& reader, py::handle norm_weight,
+                                      const Activations& x, double eps) {
+  if (norm_weight.is_none()) return Prologue{};
+  const auto tensor = reader.read(norm_weight);
+  const auto dtype = tensor ? float_dtype(tensor->kind) : std::nullopt;
+  if (!dtype || (*dtype != x.dtype && *dtype != DType::kFloat32)) return std::nullopt;
+  const void* gamma = as_vector(*tensor, x.view.cols);
+  if (gamma == nullptr) return std::nullopt;
+  return Prologue{true, *dtype, gamma, static_cast<float>(eps)};
+}
+
+void pack(const KernelTable& kernels, const Activations& x, int64_t row, int64_t rows,
+          const Prologue& prologue, WeightFormat format, const Panel& panel) {
+  const PackNormed args{x.dtype,
+                        format,
+                        x.view.cols,
+                        x.from_row(row),
+                        prologue.gamma == nullptr ? x.dtype : prologue.gamma_dtype,
+                        prologue.gamma,
+                        prologue.normalise,
+                        prologue.eps,
+                        panel.data.get(),
+                        panel.stride,
+                        0};
+  parallel_for(rows, grain_of(args.cols * 8),
+               [&](int64_t begin, int64_t end) { kernels.pack_normed(args, begin, end); });
 }
 
 Panel::Panel(int64_t rows, int64_t k)

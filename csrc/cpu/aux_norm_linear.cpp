@@ -1,8 +1,8 @@
 // Preparation of activations: each row is normed, if asked, into a small float32 panel, past which
 // linear_forward streams the weights.
-#include "dot_panel.h"
 #include "level.h"
 #include "norm_row.h"
+#include "weight_format.h"
 
 namespace leeboard::LEEBOARD_LEVEL {
 namespace {

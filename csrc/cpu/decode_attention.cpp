@@ -129,8 +129,8 @@ void merge_chunks(const DecodeAttention& args, int64_t begin, int64_t end) {
     }
     for (int64_t row = 0; row < rows; ++row) {
       finish_state<T>(whole, row, args.d,
-                   at<T>(args.out, batch, head * args.group + row % args.group,
-                         args.token + row / args.group));
+                      at<T>(args.out, batch, head * args.group + row % args.group,
+                            args.token + row / args.group));
     }
   }
 }

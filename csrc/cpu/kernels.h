@@ -92,6 +92,9 @@ constexpr int64_t packed_width(int64_t k) {
   return (k + kPanelMultiple - 1) / kPanelMultiple * kPanelMultiple;
 }
 
+// Weight rows that a panel of products holds.
+inline constexpr int64_t kPanelFeatures = 8;
+
 // Row ranges: x, normed if asked, goes to columns packed_offset.. of a panel for weights of
 // `format`. The padding is left alone.
 struct PackNormed {
@@ -138,16 +141,42 @@ struct LinearForward {
   Rows out;
 };
 
-// Block ranges: block b holds vocabulary entries [b * block, (b + 1) * block); results at
-// [b * rows + m].
-struct LinearArgmax {
+// Feature ranges: gated[m][v] = silu(gate[v] . x[m]) * (up[v] . x[m]), in the order of a panel for
+// weights of down_format. x is packed for gate and for up, which may be one panel.
+struct SwigluForward {
   int64_t rows;
-  int64_t block;
+  const float* gate_packed;
+  const float* up_packed;
+  int64_t packed_stride;
+  WeightMatrix gate;
+  WeightMatrix up;
+  WeightFormat down_format;
+  float* gated;
+  int64_t gated_stride;
+};
+
+// Vocabulary entries that a head reduces at a time, and the most that it keeps of a row.
+inline constexpr int64_t kTopBlock = 128;
+inline constexpr int64_t kTopMost = 64;
+
+// head_blocks takes ranges of blocks, head_join of rows.
+struct LinearHead {
+  int64_t rows;
+  int64_t k;  // 1 to min(kTopMost, vocabulary)
   const float* packed;
   int64_t packed_stride;
   WeightMatrix weight;
-  float* best_value;
-  int64_t* best_index;
+  // The k largest of each block and row, largest first, and sums of exponentials relative to the
+  // first of them: [blocks, rows, k] and [blocks, rows] (null when there is no lse).
+  float* block_value;
+  int64_t* block_index;
+  float* block_sum;
+  const int64_t* d2t;  // [vocabulary], or null
+  float* value;        // [rows, k]
+  int64_t* index;
+  float* lse;  // [rows], or null
+
+  int64_t blocks() const { return (weight.rows + kTopBlock - 1) / kTopBlock; }
 };
 
 // Drafts of one sequence: tokens [nodes], and the node that each follows. Without parents, node i
@@ -250,9 +279,8 @@ struct Team {
   alignas(64) int64_t generation;
 };
 
-// The widest attention head and the most children of a node that draft_chain takes.
+// The widest attention head that draft_chain takes.
 inline constexpr int64_t kMaxHeadDim = 512;
-inline constexpr int64_t kTopMost = 64;
 
 // A whole draft: every phase of every step, cut into units that the members of a team claim.
 struct DraftChain {
@@ -302,7 +330,9 @@ struct KernelTable {
   void (*drafter_glue_forward)(const DrafterGlue&, int64_t begin, int64_t end);
   void (*pack_normed)(const PackNormed&, int64_t begin, int64_t end);
   void (*linear_forward)(const LinearForward&, int64_t begin, int64_t end);
-  void (*linear_argmax)(const LinearArgmax&, int64_t begin, int64_t end);
+  void (*swiglu_gated)(const SwigluForward&, int64_t begin, int64_t end);
+  void (*head_blocks)(const LinearHead&, int64_t begin, int64_t end);
+  void (*head_join)(const LinearHead&, int64_t begin, int64_t end);
   void (*verify_greedy)(const VerifyGreedy&, int64_t begin, int64_t end);
   void (*verify_sample)(const VerifySample&, int64_t begin, int64_t end);
   void (*check_distributions)(const CheckDistributions&, int64_t begin, int64_t end);

@@ -16,10 +16,15 @@ void decode_attention_keys(const DecodeAttention& args, int64_t begin, int64_t e
 void decode_attention_queries(const DecodeAttention& args, int64_t begin, int64_t end);
 void decode_attention_chunks(const DecodeAttention& args, int64_t begin, int64_t end);
 void decode_attention_merge(const DecodeAttention& args, int64_t begin, int64_t end);
+// Rows [v, v + count) of a weight matrix, count 1 or kPanelFeatures; see dot_panel.h.
+void panel_products(const WeightMatrix& weight, const float* packed, int64_t packed_stride,
+                    int64_t rows, int64_t v, int64_t count, float* products);
 void linear_forward(const LinearForward& args, int64_t begin, int64_t end);
 int64_t draft_chain_bytes(const DraftChain& args, int64_t* zeroed);
 void draft_chain(const DraftChain& args, Team& team);
-void linear_argmax(const LinearArgmax& args, int64_t begin, int64_t end);
+void swiglu_gated(const SwigluForward& args, int64_t begin, int64_t end);
+void head_blocks(const LinearHead& args, int64_t begin, int64_t end);
+void head_join(const LinearHead& args, int64_t begin, int64_t end);
 void verify_greedy(const VerifyGreedy& args, int64_t begin, int64_t end);
 void verify_sample(const VerifySample& args, int64_t begin, int64_t end);
 void check_distributions(const CheckDistributions& args, int64_t begin, int64_t end);

@@ -1,46 +1,32 @@
-// The best vocabulary entry of a head: products live in a tile of a few entries, logits nowhere.
-#include <cmath>
-
+// What a head keeps of each block of its vocabulary: logits of one block at a time live in a tile,
+// the whole of them nowhere. The largest of a row is the first of its k largest, so that
+// linear_argmax is linear_topk with k = 1.
 #include "dot_panel.h"
-#include "level.h"
+#include "top_values.h"
 
 namespace leeboard::LEEBOARD_LEVEL {
-namespace {
 
-// torch.max's order: NaN above every number, the first of equals wins.
-LB_INLINE bool beats(float value, float best) {
-  return value > best || (std::isnan(value) && !std::isnan(best));
-}
-
-template <class F>
-void argmax_blocks(const LinearArgmax& args, int64_t begin, int64_t end) {
+void head_blocks(const LinearHead& args, int64_t begin, int64_t end) {
   float products[kLinearMaxRows * kPanelFeatures];
+  alignas(64) float logits[kLinearMaxRows * kTopBlock];
   for (int64_t block = begin; block < end; ++block) {
-    const int64_t first = block * args.block;
-    const int64_t last =
-        first + args.block < args.weight.rows ? first + args.block : args.weight.rows;
-    float* best_value = args.best_value + block * args.rows;
-    int64_t* best_index = args.best_index + block * args.rows;
-    for (int64_t m = 0; m < args.rows; ++m) best_index[m] = -1;
-    dot_panel<F>(args.weight, args.packed, args.packed_stride, args.rows, first, last, products,
-                 [&](int64_t v, int64_t count, const float* values) {
-                   for (int64_t m = 0; m < args.rows; ++m) {
-                     for (int64_t i = 0; i < count; ++i) {
-                       const float value = values[m * kPanelFeatures + i];
-                       if (best_index[m] < 0 || beats(value, best_value[m])) {
-                         best_value[m] = value;
-                         best_index[m] = v + i;
-                       }
+    const int64_t first = block * kTopBlock;
+    const int64_t left = args.weight.rows - first;
+    const int64_t count = left < kTopBlock ? left : kTopBlock;
+    multiply_panel(args.weight, args.packed, args.packed_stride, args.rows, first, first + count,
+                   products, [&](int64_t v, int64_t n, const float* values) {
+                     for (int64_t m = 0; m < args.rows; ++m) {
+                       std::memcpy(logits + m * kTopBlock + v - first, values + m * kPanelFeatures,
+                                   static_cast<size_t>(n) * sizeof(float));
                      }
-                   }
-                 });
+                   });
+    for (int64_t m = 0; m < args.rows; ++m) {
+      const int64_t at = block * args.rows + m;
+      reduce_block(logits + m * kTopBlock, count, first, args.k, args.block_value + at * args.k,
+                   args.block_index + at * args.k,
+                   args.block_sum == nullptr ? nullptr : args.block_sum + at);
+    }
   }
-}
-
-}  // namespace
-
-void linear_argmax(const LinearArgmax& args, int64_t begin, int64_t end) {
-  dispatch_format(args.weight.format, [&]<class F>(F) { argmax_blocks<F>(args, begin, end); });
 }
 
 }  // namespace leeboard::LEEBOARD_LEVEL

@@ -6,14 +6,10 @@
 
 #include <cmath>
 
-#include "kernels.h"
 #include "vector_exp.h"
 
 namespace leeboard::LEEBOARD_LEVEL {
 namespace {
-
-// Vocabulary entries of a block.
-inline constexpr int64_t kTopBlock = 128;
 
 LB_INLINE bool beats(float value, float best) {
   return value > best || (__builtin_isnan(value) && !__builtin_isnan(best));
@@ -48,12 +44,29 @@ LB_INLINE float sum_of_exponentials(const float* values, int64_t padded, float m
   return horizontal_sum(sum);
 }
 
+// Whether a value may belong above `least`: false only if all are at most that.
+LB_INLINE bool any_above(vf values, float least) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(values, splat(least), _CMP_NLE_UQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(values, splat(least), _CMP_NLE_UQ)) != 0;
+#else
+  const vi below = values <= splat(least);
+  return (below[0] & below[1] & below[2] & below[3]) == 0;
+#endif
+}
+
 // The k largest of one row's products with block [begin, begin + count), count <= kTopBlock, and
-// (sum not null) the sum of their exponentials relative to the largest.
+// (sum not null) the sum of the block's exponentials relative to the largest: NaN if that is
+// infinite.
 LB_INLINE void reduce_block(const float* logits, int64_t count, int64_t begin, int64_t k,
                             float* value, int64_t* index, float* sum) {
   int64_t held = 0;
-  for (int64_t i = 0; i < count; ++i) keep_top(value, index, held, k, logits[i], begin + i);
+  for_each_vector(count, [&](int64_t i, int64_t n) {
+    // Few vectors hold anything once k values are kept.
+    if (held == k && n == W && !any_above(load(logits + i), value[k - 1])) return;
+    for (int64_t e = i; e < i + n; ++e) keep_top(value, index, held, k, logits[e], begin + e);
+  });
   if (sum != nullptr) {
     float padded[kTopBlock];
     for (int64_t i = 0; i < kTopBlock; ++i) padded[i] = i < count ? logits[i] : -INFINITY;

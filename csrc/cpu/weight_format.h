@@ -1,5 +1,9 @@
 // How weights of each format come out of memory: as vectors of float32, a step at a time.
 //
+// A vector of 2 W bfloat16 weights is read as W words of 32 bits: a shift yields the even elements,
+// a mask the odd ones, so that no lane ever crosses another. Activations for them are therefore
+// stored as W even elements followed by W odd ones; the other formats arrive in their own order.
+//
 // A format F has kStep columns in a step of kStepBytes, which is one cache line where vectors are
 // wide. open() reads what the vectors of a step share, vector(step, i) yields vector i of it, and
 // row_scale() is the factor of a whole row. What is multiplied with is the exact value of the
@@ -54,7 +58,6 @@ LB_INLINE Pair load_pair_tail(const T* p, int64_t n) {
 // float32 and float16.
 template <class T>
 struct Stored {
-  using Order = T;
   using Step = const T*;
   static constexpr int kStep = 2 * W;
   static constexpr int kStepBytes = kStep * sizeof(T);
@@ -83,7 +86,6 @@ struct BF16 : Stored<bf16> {
 };
 
 struct I8 {
-  using Order = float;
   using Step = const char*;
   static constexpr int kStep = 4 * W;
   static constexpr int kStepBytes = kStep;
@@ -107,7 +109,6 @@ struct I8 {
 };
 
 struct I4 {
-  using Order = float;
   static constexpr int kStep = 128;
   static constexpr int kStepBytes = 64;
   // Groups are whole in memory, and activations beyond the last column are zero.

@@ -103,14 +103,36 @@ def drafter_glue_forward(
     norm_output: bool,
     level: int,
 ) -> bool: ...
-def linear_argmax_forward(
+def linear_topk_forward(
     x: Tensor,
     data: Tensor,
     scales: Tensor | None,
     d2t: Tensor | None,
     index: Tensor,
     value: Tensor,
+    lse: Tensor | None,
     format: str,  # noqa: A002
+    level: int,
+) -> bool: ...
+def qlinear_forward(
+    x: Tensor,
+    data: Tensor,
+    scales: Tensor | None,
+    norm_weight: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    format: str,  # noqa: A002
+    eps: float,
+    level: int,
+) -> bool: ...
+def swiglu_linear_forward(
+    x: Tensor,
+    matrices: list[Tensor | None],
+    norm_weight: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    formats: list[str],
+    eps: float,
     level: int,
 ) -> bool: ...
 def verify_greedy_forward(

@@ -9,7 +9,10 @@ from leeboard.ops.decode_attention import decode_attention, decode_attention_
 from leeboard.ops.draft_chain import draft_chain
 from leeboard.ops.drafter_glue import drafter_glue
 from leeboard.ops.linear_argmax import linear_argmax
+from leeboard.ops.linear_topk import linear_topk
+from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
+from leeboard.ops.swiglu_linear import swiglu_linear
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
 from leeboard.reference import Draft, DrafterWeights, QuantizedWeight, Weight, quantize_weight
@@ -28,8 +31,11 @@ __all__ = [
     "drafter_glue",
     "isa",
     "linear_argmax",
+    "linear_topk",
+    "qlinear",
     "quantize_weight",
     "rms_norm",
+    "swiglu_linear",
     "verify_greedy",
     "verify_sample",
 ]

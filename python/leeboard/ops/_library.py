@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -221,17 +221,27 @@ def kernel_problem(
 
 
 def choose(
-    op: str, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype] = KERNEL_DTYPES
+    op: str,
+    tensors: Sequence[Tensor],
+    dtypes: Sequence[torch.dtype] = KERNEL_DTYPES,
+    refusals: Mapping[Backend, str] | None = None,
 ) -> Backend:
-    """The backend for a call: the forced one, or the first that takes the tensors."""
+    """The backend for a call: the forced one, or the first that takes the tensors.
+
+    `refusals` says why a backend does not take the call whatever its tensors are.
+    """
+
+    def problem_of(name: Backend) -> str | None:
+        return kernel_problem(name, tensors, dtypes) or (refusals or {}).get(name)
+
     forced = state().backend
     if forced is not None:
-        problem = kernel_problem(forced, tensors, dtypes)
+        problem = problem_of(forced)
         if problem is not None:
             raise RuntimeError(f"leeboard.ops.{op}: backend {forced!r} is forced, but {problem}")
         return forced
     natural: Backend = "cpu" if tensors[0].device.type == "cpu" else "triton"
-    return natural if kernel_problem(natural, tensors, dtypes) is None else "reference"
+    return natural if problem_of(natural) is None else "reference"
 
 
 def takes_reference(op: str) -> bool:

@@ -24,8 +24,8 @@ from leeboard.reference._drafter import MATRICES, NORMS
 
 # What the kernels are told where there is no window.
 _NO_WINDOW = -1
-# Fields of the weights that hold numbers.
-_FLOATS = ("embedding", *NORMS, *MATRICES, "cos", "sin")
+# Fields of the weights in the order of the registered op: those that are plain tensors.
+_TABLES = ("embedding", *NORMS, "cos", "sin")
 # The most children of a node.
 _MOST = 64
 
@@ -120,7 +120,7 @@ def _arguments(
 ) -> tuple[Any, ...]:
     """The call in the words of the registered op."""
     w = weights
-    tables = [w.embedding, w.input_norm, w.hidden_norm, w.post_norm, w.norm, w.cos, w.sin]
+    tables = [getattr(w, name) for name in _TABLES]
     matrices, formats = to_arguments([getattr(w, name) for name in MATRICES])
     window = _NO_WINDOW if w.window is None else w.window
     return (
@@ -154,12 +154,10 @@ def _weights(arguments: tuple[Any, ...]) -> DrafterWeights:
     gate = sum(1 if name == "plain" else 2 for name in names[: MATRICES.index("gate")])
     inner = matrices[gate].shape[0]
     columns = [2 * hidden] * 3 + [queries, hidden, hidden, inner, hidden]
-    found = from_arguments(matrices, names, columns)
+    found: dict[str, Any] = dict(zip(_TABLES, tables, strict=True))
+    found |= dict(zip(MATRICES, from_arguments(matrices, names, columns), strict=True))
     return DrafterWeights(
-        *tables[:5],
-        *found,
-        cos=tables[5],
-        sin=tables[6],
+        **found,
         d2t=d2t,
         eps=eps,
         norm_output=norm_output,
@@ -185,10 +183,9 @@ def _plain(arguments: tuple[Any, ...]) -> bool:
 
 
 def _run_cpu(arguments: tuple[Any, ...], outputs: tuple[Tensor, ...], level: int) -> bool:
-    *inputs, formats, d2t = arguments[:9]
-    return _C.draft_chain_forward(
-        *inputs, formats.split(","), d2t, list(outputs), *arguments[9:], level
-    )
+    formats, d2t = arguments[7:9]
+    given = (*arguments[:7], formats.split(","), d2t, list(outputs), *arguments[9:], level)
+    return _C.draft_chain_forward(*given)
 
 
 def _check_counts(steps: int, topk: int, nodes: int | None) -> int:
@@ -289,7 +286,7 @@ def _check_call(
         state=state,
         k_cache=k_cache,
         v_cache=v_cache,
-        **{f"weights.{name}": _first(getattr(w, name)) for name in _FLOATS},
+        **{f"weights.{name}": _first(getattr(w, name)) for name in (*_TABLES, *MATRICES)},
     )
 
 
@@ -410,7 +407,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if backend == "triton":
         kernels("draft_chain").forward(weights, *arguments[:5], steps, topk, nodes, *outputs)
     elif backend == "reference":
-        drafted = reference.draft_chain(weights, *arguments[:5], steps, topk=topk, nodes=nodes)
+        rows = (token, k_cache, v_cache, lengths)
+        drafted = reference.draft_chain(weights, state_tensor, *rows, steps, topk=topk, nodes=nodes)
         for given, made in zip(outputs, drafted, strict=True):
             given.copy_(made)
     elif not _run_cpu(arguments, outputs, state().level) and not _run_cpu(

@@ -17,7 +17,10 @@ from leeboard.ops.decode_attention import decode_attention
 from leeboard.ops.draft_chain import draft_chain
 from leeboard.ops.drafter_glue import drafter_glue
 from leeboard.ops.linear_argmax import linear_argmax
+from leeboard.ops.linear_topk import linear_topk
+from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
+from leeboard.ops.swiglu_linear import swiglu_linear
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
 
@@ -103,6 +106,27 @@ OPS: dict[str, OpSpec] = _table(
         reference.linear_argmax,
         differentiable=False,
         summary="greedy token of a head, without its logits",
+    ),
+    OpSpec(
+        "linear_topk",
+        linear_topk,
+        reference.linear_topk,
+        differentiable=False,
+        summary="most likely tokens of a head, without its logits",
+    ),
+    OpSpec(
+        "qlinear",
+        qlinear,
+        reference.qlinear,
+        differentiable=False,
+        summary="linear layer on weights in any format, with norm and residual",
+    ),
+    OpSpec(
+        "swiglu_linear",
+        swiglu_linear,
+        reference.swiglu_linear,
+        differentiable=False,
+        summary="gated feed-forward block on weights in any format",
     ),
     OpSpec(
         "verify_greedy",
