@@ -581,13 +581,16 @@ def test_special_values_stay_in_their_rows(name: str, dtype: torch.dtype, isa: s
             for i, t in enumerate(call.tensors())
         ]
     )
-    grads = cotangents(run(name, clean))
+    with leeboard.ops.backend("cpu"):
+        dirty, expected = run(name, call), run(name, clean)
+    assert_same([y[4:] for y in dirty], [y[4:] for y in expected])
+    if name not in DIFFERENTIABLE:
+        return
+    grads = cotangents(expected)
     for row in (0, 1, 2, 3):
         for g in grads:
             g[row] = 0.0
     with leeboard.ops.backend("cpu"):
-        dirty, expected = run(name, call), run(name, clean)
-        assert_same([y[4:] for y in dirty], [y[4:] for y in expected])
         dirty_grads = gradients(OPS[name].function, wants_gradient(call), grads)
         clean_grads = gradients(OPS[name].function, wants_gradient(clean), grads)
     for i in row_leaves:
