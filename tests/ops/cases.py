@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from torch import Tensor
 import draft_inputs
 import leeboard.ops
 from harness import Sample
+from leeboard.ops._weights import to_arguments
+from leeboard.reference._quantized import as_matrix
 
 Builder = Callable[[torch.dtype], Sample]
 
@@ -340,18 +342,38 @@ def offsets(vocabulary: int) -> Tensor:
     return torch.randint(0, 4, (vocabulary,)).cumsum(0)
 
 
-def head_samples() -> dict[str, Builder]:
+def stored(weight: Tensor, kind: str) -> Any:
+    """A float64 matrix as a weight: of a dtype's name, or quantised."""
+    if kind in ("int8", "int4", "fp8"):
+        return leeboard.ops.quantize_weight(weight.float(), kind)
+    return weight.to(getattr(torch, kind))
+
+
+def matrix(dtype: torch.dtype, rows: int, columns: int, kind: str | None) -> Any:
+    """A weight [rows, columns] of a kind; None is the dtype of the activations."""
+    weight = normal(torch.float64, rows, columns, scale=columns**-0.5)
+    return weight.to(dtype) if kind is None else stored(weight, kind)
+
+
+def head_samples(**fixed: Any) -> dict[str, Builder]:
+    """Samples of a head; `fixed` holds arguments of every call, such as k."""
+
     def build(
         shape: tuple[int, ...],
         vocabulary: int = 151,
         table: bool = False,
         make: Callable[..., Tensor] = normal,
+        kind: str | None = None,
+        **options: Any,
     ) -> Builder:
         def sample(dtype: torch.dtype) -> Sample:
             x = make(dtype, *shape)
-            weight = normal(dtype, vocabulary, shape[-1], scale=shape[-1] ** -0.5)
+            weight = matrix(dtype, vocabulary, shape[-1], kind)
             kwargs = {"d2t": offsets(vocabulary)} if table else {}
-            return Sample((x, weight), kwargs)
+            given = {**fixed, **options}
+            if "k" in given:
+                given["k"] = min(given["k"], vocabulary)
+            return Sample((x, weight), {**kwargs, **given})
 
         return sample
 
@@ -366,7 +388,48 @@ def head_samples() -> dict[str, Builder]:
         samples[name] = build(
             (6, 136), make=lambda dtype, *shape, scale=scale: scaled(dtype, scale, *shape)
         )
+    samples["lse"] = build((5, 40), vocabulary=300, table=True, logsumexp=True)
+    samples["lse-3d"] = build((2, 3, 24), vocabulary=9, logsumexp=True)
+    samples["quantised"] = build((4, 136), kind="int4", table=True, logsumexp=True)
+    samples["int8"] = build((3, 77), vocabulary=133, kind="int8")
+    samples["int4"] = build((5, 300), vocabulary=133, kind="int4")
     return samples
+
+
+def topk_samples() -> dict[str, Builder]:
+    samples = head_samples(k=5)
+    for k in (1, 2, 16, 17, 64):
+        samples[f"k{k}"] = head_samples(k=k, logsumexp=k % 2 == 0)["d2t"]
+    return samples
+
+
+def _logits(sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
+    """Float64 logits, a bound of float32's error in each, and the token of each entry."""
+    x, weight = sample.args
+    x = x.double()
+    weight = as_matrix(weight, torch.float64)
+    # NaN and what overflows float32 are tested by value; see test_linear_argmax.py.
+    tokens = torch.arange(weight.shape[0])
+    if "d2t" in sample.kwargs:
+        tokens = tokens + sample.kwargs["d2t"]
+    bound = x.shape[-1] * torch.finfo(torch.float32).eps / 2 * (x.abs() @ weight.abs().mT)
+    return x @ weight.mT, bound, tokens
+
+
+def _entries(tokens: Tensor, index: Tensor) -> Tensor:
+    """The vocabulary entries that the indices of an output stand for."""
+    chosen = torch.searchsorted(tokens, index.reshape(-1))
+    assert torch.equal(tokens[chosen.clamp(max=tokens.numel() - 1)], index.reshape(-1))
+    return chosen.view(index.shape)
+
+
+def head_arguments(sample: Sample) -> tuple[Any, ...]:
+    """A head's sample as the arguments of its registered op."""
+    x, weight = sample.args
+    matrices, (text,) = to_arguments([weight])
+    options = sample.kwargs
+    counts = [options["k"]] if "k" in options else []
+    return (x, matrices, text, *counts, options.get("d2t"), options.get("logsumexp", False))
 
 
 def check_argmax(sample: Sample, index: Tensor) -> None:
@@ -375,25 +438,88 @@ def check_argmax(sample: Sample, index: Tensor) -> None:
     A sum of K products errs by at most K eps/2 |x| . |w| (Higham, 2002, section 3.1), so a token
     that is worse by more than twice that cannot win.
     """
-    x, weight = (t.double() for t in sample.args)
-    vocabulary, width = weight.shape
-    logits = x @ weight.mT
-    # NaN and what overflows float32 are tested by value; see test_linear_argmax.py.
-    tokens = torch.arange(vocabulary)
-    if "d2t" in sample.kwargs:
-        tokens = tokens + sample.kwargs["d2t"]
-    chosen = torch.searchsorted(tokens, index.reshape(-1))
-    assert torch.equal(tokens[chosen.clamp(max=vocabulary - 1)], index.reshape(-1))
-    chosen = chosen.view(index.shape).unsqueeze(-1)
-    bound = width * torch.finfo(torch.float32).eps / 2 * (x.abs() @ weight.abs().mT)
+    logits, bound, tokens = _logits(sample)
+    chosen = _entries(tokens, index).unsqueeze(-1)
     best, at = logits.max(dim=-1, keepdim=True)
     allowed = bound.gather(-1, chosen) + bound.gather(-1, at)
     lost = best - logits.gather(-1, chosen)
     assert bool((lost <= allowed).all()), f"chosen token is worse by {lost.max().item():.3g}"
 
 
-def _head_bad_calls() -> dict[str, BadCall]:
-    op = leeboard.ops.linear_argmax
+def check_topk(sample: Sample, index: Tensor) -> None:
+    """The i-th token is as good as the i-th best one, as far as float32 sums can tell, and none
+    comes twice.
+    """
+    logits, bound, tokens = _logits(sample)
+    if "d2t" not in sample.kwargs or bool((sample.kwargs["d2t"].diff() >= 0).all()):
+        ordered = index.sort(dim=-1).values
+        assert bool((ordered.diff(dim=-1) > 0).all()), "a token comes twice"
+    chosen = _entries(tokens, index)
+    best, _ = logits.sort(dim=-1, descending=True)
+    allowed = 2 * bound.amax(-1, keepdim=True)
+    lost = (best[..., : index.shape[-1]] - logits.gather(-1, chosen)).abs()
+    assert bool((lost <= allowed).all()), f"a token is off by {lost.max().item():.3g}"
+
+
+def quantised_bad_calls(
+    call: Callable[[Any], object], name: str, columns: int
+) -> dict[str, BadCall]:
+    """Quantised weights [5, columns], columns < 128, that do not hold together, or do not fit."""
+    w = torch.ones(5, columns)
+    q8, q4 = (leeboard.ops.quantize_weight(w, kind) for kind in ("int8", "int4"))
+    wrong: dict[str, tuple[type[Exception], str, Any]] = {
+        "format": (ValueError, rf"{name}.format: 'int2' .* int8", replace(q8, format="int2")),
+        "data-dtype": (
+            ValueError,
+            rf"{name}.data: dtype torch.uint8 .* expected torch.int8",
+            replace(q8, data=q8.data.to(torch.uint8)),
+        ),
+        "data-shape": (
+            ValueError,
+            rf"{name}.data: shape \[5, 63\] .* expected \[5, 64\]",
+            replace(q4, data=q4.data[:, :63]),
+        ),
+        "data-none": (TypeError, rf"{name}.data: expected a torch.Tensor", replace(q8, data=None)),
+        "data-1d": (ValueError, rf"{name}.data: shape .* 2 dim", replace(q8, data=q8.data[0])),
+        "data-device": (
+            ValueError,
+            rf"{name}.data: device meta",
+            replace(q8, data=q8.data.to("meta")),
+        ),
+        "scales-shape": (
+            ValueError,
+            rf"{name}.scales: shape \[4\] .* expected \[5\]",
+            replace(q8, scales=q8.scales[:4]),
+        ),
+        "scales-dtype": (
+            ValueError,
+            rf"{name}.scales: dtype torch.float32 .* expected torch.bfloat16",
+            replace(q4, scales=q4.scales.float()),
+        ),
+        "columns": (
+            ValueError,
+            rf"{name}.data: shape \[5, {columns}\] .* {columns - 1}",
+            replace(q8, columns=columns - 1),
+        ),
+        "columns-text": (
+            TypeError,
+            rf"{name}.columns: expected an integer, got str",
+            replace(q8, columns=str(columns)),
+        ),
+        "width": (
+            ValueError,
+            rf"{name}: shape \[5, {columns + 1}\] .* {columns}\]",
+            leeboard.ops.quantize_weight(torch.ones(5, columns + 1), "int8"),
+        ),
+    }
+
+    def bad(error: type[Exception], match: str, value: Any) -> BadCall:
+        return BadCall(lambda: call(value), error, match)
+
+    return {f"{name}-{problem}": bad(*each) for problem, each in wrong.items()}
+
+
+def _head_bad_calls(op: Callable[..., Any], **fixed: Any) -> dict[str, BadCall]:
     x, w = torch.ones(4, 8), torch.ones(5, 8)
     table = torch.zeros(5, dtype=torch.int64)
 
@@ -404,9 +530,10 @@ def _head_bad_calls() -> dict[str, BadCall]:
         weight: object = w,
         **options: object,
     ) -> BadCall:
-        return BadCall(lambda: op(x, weight, **options), error, match)
+        return BadCall(lambda: op(x, weight, **{**fixed, **options}), error, match)
 
     return {
+        **quantised_bad_calls(lambda weight: op(x, weight, **fixed), "weight", 8),
         "x-list": bad(TypeError, r"x: expected a torch.Tensor, got list", x=[1.0]),
         "x-int": bad(ValueError, r"x: dtype torch.int64", x=x.long()),
         "x-0d": bad(ValueError, r"x: .*0-dimensional", x=torch.ones(())),
@@ -436,6 +563,192 @@ def _head_bad_calls() -> dict[str, BadCall]:
             RuntimeError, r"weight: requires grad, .*inference-only", weight=torch.nn.Parameter(w)
         ),
         "out-tensor": bad(TypeError, r"out: expected a pair of tensors", out=table),
+        "out-two": bad(
+            ValueError, r"out: 2 tensors given; expected 3", out=(table, w), logsumexp=True
+        ),
+        "logsumexp": bad(TypeError, r"logsumexp: expected True or False, got int", logsumexp=1),
+    }
+
+
+def _topk_bad_calls() -> dict[str, BadCall]:
+    x, w = torch.ones(4, 8), torch.ones(5, 8)
+
+    def bad(error: type[Exception], match: str, k: object) -> BadCall:
+        return BadCall(lambda: leeboard.ops.linear_topk(x, w, k), error, match)
+
+    return {
+        **_head_bad_calls(leeboard.ops.linear_topk, k=2),
+        "k-0": bad(ValueError, r"k: 0 was given; expected at least 1", 0),
+        "k-many": bad(ValueError, r"k: 6 was given; expected at most 5", 6),
+        "k-none": bad(TypeError, r"k: expected an integer, got NoneType", None),
+        "k-float": bad(TypeError, r"k: expected an integer, got float", 2.0),
+    }
+
+
+def _surrounded(
+    make: Callable[..., tuple[Any, ...]],
+    shape: tuple[int, ...],
+    features: int,
+    data: Callable[..., Tensor] = normal,
+    norm: bool = True,
+    residual: bool = True,
+    norm_dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Builder:
+    """A layer on the weights that `make(dtype, columns, features)` yields."""
+
+    def sample(dtype: torch.dtype) -> Sample:
+        kwargs: dict[str, Any] = dict(options)
+        if norm:
+            kwargs["norm_weight"] = gain(norm_dtype or dtype, shape[-1])
+        if residual:
+            kwargs["residual"] = normal(dtype, *shape[:-1], features)
+        return Sample((data(dtype, *shape), *make(dtype, shape[-1], features)), kwargs)
+
+    return sample
+
+
+def layer_samples(make: Callable[..., Callable[..., tuple[Any, ...]]]) -> dict[str, Builder]:
+    """Samples of a layer; make(*kinds) yields its weights, make() those of the dtype of x."""
+    plain = make()
+    samples = {name: _surrounded(plain, shape, 24) for name, shape in SHAPES.items()}
+    samples["bare"] = _surrounded(plain, (5, 40), 31, norm=False, residual=False)
+    samples["norm-only"] = _surrounded(plain, (5, 40), 31, residual=False, eps=0.1)
+    samples["residual-only"] = _surrounded(plain, (5, 40), 31, norm=False)
+    samples["one-feature"] = _surrounded(plain, (3, 40), 1)
+    samples["many-features"] = _surrounded(plain, (2, 257), 515)
+    for rows in (2, 3, 16, 64, 65, 129):
+        samples[f"N{rows}"] = _surrounded(plain, (rows, 72), 31)
+    for name, scale in SCALES.items():
+        samples[name] = _surrounded(
+            plain,
+            (6, 136),
+            31,
+            data=lambda dtype, *shape, scale=scale: scaled(dtype, scale, *shape),
+        )
+    samples["special"] = _surrounded(
+        plain, (8, 40), 24, data=lambda dtype, *shape: special(normal(dtype, *shape))
+    )
+    for kind in ("int8", "int4"):
+        for columns in (1, 127, 129, 400):
+            samples[f"{kind}-K{columns}"] = _surrounded(make(kind), (5, columns), 31)
+        samples[f"{kind}-N65"] = _surrounded(make(kind), (65, 300), 17, norm=False)
+    samples["quantised"] = _surrounded(make("int4", "int8"), (4, 136), 12)
+    return samples
+
+
+def linear_weights(kind: str | None = None, *_: str) -> Callable[..., tuple[Any, ...]]:
+    return lambda dtype, columns, features: (matrix(dtype, features, columns, kind),)
+
+
+def gated_weights(*kinds: str) -> Callable[..., tuple[Any, ...]]:
+    """Gate, up and down of a block that is 21 wide inside; kinds repeat."""
+
+    def weights(dtype: torch.dtype, columns: int, features: int) -> tuple[Any, ...]:
+        kind = [kinds[i % len(kinds)] if kinds else None for i in range(3)]
+        return (
+            matrix(dtype, 21, columns, kind[0]),
+            matrix(dtype, 21, columns, kind[1]),
+            matrix(dtype, features, 21, kind[2]),
+        )
+
+    return weights
+
+
+def layer_arguments(sample: Sample, one: bool) -> tuple[Any, ...]:
+    """A layer's sample as the arguments of its registered op."""
+    x, *weights = sample.args
+    matrices, formats = to_arguments(weights)
+    options = sample.kwargs
+    return (
+        x,
+        matrices,
+        formats[0] if one else formats,
+        options.get("norm_weight"),
+        options.get("eps", 1e-6),
+        options.get("residual"),
+    )
+
+
+def layer_rows(sample: Sample) -> list[int]:
+    """Positions of x and the residual."""
+    rows = (sample.args[0], sample.kwargs.get("residual"))
+    return [i for i, t in enumerate(sample.tensors()) if any(t is row for row in rows)]
+
+
+def _surrounding_bad_calls(call: Callable[..., object]) -> dict[str, BadCall]:
+    """Wrong arguments around the weights of a layer [8] -> [5]; call(x, **options)."""
+    x, g, r = torch.ones(4, 8), torch.ones(8), torch.ones(4, 5)
+
+    def bad(error: type[Exception], match: str, x: object = x, **options: object) -> BadCall:
+        return BadCall(lambda: call(x, **options), error, match)
+
+    return {
+        "x-list": bad(TypeError, r"x: expected a torch.Tensor, got list", x=[1.0]),
+        "x-int": bad(ValueError, r"x: dtype torch.int64", x=x.long()),
+        "x-0d": bad(ValueError, r"x: .*0-dimensional", x=torch.ones(())),
+        "x-sparse": bad(ValueError, r"x: layout torch.sparse_coo", x=x.to_sparse()),
+        "x-grad": bad(
+            RuntimeError, r"x: requires grad, .*inference-only", x=x.clone().requires_grad_()
+        ),
+        "norm-list": bad(TypeError, r"norm_weight: expected a torch.Tensor", norm_weight=[1.0]),
+        "norm-size": bad(ValueError, r"norm_weight: shape \[7\] .* \[8\]", norm_weight=g[:7]),
+        "norm-dtype": bad(ValueError, r"norm_weight: dtype torch.float16", norm_weight=g.half()),
+        "norm-grad": bad(
+            RuntimeError, r"norm_weight: requires grad", norm_weight=torch.nn.Parameter(g)
+        ),
+        "eps-negative": bad(ValueError, r"eps: -1 .* expected a number >= 0", eps=-1),
+        "eps-text": bad(TypeError, r"eps: expected a number, got str", eps="small"),
+        "residual-number": bad(TypeError, r"residual: expected a torch.Tensor", residual=1.0),
+        "residual-shape": bad(
+            ValueError, r"residual: shape \[4, 8\] .* expected \[4, 5\]", residual=x
+        ),
+        "residual-dtype": bad(ValueError, r"residual: dtype torch.float16", residual=r.half()),
+        "residual-device": bad(ValueError, r"residual: device meta", residual=r.to("meta")),
+    }
+
+
+def _plain_weight_bad_calls(call: Callable[[Any], object], name: str) -> dict[str, BadCall]:
+    """Plain weights that are no [5, 8] of float32."""
+    w = torch.ones(5, 8)
+
+    def bad(error: type[Exception], match: str, weight: object) -> BadCall:
+        return BadCall(lambda: call(weight), error, f"{name}: {match}")
+
+    return {
+        f"{name}-none": bad(
+            TypeError, r"expected a torch.Tensor or a QuantizedWeight, got N", None
+        ),
+        f"{name}-plain-width": bad(ValueError, r"shape \[5, 7\] .*, 8\]", w[:, 1:]),
+        f"{name}-1d": bad(ValueError, r"shape \[8\] .*, 8\]", w[0]),
+        f"{name}-plain-dtype": bad(ValueError, r"dtype torch.float16 .* torch.bfloat16", w.half()),
+        f"{name}-plain-device": bad(ValueError, r"device meta", w.to("meta")),
+        f"{name}-sparse": bad(ValueError, r"layout torch.sparse", w.to_sparse()),
+    }
+
+
+def _qlinear_bad_calls() -> dict[str, BadCall]:
+    op, x, w = leeboard.ops.qlinear, torch.ones(4, 8), torch.ones(5, 8)
+    return {
+        **_surrounding_bad_calls(lambda x, **options: op(x, w, **options)),
+        **_plain_weight_bad_calls(lambda weight: op(x, weight), "weight"),
+        **quantised_bad_calls(lambda weight: op(x, weight), "weight", 8),
+    }
+
+
+def _swiglu_bad_calls() -> dict[str, BadCall]:
+    op, x, w, d = leeboard.ops.swiglu_linear, torch.ones(4, 8), torch.ones(5, 8), torch.ones(5, 5)
+
+    def bad(match: str, *weights: object) -> BadCall:
+        return BadCall(lambda: op(x, *weights), ValueError, match)
+
+    return {
+        **_surrounding_bad_calls(lambda x, **options: op(x, w, w, d, **options)),
+        **_plain_weight_bad_calls(lambda gate: op(x, gate, w, d), "gate"),
+        **quantised_bad_calls(lambda up: op(x, w, up, d), "up", 8),
+        **quantised_bad_calls(lambda down: op(x, w, w, down), "down", 5),
+        "up-rows": bad(r"up: shape \[4, 8\] .* expected \[5, 8\]", w, w[:4], d),
+        "down-columns": bad(r"down: shape \[5, 4\] .* expected \[N, 5\]", w, w, d[:, 1:]),
     }
 
 
@@ -1283,10 +1596,29 @@ CASES: dict[str, OpCases] = {
     ),
     "linear_argmax": OpCases(
         samples=head_samples(),
-        bad_calls=_head_bad_calls(),
-        op_arguments=lambda sample: (*sample.args, sample.kwargs.get("d2t")),
+        bad_calls=_head_bad_calls(leeboard.ops.linear_argmax),
+        op_arguments=head_arguments,
         row_leaves=lambda sample: (0,),
         check_index=check_argmax,
+    ),
+    "linear_topk": OpCases(
+        samples=topk_samples(),
+        bad_calls=_topk_bad_calls(),
+        op_arguments=head_arguments,
+        row_leaves=lambda sample: (0,),
+        check_index=check_topk,
+    ),
+    "qlinear": OpCases(
+        samples=layer_samples(linear_weights),
+        bad_calls=_qlinear_bad_calls(),
+        op_arguments=lambda sample: layer_arguments(sample, one=True),
+        row_leaves=layer_rows,
+    ),
+    "swiglu_linear": OpCases(
+        samples=layer_samples(gated_weights),
+        bad_calls=_swiglu_bad_calls(),
+        op_arguments=lambda sample: layer_arguments(sample, one=False),
+        row_leaves=layer_rows,
     ),
     "verify_greedy": OpCases(
         samples=greedy_samples(),

@@ -154,7 +154,7 @@ def test_needs_no_gradient() -> None:
 
 def test_the_op_behind_it_has_no_gradient() -> None:
     x = torch.randn(3, 24, requires_grad=True)
-    _, value = torch.ops.leeboard.linear_argmax(x, torch.randn(9, 24), None)
+    _, value, _ = torch.ops.leeboard.linear_argmax(x, [torch.randn(9, 24)], "plain", None, False)
     with pytest.raises(RuntimeError, match="linear_argmax has no gradient"):
         value.sum().backward()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from harness import (
     run,
     wants_gradient,
 )
+from leeboard.ops import quantize_weight
+from leeboard.ops._check import shares_elements
 from leeboard.ops.registry import OPS
 
 NAMES = sorted(name for name in OPS if OPS[name].rowwise)
@@ -92,17 +95,76 @@ def draw_aux(draw: st.DrawFn, dtype: torch.dtype) -> Sample:
     return Sample((hiddens, gammas, weight), {"eps": draw(st.sampled_from([1e-6, 0.5]))})
 
 
-def draw_head(draw: st.DrawFn, dtype: torch.dtype) -> Sample:
+def draw_weight(draw: st.DrawFn, dtype: torch.dtype, rows: int, columns: int) -> Any:
+    """A weight [rows, columns] in any format that goes with activations of `dtype`."""
+    kinds = [None, None, "int8", "int4", "fp8"] + (["bfloat16"] if dtype == torch.float32 else [])
+    kind = draw(st.sampled_from(kinds))
+    if kind == "bfloat16":
+        dtype, kind = torch.bfloat16, None
+    if kind is None:
+        return draw(strided((rows, columns), normal(dtype, columns**-0.5)))
+    whole = quantize_weight(torch.randn(rows, columns) * columns**-0.5, kind)
+    parts = {
+        part: draw(strided(tuple(t.shape), lambda size, t=t: t.new_zeros(size)))
+        for part, t in (("data", whole.data), ("scales", whole.scales))
+    }
+    # Repeated rows or columns hold what was written last, the same number everywhere.
+    for part, view in parts.items():
+        if not shares_elements(view):
+            view.copy_(getattr(whole, part))
+        else:
+            parts[part] = getattr(whole, part)
+    return replace(whole, **parts)
+
+
+def draw_head(draw: st.DrawFn, dtype: torch.dtype, top: bool) -> Sample:
     shape = (*leading(draw), draw(WIDTHS))
     vocabulary = draw(st.one_of(st.integers(1, 40), st.sampled_from([127, 129, 300])))
     x = draw(strided(shape, normal(dtype)))
-    weight = draw(strided((vocabulary, shape[-1]), normal(dtype)))
+    weight = draw_weight(draw, dtype, vocabulary, shape[-1])
+    options: dict[str, Any] = {"logsumexp": draw(st.booleans())}
+    if top:
+        options["k"] = draw(st.integers(1, min(vocabulary, 70)))
     if not draw(st.booleans()):
-        return Sample((x, weight))
+        return Sample((x, weight), options)
     # Increasing, so that an index tells its token; stored with any stride.
     steps = torch.randint(0, 4, (vocabulary,)).cumsum(0)
     d2t = draw(strided((vocabulary,), lambda size: torch.zeros(size, dtype=torch.int64)))
-    return Sample((x, weight), {"d2t": d2t if d2t.stride() == (0,) else d2t.copy_(steps)})
+    return Sample(
+        (x, weight), {"d2t": d2t if d2t.stride() == (0,) else d2t.copy_(steps), **options}
+    )
+
+
+def draw_surroundings(
+    draw: st.DrawFn, dtype: torch.dtype, shape: tuple[int, ...], features: int
+) -> dict[str, Any]:
+    """The norm before a layer and the residual after it."""
+    options: dict[str, Any] = {}
+    if draw(st.booleans()):
+        half = dtype.itemsize == 2
+        norm_dtype = torch.float32 if half and draw(st.booleans()) else dtype
+        options["norm_weight"] = draw(strided(shape[-1:], normal(norm_dtype)))
+        options["eps"] = draw(st.sampled_from([1e-6, 0.5, 1]))
+    if draw(st.booleans()):
+        options["residual"] = draw(strided((*shape[:-1], features), normal(dtype)))
+    return options
+
+
+def draw_qlinear(draw: st.DrawFn, dtype: torch.dtype) -> Sample:
+    shape = (*leading(draw), draw(WIDTHS))
+    features = draw(st.integers(1, 40))
+    x = draw(strided(shape, normal(dtype)))
+    weight = draw_weight(draw, dtype, features, shape[-1])
+    return Sample((x, weight), draw_surroundings(draw, dtype, shape, features))
+
+
+def draw_swiglu(draw: st.DrawFn, dtype: torch.dtype) -> Sample:
+    shape = (*leading(draw), draw(WIDTHS))
+    inner, features = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    x = draw(strided(shape, normal(dtype)))
+    sizes = [(inner, shape[-1]), (inner, shape[-1]), (features, inner)]
+    weights = [draw_weight(draw, dtype, *size) for size in sizes]
+    return Sample((x, *weights), draw_surroundings(draw, dtype, shape, features))
 
 
 def draw_glue(draw: st.DrawFn, dtype: torch.dtype) -> Sample:
@@ -120,7 +182,10 @@ DRAW: dict[str, Callable[[st.DrawFn, torch.dtype], Sample]] = {
     "add_rms_norm": lambda draw, dtype: draw_norm(draw, 2, dtype),
     "aux_norm_linear": draw_aux,
     "drafter_glue": draw_glue,
-    "linear_argmax": draw_head,
+    "linear_argmax": lambda draw, dtype: draw_head(draw, dtype, top=False),
+    "linear_topk": lambda draw, dtype: draw_head(draw, dtype, top=True),
+    "qlinear": draw_qlinear,
+    "swiglu_linear": draw_swiglu,
 }
 
 
