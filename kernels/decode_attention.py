@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from leeboard.kernels._common import PINNED, device_of, is_hip
+from leeboard.kernels._common import PINNED, device_of, is_hip, split_product
 
 # Keys of a chunk. More programs for short caches, fewer states to join for long ones.
 CHUNK = 256
@@ -51,18 +51,6 @@ def config(rows: int, width: int, dtype: torch.dtype, *, hip: bool) -> dict[str,
 
 
 @triton.jit
-def _product(sums, a, b, SPLIT: tl.constexpr):
-    """sums + a b for float32 a; with SPLIT, a in two terms of the 16-bit type of b."""
-    if SPLIT:
-        high = a.to(b.dtype)
-        low = (a - high.to(tl.float32)).to(b.dtype)
-        sums = tl.dot(high, b, tl.dot(low, b, sums))
-    else:
-        sums = tl.dot(a, b, sums, input_precision="ieee")
-    return sums
-
-
-@triton.jit
 def _channels(pointers, mask, FULL: tl.constexpr):
     """A load of whole rows; no mask where the channels fill the tile."""
     return tl.load(pointers) if FULL else tl.load(pointers, mask, other=0.0)
@@ -87,7 +75,7 @@ def _softmax_step(scores, values, most, total, sums, SPLIT: tl.constexpr):
     weights = tl.exp(scores - base[:, None])
     keep = tl.exp(most - base)
     total = total * keep + tl.sum(weights, 1)
-    sums = _product(sums * keep[:, None], weights, values, SPLIT)
+    sums = split_product(sums * keep[:, None], weights, values, SPLIT)
     return peak, total, sums
 
 
@@ -133,8 +121,8 @@ def _over_cache(
         at_k = (keys + row * key_row)[None, :] + cols[:, None]
         near = _channels(at_k, (cols < H)[:, None], FULL)
         far = _channels(at_k + H, (cols + H < D)[:, None], FULL)
-        scores = _product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
-        scores = _product(scores, right, far, SPLIT)
+        scores = split_product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
+        scores = split_product(scores, right, far, SPLIT)
         seen = inside[None, :]
         if window is not None:
             seen &= (own[:, None] - index[None, :] < window) | (index < sinks)[None, :]
@@ -215,8 +203,8 @@ def _over_new(
             )
             near = turned_near.to(k_cache.dtype.element_ty)
             far = turned_far.to(k_cache.dtype.element_ty)
-        scores = _product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
-        scores = _product(scores, right, far, SPLIT)
+        scores = split_product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
+        scores = split_product(scores, right, far, SPLIT)
         if mask is not None:
             at_mask = mask + token[:, None] * tokens + row[None, :]
             seen = (tl.load(at_mask) != 0) & inside[None, :]

@@ -88,7 +88,7 @@ def _linear_argmax_dot_kernel(
     FEATURES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row_block, entry_block = tile_index(N, V, ROWS, FEATURES)
+    row_block, entry_block = tile_index(tl.program_id(0), N, V, ROWS, FEATURES)
     rows, row_at = block_offsets(row_block, N, ROWS)
     entries, entry_at = block_offsets(entry_block, V, FEATURES)
     h = x + row_at[:, None] * x_stride
