@@ -136,7 +136,9 @@ def widened(values):
     if values.dtype == tl.uint8:
         bits = values.to(tl.int32)
         # The exponent's bias is 7 there and 127 here.
-        size = ((bits & 0x7F) << 20).to(tl.float32, bitcast=True) * 1329227995784915872903807060280344576.0
+        size = ((bits & 0x7F) << 20).to(
+            tl.float32, bitcast=True
+        ) * 1329227995784915872903807060280344576.0
         return tl.where(bits > 127, -size, size)
     return values.to(tl.float32)
 

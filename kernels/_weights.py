@@ -17,10 +17,10 @@ import triton.language as tl
 from leeboard.kernels._common import (
     PINNED,
     STREAM_ROWS,
+    product_config,
     reciprocal_rms,
     split_product,
     stream_product,
-    product_config,
     widened,
 )
 
@@ -203,7 +203,7 @@ def dot_weights(
     sums = tl.zeros([ROWS, FEATURES], tl.float32)
     squares = tl.zeros([ROWS, 1], tl.float32)
     NORM: tl.constexpr = gamma is not None
-    SPLIT: tl.constexpr = (OPERAND != tl.float32) & (NORM | (x.dtype.element_ty != OPERAND))
+    SPLIT: tl.constexpr = (tl.float32 != OPERAND) & (NORM | (x.dtype.element_ty != OPERAND))
     scale = None
     if NORM and EARLY:
         scale = _row_scales(x, K, eps, ROWS, BLOCK)

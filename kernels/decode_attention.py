@@ -250,6 +250,8 @@ def _decode_attention_chunk_dot_kernel(
     window,
     sinks,
     tokens,
+    first,
+    cache_chunks,
     capacity,
     table_rows,
     q_batch,
@@ -273,6 +275,7 @@ def _decode_attention_chunk_dot_kernel(
     CHUNK: tl.constexpr,
     D: tl.constexpr,
     APPEND: tl.constexpr,
+    BY_PLACE: tl.constexpr,
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -282,25 +285,27 @@ def _decode_attention_chunk_dot_kernel(
     # Odd widths are not rotated: the halves may differ.
     H: tl.constexpr = (D + 1) // 2
     FULL: tl.constexpr = (D == WIDTH) & (D == 2 * HALF)
-    row_blocks = tl.cdiv(tokens * GROUP, ROWS)
+    # Queries are those of the tokens from `first` on.
+    queries = (tokens - first) * GROUP
+    row_blocks = tl.cdiv(queries, ROWS)
     pair = (tl.program_id(0) // row_blocks).to(tl.int64)
     row_block = tl.program_id(0) % row_blocks
     part = tl.program_id(1)
-    # A cache that holds the new tokens too has at most capacity - tokens rows in use.
-    cache_chunks = tl.cdiv(tl.maximum(capacity - tokens, 0), CHUNK)
     batch, head = pair // HEADS, pair % HEADS
     # Values are not checked here: what does not fit must not lead outside of the cache.
     length = tl.minimum(tl.maximum(tl.load(lengths + batch), 0), capacity)
 
     row = row_block * ROWS + tl.arange(0, ROWS)
-    live = row < tokens * GROUP
+    live = row < queries
     # The last query stands in for those beyond it.
-    token = (tl.minimum(row, tokens * GROUP - 1) // GROUP).to(tl.int64)
-    first_token = (row_block * ROWS // GROUP).to(tl.int64)
-    last_token = tl.minimum((row_block * ROWS + ROWS - 1) // GROUP, tokens - 1).to(tl.int64)
+    query = (tl.minimum(row, queries - 1) // GROUP).to(tl.int64)
+    token = first + query
+    first_token = first + (row_block * ROWS // GROUP).to(tl.int64)
+    last_token = first + (row_block * ROWS + ROWS - 1) // GROUP
+    last_token = tl.minimum(last_token, tokens - 1).to(tl.int64)
     cols = tl.arange(0, HALF)
     wide = tl.arange(0, WIDTH)
-    at_q = q + batch * q_batch + (head * GROUP + row % GROUP) * q_head + token * q_row
+    at_q = q + batch * q_batch + (head * GROUP + row % GROUP) * q_head + query * q_row
     at_q = at_q[:, None] + cols[None, :]
     left = _channels(at_q, (cols < H)[None, :], FULL).to(tl.float32)
     right = _channels(at_q + H, (cols + H < D)[None, :], FULL).to(tl.float32)
@@ -319,6 +324,11 @@ def _decode_attention_chunk_dot_kernel(
             cols[None, :],
             D,
         )
+    own, first_own = length + token, length + first_token
+    if BY_PLACE:
+        # Queries of one call have one position: the distance from it is what a window counts.
+        own = tl.load(positions + batch * tokens + token)
+        first_own = tl.load(positions + batch * tokens + first_token)
     left *= tl.cast(scale, tl.float32)
     right *= tl.cast(scale, tl.float32)
 
@@ -333,8 +343,8 @@ def _decode_attention_chunk_dot_kernel(
             vc_row,
             part.to(tl.int64) * CHUNK,
             length,
-            length + token,
-            length + first_token,
+            own,
+            first_own,
             window,
             sinks,
             CHUNK,
@@ -381,7 +391,7 @@ def _decode_attention_chunk_dot_kernel(
             WIDTH,
         )
 
-    state = (pair * tokens * GROUP + row) * tl.num_programs(1) + part
+    state = (pair * queries + row) * tl.num_programs(1) + part
     tl.store(most_out + state, most, live)
     tl.store(total_out + state, total, live)
     at_sums = sums_out + state[:, None] * D + wide[None, :]
@@ -459,15 +469,61 @@ def forward(
     contiguous. `window` < 0 is none. A cache that would overflow, or a position beyond the table,
     touches no other memory; the result is then meaningless.
     """
-    B, queries, T, D = q.shape
+    attend(
+        q,
+        k,
+        v,
+        k_cache,
+        v_cache,
+        lengths,
+        cos,
+        sin,
+        positions,
+        mask,
+        out,
+        scale,
+        window,
+        sinks,
+        append=append,
+    )
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    out: torch.Tensor,
+    scale: float,
+    window: int,
+    sinks: int,
+    *,
+    append: bool = False,
+    first: int | None = None,
+) -> None:
+    """`forward`, or with `first` the attention of a draft's step to rows that stay out of the cache.
+
+    Then q [B, Hq, Q, D] holds the queries of rows first .. first + Q - 1 of k and v [B, Hkv, T, D],
+    the cache may be full, q and k may be wider than the cache (k is rounded to it after its
+    rotation), and a window counts from the positions, which the Q rows share, if they are given.
+    """
+    B, heads_of_q, Q, D = q.shape
     heads, C = k_cache.shape[1:3]
+    T = k.shape[2]
     if q.numel() == 0:
         return
-    group = queries // heads
-    rows = T * group
-    tile = config(rows, D, q.dtype, hip=is_hip())
+    group = heads_of_q // heads
+    rows = Q * group
+    tile = config(rows, D, k_cache.dtype, hip=is_hip())
     chunk = CHUNK if rows <= SPLIT_ROWS else WHOLE
-    cache_chunks = triton.cdiv(max(C - T, 0), chunk)
+    # A cache that holds the new tokens too has at most C - T rows in use.
+    cache_chunks = triton.cdiv(max(C - T, 0) if first is None else C, chunk)
     parts = cache_chunks + triton.cdiv(T, chunk)
     states = B * heads * rows * parts
     most = torch.empty(states, dtype=torch.float32, device=q.device)
@@ -493,6 +549,8 @@ def forward(
             None if window < 0 else window,
             sinks,
             T,
+            first or 0,
+            cache_chunks,
             C,
             0 if cos is None else cos.shape[0],
             *q.stride()[:3],
@@ -506,7 +564,8 @@ def forward(
             CHUNK=chunk,
             D=D,
             APPEND=append,
-            SPLIT=q.dtype.itemsize == 2,
+            BY_PLACE=first is not None and positions is not None,
+            SPLIT=k_cache.dtype.itemsize == 2,
             **tile,
         )
         _decode_attention_merge_kernel[(B * heads * rows,)](
@@ -516,7 +575,7 @@ def forward(
             out,
             heads,
             group,
-            T,
+            Q,
             parts,
             *out.stride()[:3],
             D=D,

@@ -62,6 +62,8 @@ STREAMING = {
     "_aux_norm_linear_dot_kernel",
     "_linear_argmax_stream_kernel",
     "_linear_argmax_dot_kernel",
+    "_qlinear_stream_kernel",
+    "_qlinear_dot_kernel",
     "_decode_attention_chunk_dot_kernel",
 }
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from weights import FORMATS, doubled, weight
 
 from leeboard import reference
 from leeboard.kernels import _common, _weights, qlinear
 from rows import assert_gaps_untouched, poisoned, rows
 from tolerances import assert_close_to_reference
-from weights import FORMATS, doubled, weight
 
 EPS = 1e-5
 
