@@ -251,6 +251,7 @@ def _decode_attention_chunk_dot_kernel(
     sinks,
     tokens,
     first,
+    asked,
     cache_chunks,
     capacity,
     table_rows,
@@ -285,8 +286,8 @@ def _decode_attention_chunk_dot_kernel(
     # Odd widths are not rotated: the halves may differ.
     H: tl.constexpr = (D + 1) // 2
     FULL: tl.constexpr = (D == WIDTH) & (D == 2 * HALF)
-    # Queries are those of the tokens from `first` on.
-    queries = (tokens - first) * GROUP
+    # Queries are those of `asked` tokens from `first` on.
+    queries = asked * GROUP
     row_blocks = tl.cdiv(queries, ROWS)
     pair = (tl.program_id(0) // row_blocks).to(tl.int64)
     row_block = tl.program_id(0) % row_blocks
@@ -302,7 +303,7 @@ def _decode_attention_chunk_dot_kernel(
     token = first + query
     first_token = first + (row_block * ROWS // GROUP).to(tl.int64)
     last_token = first + (row_block * ROWS + ROWS - 1) // GROUP
-    last_token = tl.minimum(last_token, tokens - 1).to(tl.int64)
+    last_token = tl.minimum(last_token, first + asked - 1).to(tl.int64)
     cols = tl.arange(0, HALF)
     wide = tl.arange(0, WIDTH)
     at_q = q + batch * q_batch + (head * GROUP + row % GROUP) * q_head + query * q_row
@@ -550,6 +551,7 @@ def attend(
             sinks,
             T,
             first or 0,
+            Q,
             cache_chunks,
             C,
             0 if cos is None else cos.shape[0],

@@ -21,9 +21,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from leeboard.kernels import decode_attention, drafter_glue, linear_argmax, linear_topk, qlinear
+from leeboard.kernels import (
+    decode_attention,
+    drafter_glue,
+    linear_argmax,
+    linear_topk,
+    qlinear,
+    swiglu_linear,
+)
 from leeboard.kernels import rms_norm as rms_norm_kernels
-from leeboard.kernels import swiglu_linear
 from leeboard.kernels._graph import ChainGraph
 from leeboard.kernels._weights import Stored, stored
 
@@ -126,9 +132,7 @@ class _Layer:
             first=first,
         )
         residual = joined[:, H:] if w.norm_before_residual else fed
-        qlinear.project(
-            self.attended[:n], [m["o"]], [middle], None, w.eps, residual, self.storage
-        )
+        qlinear.project(self.attended[:n], [m["o"]], [middle], None, w.eps, residual, self.storage)
         stream = self.streams[own].view(n, H)
         swiglu_linear.feed_forward(
             middle,
@@ -170,7 +174,11 @@ class _Layer:
 
 
 def _chain(
-    layer: _Layer, state: torch.Tensor, token: torch.Tensor, tokens: torch.Tensor, scores: torch.Tensor
+    layer: _Layer,
+    state: torch.Tensor,
+    token: torch.Tensor,
+    tokens: torch.Tensor,
+    scores: torch.Tensor,
 ) -> None:
     """Tokens and scores [B, steps] of a chain."""
     w, steps = layer.weights, tokens.shape[1]
@@ -225,7 +233,7 @@ def _tree(
         of_row, parent = made + best, first + best // topk
         made += score.shape[1]
         token, total = level[each, best].T.flatten(), score[each, best]
-        x = layer.streams[parent.T, each.T].view(-1, state.shape[1])
+        x = layer.streams[parent.T, each.T].reshape(-1, state.shape[1])
         first, count = first + count, topk
         mask[:, first : first + topk] |= mask[each, parent]
     tokens, parents, scores = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))

@@ -9,9 +9,11 @@ from leeboard.reference import QuantizedWeight, Weight, quantize_weight
 FORMATS = ("plain", "int8", "int4", "fp8")
 
 
-def weight(N: int, K: int, form: str, dtype: torch.dtype, device: str) -> Weight:
-    """Normal values [N, K] in a format; plain rows lie apart from each other."""
-    values = torch.randn(N, K + 5, device=device)[:, :K]
+def weight(
+    N: int, K: int, form: str, dtype: torch.dtype, device: str, scale: float = 1.0
+) -> Weight:
+    """Normal values [N, K] times `scale` in a format; plain rows lie apart from each other."""
+    values = scale * torch.randn(N, K, device=device)
     if form == "plain":
         storage = torch.full((N, K + 5), float("nan"), dtype=dtype, device=device)
         storage[:, :K] = values
