@@ -25,10 +25,8 @@ from leeboard.kernels._common import (
 from leeboard.kernels._weights import (
     Stored,
     dot_weights,
-    operand,
-    operand_options,
+    product_options,
     stream_weights,
-    weight_config,
 )
 
 
@@ -229,8 +227,7 @@ def best_of_blocks(
 ) -> Best:
     """The `keep` best entries of every block for rows x [N, H], N >= 1; one launch."""
     N, H = x.shape
-    dtype = operand(weight, storage)
-    tile = weight_config(N, H, dtype, weight.format, hip=is_hip())
+    tile = product_options(x, weight, storage, norm=norm_weight is not None, hip=is_hip())
     blocks = triton.cdiv(weight.rows, tile["FEATURES"])
     keep = min(keep, tile["FEATURES"])
     keys = torch.empty(N, blocks * keep, dtype=torch.int64, device=x.device)
@@ -240,7 +237,6 @@ def best_of_blocks(
     kernel, grid = _head_stream_kernel, blocks
     if N > STREAM_ROWS:
         kernel, grid = _head_dot_kernel, triton.cdiv(N, tile["ROWS"]) * blocks
-        tile |= operand_options(dtype)
     with device_of(x):
         kernel[(grid,)](
             x,
@@ -258,7 +254,6 @@ def best_of_blocks(
             weight.scale_stride,
             float(eps),
             KEEP=keep,
-            FORMAT=weight.format,
             **tile,
         )
     return Best(keys, peaks, totals, blocks)

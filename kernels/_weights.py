@@ -69,17 +69,18 @@ def stored(weight: Weight) -> Stored:
 
 
 def weight_config(
-    rows: int, columns: int, dtype: torch.dtype, form: str, *, hip: bool
+    rows: int, columns: int, dtype: torch.dtype, form: str, *, hip: bool, wide: bool = False
 ) -> dict[str, int]:
-    """`product_config` for weights of a format; `dtype` is that of the operands.
+    """`product_config` for weights of a format.
 
-    A byte holds a value where a 16-bit type holds half of one, so a vector has twice the columns
-    and a program half the features. A block of int4 is one of 32-bit words where weights are
+    `dtype` is that of the operands of `tl.dot`, `wide` whether rows enter in two terms of it, or
+    weights are widened to it: both take registers, hence fewer features or more warps. A byte
+    holds a value where a 16-bit type holds half of one, so a vector has twice the columns and a
+    streaming program half the features. A block of int4 is one of 32-bit words where weights are
     streamed, else a group.
     """
-    if form == "plain":
-        return product_config(rows, columns, dtype, hip=hip)
-    if rows <= STREAM_ROWS:
+    plain = form == "plain"
+    if rows <= STREAM_ROWS and not plain:
         threads = 4 * (64 if hip else 32)
         if form == "int4":
             words = triton.cdiv(columns, GROUP) * WORDS
@@ -90,20 +91,34 @@ def weight_config(
             tile = {"FEATURES": 2, "BLOCK": block}
         return {"ROWS": triton.next_power_of_2(rows), **tile, "num_warps": 4, **PINNED}
     tile = product_config(rows, columns, dtype, hip=hip)
+    if rows <= STREAM_ROWS or (plain and not wide):
+        return tile
     if form == "int4":
-        small = {"ROWS": min(tile["ROWS"], 64), "FEATURES": min(tile["FEATURES"], 64)}
-        tile |= {**small, "BLOCK": GROUP, "num_warps": 4, "num_stages": 2}
+        tile["ROWS"] = min(tile["ROWS"], 64)
+        tile |= {"BLOCK": GROUP, "num_stages": 2}
+        tile["num_warps"] = 4 if tile["ROWS"] == 16 else 8
+    elif tile["ROWS"] == 16 and hip and not plain:
+        tile["BLOCK"] = 128
+    tile["FEATURES"] = min(tile["FEATURES"], 64)
     return tile
 
 
-def operand(weight: Stored, storage: torch.dtype) -> torch.dtype:
-    """The dtype in which `tl.dot` takes both sides; `storage` is that of the model."""
-    return storage if weight.scales is not None else weight.data.dtype
+def product_options(
+    x: torch.Tensor, weight: Stored, storage: torch.dtype, *, norm: bool, hip: bool
+) -> dict[str, object]:
+    """Tile and options of a kernel that multiplies rows x [N, K] with `weight`.
 
-
-def operand_options(dtype: torch.dtype) -> dict[str, object]:
-    """What `dot_weights` must know of the operands' dtype."""
-    return {"OPERAND": _OPERANDS[dtype], "EARLY": dtype == torch.float16}
+    `storage` is the dtype of the model, in which the operands of `tl.dot` are; x may be wider.
+    """
+    dtype = storage if weight.scales is not None else weight.data.dtype
+    N, K = x.shape
+    wide = norm or x.dtype != dtype or weight.scales is not None
+    options = {"FORMAT": weight.format} | weight_config(
+        N, K, dtype, weight.format, hip=hip, wide=wide
+    )
+    if N > STREAM_ROWS:
+        options |= {"OPERAND": _OPERANDS[dtype], "EARLY": dtype == torch.float16}
+    return options
 
 
 @triton.jit

@@ -25,8 +25,7 @@ from leeboard.kernels._common import (
 from leeboard.kernels._weights import (
     Stored,
     dot_weights,
-    operand,
-    operand_options,
+    product_options,
     stored,
     stream_weights,
     weight_config,
@@ -37,8 +36,45 @@ if TYPE_CHECKING:
 
 
 @triton.jit
-def _store(sums, rows, features, N, F, out, out_stride, residual, residual_stride):
-    """Adds the residual, rounds once and writes a tile."""
+def _stream_tile(
+    tile,
+    x,
+    gamma,
+    data,
+    scales,
+    residual,
+    out,
+    N,
+    F,
+    K,
+    x_stride,
+    stride,
+    scale_stride,
+    residual_stride,
+    out_stride,
+    eps,
+    FORMAT: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One tile of the product with one matrix."""
+    rows = tl.arange(0, ROWS)
+    row_at = tl.minimum(rows, N - 1).to(tl.int64)[:, None, None]
+    features, feature_at = block_offsets(tile, F, FEATURES)
+    feature_at = feature_at[None, :, None]
+    sums = stream_weights(
+        x + row_at * x_stride,
+        gamma,
+        data + feature_at * stride,
+        None if scales is None else scales + feature_at * scale_stride,
+        K,
+        eps,
+        FORMAT,
+        ROWS,
+        FEATURES,
+        BLOCK,
+    )
     mask = (rows[:, None] < N) & (features[None, :] < F)
     rows = rows[:, None].to(tl.int64)
     if residual is not None:
@@ -70,41 +106,86 @@ def _qlinear_stream_kernel(
     FEATURES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    rows = tl.arange(0, ROWS)
-    row_at = tl.minimum(rows, N - 1).to(tl.int64)[:, None, None]
-    block = tl.program_id(0)
+    tile = tl.program_id(0)
     for i in tl.static_range(MATRICES):
-        blocks = tl.cdiv(features_of[i], FEATURES)
-        if (block >= 0) & (block < blocks):
-            features, feature_at = block_offsets(block, features_of[i], FEATURES)
-            feature_at = feature_at[None, :, None]
-            scale_at = None
-            if FORMAT != "plain":
-                scale_at = scales[i] + feature_at * scale_strides[i]
-            sums = stream_weights(
-                x + row_at * x_stride,
+        tiles = tl.cdiv(N, ROWS) * tl.cdiv(features_of[i], FEATURES)
+        # With one matrix the compiler sees that every tile is its.
+        if ((tile >= 0) & (tile < tiles)) | (MATRICES == 1):
+            _stream_tile(
+                tile,
+                x,
                 gamma,
-                data[i] + feature_at * strides[i],
-                scale_at,
+                data[i],
+                None if scales is None else scales[i],
+                residual,
+                out[i],
+                N,
+                features_of[i],
                 K,
+                x_stride,
+                strides[i],
+                scale_strides[i],
+                residual_stride,
+                out_strides[i],
                 eps,
                 FORMAT,
                 ROWS,
                 FEATURES,
                 BLOCK,
             )
-            _store(
-                sums,
-                rows,
-                features,
-                N,
-                features_of[i],
-                out[i],
-                out_strides[i],
-                residual,
-                residual_stride,
-            )
-        block -= blocks
+        tile -= tiles
+
+
+@triton.jit
+def _dot_tile(
+    tile,
+    x,
+    gamma,
+    data,
+    scales,
+    residual,
+    out,
+    N,
+    F,
+    K,
+    x_stride,
+    stride,
+    scale_stride,
+    residual_stride,
+    out_stride,
+    eps,
+    FORMAT: tl.constexpr,
+    OPERAND: tl.constexpr,
+    EARLY: tl.constexpr,
+    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One tile of the product with one matrix."""
+    row_block, feature_block = tile_index(tile, N, F, ROWS, FEATURES)
+    rows, row_at = block_offsets(row_block, N, ROWS)
+    features, feature_at = block_offsets(feature_block, F, FEATURES)
+    feature_at = feature_at[None, :]
+    sums = dot_weights(
+        x + row_at[:, None] * x_stride,
+        gamma,
+        data + feature_at * stride,
+        None if scales is None else scales + feature_at * scale_stride,
+        K,
+        eps,
+        FORMAT,
+        OPERAND,
+        EARLY,
+        ROWS,
+        FEATURES,
+        BLOCK,
+    )
+    mask = (rows[:, None] < N) & (features[None, :] < F)
+    rows = rows[:, None].to(tl.int64)
+    if residual is not None:
+        at = residual + rows * residual_stride + features[None, :]
+        sums += tl.load(at, mask, other=0.0).to(tl.float32)
+    tl.store(out + rows * out_stride + features[None, :], sums.to(out.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -135,19 +216,24 @@ def _qlinear_dot_kernel(
     tile = tl.program_id(0)
     for i in tl.static_range(MATRICES):
         tiles = tl.cdiv(N, ROWS) * tl.cdiv(features_of[i], FEATURES)
-        if (tile >= 0) & (tile < tiles):
-            row_block, feature_block = tile_index(tile, N, features_of[i], ROWS, FEATURES)
-            rows, row_at = block_offsets(row_block, N, ROWS)
-            features, feature_at = block_offsets(feature_block, features_of[i], FEATURES)
-            scale_at = None
-            if FORMAT != "plain":
-                scale_at = scales[i] + feature_at[None, :] * scale_strides[i]
-            sums = dot_weights(
-                x + row_at[:, None] * x_stride,
+        # With one matrix the compiler sees that every tile is its.
+        if ((tile >= 0) & (tile < tiles)) | (MATRICES == 1):
+            _dot_tile(
+                tile,
+                x,
                 gamma,
-                data[i] + feature_at[None, :] * strides[i],
-                scale_at,
+                data[i],
+                None if scales is None else scales[i],
+                residual,
+                out[i],
+                N,
+                features_of[i],
                 K,
+                x_stride,
+                strides[i],
+                scale_strides[i],
+                residual_stride,
+                out_strides[i],
                 eps,
                 FORMAT,
                 OPERAND,
@@ -155,17 +241,6 @@ def _qlinear_dot_kernel(
                 ROWS,
                 FEATURES,
                 BLOCK,
-            )
-            _store(
-                sums,
-                rows,
-                features,
-                N,
-                features_of[i],
-                out[i],
-                out_strides[i],
-                residual,
-                residual_stride,
             )
         tile -= tiles
 
@@ -206,12 +281,8 @@ def project(
     first = weights[0]
     if N == 0 or all(w.rows == 0 for w in weights):
         return
-    dtype = operand(first, storage)
-    tile = config(N, K, dtype, first.format, hip=is_hip())
-    kernel = _qlinear_stream_kernel
-    if N > STREAM_ROWS:
-        kernel = _qlinear_dot_kernel
-        tile |= operand_options(dtype)
+    tile = product_options(x, first, storage, norm=norm_weight is not None, hip=is_hip())
+    kernel = _qlinear_stream_kernel if N <= STREAM_ROWS else _qlinear_dot_kernel
     blocks = sum(triton.cdiv(w.rows, tile["FEATURES"]) for w in weights)
     with device_of(x):
         kernel[(triton.cdiv(N, tile["ROWS"]) * blocks,)](
@@ -231,6 +302,5 @@ def project(
             tuple(out.stride(0) for out in outs),
             float(eps),
             MATRICES=len(weights),
-            FORMAT=first.format,
             **tile,
         )

@@ -24,8 +24,7 @@ from leeboard.kernels._common import (
 from leeboard.kernels._weights import (
     Stored,
     dot_weights,
-    operand,
-    operand_options,
+    product_options,
     stored,
     stream_weights,
     weight_config,
@@ -198,13 +197,11 @@ def feed_forward(
     N, K = x.shape
     if N == 0 or down.rows == 0:
         return
-    dtype = operand(gate, storage)
-    tile = config(N, K, dtype, gate.format, hip=is_hip())
+    tile = product_options(x, gate, storage, norm=norm_weight is not None, hip=is_hip())
     blocks = triton.cdiv(gate.rows, tile["FEATURES"])
     kernel, grid = _swiglu_stream_kernel, blocks
     if N > STREAM_ROWS:
         kernel, grid = _swiglu_dot_kernel, triton.cdiv(N, tile["ROWS"]) * blocks
-        tile |= operand_options(dtype)
     gated = torch.empty(N, gate.rows, dtype=torch.float32, device=x.device)
     with device_of(x):
         kernel[(grid,)](
@@ -224,7 +221,6 @@ def feed_forward(
             up.stride,
             up.scale_stride,
             float(eps),
-            FORMAT=gate.format,
             **tile,
         )
     qlinear.project(gated, [down], [out], None, eps, residual, storage)

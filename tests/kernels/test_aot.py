@@ -16,11 +16,17 @@ import triton
 import aot
 from leeboard.kernels import (
     _common,
+    _heads,
     add_rms_norm,
     aux_norm_linear,
     decode_attention,
+    draft_chain,
+    drafter_glue,
     linear_argmax,
+    linear_topk,
+    qlinear,
     rms_norm,
+    swiglu_linear,
     verify_greedy,
     verify_sample,
 )
@@ -28,15 +34,20 @@ from leeboard.kernels import (
 pytestmark = pytest.mark.slow
 
 MODULES = (
+    _heads,
     add_rms_norm,
     aux_norm_linear,
     decode_attention,
+    draft_chain,
+    drafter_glue,
     linear_argmax,
+    linear_topk,
+    qlinear,
     rms_norm,
+    swiglu_linear,
     verify_greedy,
     verify_sample,
 )
-MODULES = (add_rms_norm, aux_norm_linear, decode_attention, linear_argmax, rms_norm)
 # Two processes, of about equal work.
 SHARES = (("sm_80", "sm_90"), ("sm_100", "gfx942"))
 
