@@ -84,7 +84,8 @@ def weight_config(
         threads = 4 * (64 if hip else 32)
         if form == "int4":
             words = triton.cdiv(columns, GROUP) * WORDS
-            tile = {"FEATURES": 4, "BLOCK": min(4 * threads, triton.next_power_of_2(words))}
+            features = 4 if dtype.itemsize == 2 else 2
+            tile = {"FEATURES": features, "BLOCK": min(4 * threads, triton.next_power_of_2(words))}
         else:
             vector = 16 if columns % 16 == 0 else 4
             block = min(vector * threads, triton.next_power_of_2(columns))
@@ -94,12 +95,14 @@ def weight_config(
     if rows <= STREAM_ROWS or (plain and not wide):
         return tile
     if form == "int4":
-        tile["ROWS"] = min(tile["ROWS"], 64)
-        tile |= {"BLOCK": GROUP, "num_stages": 2}
-        tile["num_warps"] = 4 if tile["ROWS"] == 16 else 8
+        most = 64 if dtype.itemsize == 2 else 16
+        tile |= {"ROWS": min(tile["ROWS"], most), "BLOCK": GROUP, "num_stages": 2}
+        tile["FEATURES"] = min(tile["FEATURES"], 32)
     elif tile["ROWS"] == 16 and hip and not plain:
         tile["BLOCK"] = 128
     tile["FEATURES"] = min(tile["FEATURES"], 64)
+    if not plain:
+        tile["num_warps"] = 8 if tile["ROWS"] > 16 else 4
     return tile
 
 

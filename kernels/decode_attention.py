@@ -231,7 +231,8 @@ def _over_new(
     return most, total, sums
 
 
-@triton.jit
+# A step of a draft differs from the next in `first` alone: no kernel of its own for each.
+@triton.jit(do_not_specialize=["first"])
 def _decode_attention_chunk_dot_kernel(
     q,
     k,

@@ -36,6 +36,17 @@ if TYPE_CHECKING:
 
 
 @triton.jit
+def _store(sums, rows, features, N, F, residual, residual_stride, out, out_stride):
+    """Adds the residual to a tile, rounds it once and writes it."""
+    mask = (rows[:, None] < N) & (features[None, :] < F)
+    rows = rows[:, None].to(tl.int64)
+    if residual is not None:
+        at = residual + rows * residual_stride + features[None, :]
+        sums += tl.load(at, mask, other=0.0).to(tl.float32)
+    tl.store(out + rows * out_stride + features[None, :], sums.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
 def _stream_tile(
     tile,
     x,
@@ -75,12 +86,7 @@ def _stream_tile(
         FEATURES,
         BLOCK,
     )
-    mask = (rows[:, None] < N) & (features[None, :] < F)
-    rows = rows[:, None].to(tl.int64)
-    if residual is not None:
-        at = residual + rows * residual_stride + features[None, :]
-        sums += tl.load(at, mask, other=0.0).to(tl.float32)
-    tl.store(out + rows * out_stride + features[None, :], sums.to(out.dtype.element_ty), mask)
+    _store(sums, rows, features, N, F, residual, residual_stride, out, out_stride)
 
 
 @triton.jit
@@ -180,12 +186,7 @@ def _dot_tile(
         FEATURES,
         BLOCK,
     )
-    mask = (rows[:, None] < N) & (features[None, :] < F)
-    rows = rows[:, None].to(tl.int64)
-    if residual is not None:
-        at = residual + rows * residual_stride + features[None, :]
-        sums += tl.load(at, mask, other=0.0).to(tl.float32)
-    tl.store(out + rows * out_stride + features[None, :], sums.to(out.dtype.element_ty), mask)
+    _store(sums, rows, features, N, F, residual, residual_stride, out, out_stride)
 
 
 @triton.jit
