@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bench import chain
 from bench.cases import Case, Prepared, Subject, Variant, subjects
 from bench.report import microseconds, spaced, table, write
 from bench.run import ROOT
@@ -73,7 +74,7 @@ def measure(subject: Subject, case: Case, device: str, backend: Backend, timer: 
     return Row(case, seconds, _copy_seconds(case.moved, device, timer))
 
 
-def compose(rows: list[Row], machine: dict[str, str]) -> str:
+def compose(rows: list[Row], machine: dict[str, str], steps: list[chain.Row]) -> str:
     """The report."""
     head = ["case", "dtype", "direction", "leeboard", "eager", "compile", "limit", "share"]
     lines = [
@@ -89,6 +90,8 @@ def compose(rows: list[Row], machine: dict[str, str]) -> str:
     for op in dict.fromkeys(row.case.op for row in rows):
         mine = [row for row in rows if row.case.op == op]
         lines += [f"## {op}", "", *table(head, [row.cells() for row in mine], left=3), ""]
+    lines += ["## Steps of a chain", "", chain.READING, ""]
+    lines += [*table(chain.HEAD, [row.cells() for row in steps], left=2), ""]
     for peer in ("eager", "compile"):
         ratio = statistics.geometric_mean(r.seconds[peer] / r.seconds["leeboard"] for r in rows)
         lines.append(f"Against {peer}: {ratio:.2f}x as fast in the geometric mean.")
@@ -121,7 +124,16 @@ def main() -> None:
         for case in subject.cases:
             rows.append(measure(subject, case, "cuda", "triton", timer))
             print(op, *rows[-1].cells(), flush=True)
-    write(TARGET, compose(rows, _machine()))
+    steps = chain.measure(
+        chain.Sizes(),
+        torch.bfloat16,
+        "cuda",
+        timer,
+        lambda moved: _copy_seconds(moved, "cuda", timer),
+    )
+    for row in steps:
+        print("draft_chain", *row.cells(), flush=True)
+    write(TARGET, compose(rows, _machine(), steps))
     print(TARGET.relative_to(ROOT))
 
 

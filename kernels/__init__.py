@@ -12,8 +12,13 @@ __all__ = [
     "add_rms_norm",
     "aux_norm_linear",
     "decode_attention",
+    "draft_chain",
+    "drafter_glue",
     "linear_argmax",
+    "linear_topk",
+    "qlinear",
     "rms_norm",
+    "swiglu_linear",
     "verify_greedy",
     "verify_sample",
 ]

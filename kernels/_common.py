@@ -131,6 +131,31 @@ def reciprocal_rms(squares, H, eps):
 
 
 @triton.jit
+def widened(values):
+    """float32 of stored values; bytes without a type are the bits of float8 e4m3, none of them NaN."""
+    if values.dtype == tl.uint8:
+        bits = values.to(tl.int32)
+        # The exponent's bias is 7 there and 127 here.
+        size = ((bits & 0x7F) << 20).to(
+            tl.float32, bitcast=True
+        ) * 1329227995784915872903807060280344576.0
+        return tl.where(bits > 127, -size, size)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def split_product(sums, a, b, SPLIT: tl.constexpr):
+    """sums + a b for float32 a; with SPLIT, a in two terms of the 16-bit type of b."""
+    if SPLIT:
+        high = a.to(b.dtype)
+        low = (a - high.to(tl.float32)).to(b.dtype)
+        sums = tl.dot(high, b, tl.dot(low, b, sums))
+    else:
+        sums = tl.dot(a, b, sums, input_precision="ieee")
+    return sums
+
+
+@triton.jit
 def stream_product(h, gamma, w, K, ROWS: tl.constexpr, FEATURES: tl.constexpr, BLOCK: tl.constexpr):
     """(h * gamma) w^T [ROWS, FEATURES] and the rows' sums of squares [ROWS, 1].
 
@@ -146,7 +171,7 @@ def stream_product(h, gamma, w, K, ROWS: tl.constexpr, FEATURES: tl.constexpr, B
         squares += row * row
         if gamma is not None:
             row *= tl.load(gamma + cols, cols < K, other=0.0).to(tl.float32)
-        sums += row * weights.to(tl.float32)
+        sums += row * widened(weights)
     return tl.sum(sums, 2), tl.sum(squares, 2)
 
 
@@ -183,15 +208,15 @@ def block_offsets(block, size, SIZE: tl.constexpr):
 
 
 @triton.jit
-def tile_index(N, F, ROWS: tl.constexpr, FEATURES: tl.constexpr):
-    """(row block, feature block) of this program.
+def tile_index(tile, N, F, ROWS: tl.constexpr, FEATURES: tl.constexpr):
+    """(row block, feature block) of the tile with a number.
 
     Neighbours share a weight block, in groups of eight row blocks, so weights and rows are both
     found in the L2 cache again.
     """
     return tl.swizzle2d(
-        tl.program_id(0) // tl.cdiv(F, FEATURES),
-        tl.program_id(0) % tl.cdiv(F, FEATURES),
+        tile // tl.cdiv(F, FEATURES),
+        tile % tl.cdiv(F, FEATURES),
         tl.cdiv(N, ROWS),
         tl.cdiv(F, FEATURES),
         8,

@@ -112,7 +112,7 @@ def _aux_norm_linear_dot_kernel(
     FEATURES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row_block, feature_block = tile_index(N, F, ROWS, FEATURES)
+    row_block, feature_block = tile_index(tl.program_id(0), N, F, ROWS, FEATURES)
     rows, row_at = block_offsets(row_block, N, ROWS)
     features, feature_at = block_offsets(feature_block, F, FEATURES)
     weight += feature_at[None, :] * weight_stride

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from leeboard.kernels._common import PINNED, device_of, is_hip
+from leeboard.kernels._common import PINNED, device_of, is_hip, split_product
 
 # Keys of a chunk. More programs for short caches, fewer states to join for long ones.
 CHUNK = 256
@@ -51,18 +51,6 @@ def config(rows: int, width: int, dtype: torch.dtype, *, hip: bool) -> dict[str,
 
 
 @triton.jit
-def _product(sums, a, b, SPLIT: tl.constexpr):
-    """sums + a b for float32 a; with SPLIT, a in two terms of the 16-bit type of b."""
-    if SPLIT:
-        high = a.to(b.dtype)
-        low = (a - high.to(tl.float32)).to(b.dtype)
-        sums = tl.dot(high, b, tl.dot(low, b, sums))
-    else:
-        sums = tl.dot(a, b, sums, input_precision="ieee")
-    return sums
-
-
-@triton.jit
 def _channels(pointers, mask, FULL: tl.constexpr):
     """A load of whole rows; no mask where the channels fill the tile."""
     return tl.load(pointers) if FULL else tl.load(pointers, mask, other=0.0)
@@ -87,7 +75,7 @@ def _softmax_step(scores, values, most, total, sums, SPLIT: tl.constexpr):
     weights = tl.exp(scores - base[:, None])
     keep = tl.exp(most - base)
     total = total * keep + tl.sum(weights, 1)
-    sums = _product(sums * keep[:, None], weights, values, SPLIT)
+    sums = split_product(sums * keep[:, None], weights, values, SPLIT)
     return peak, total, sums
 
 
@@ -133,8 +121,8 @@ def _over_cache(
         at_k = (keys + row * key_row)[None, :] + cols[:, None]
         near = _channels(at_k, (cols < H)[:, None], FULL)
         far = _channels(at_k + H, (cols + H < D)[:, None], FULL)
-        scores = _product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
-        scores = _product(scores, right, far, SPLIT)
+        scores = split_product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
+        scores = split_product(scores, right, far, SPLIT)
         seen = inside[None, :]
         if window is not None:
             seen &= (own[:, None] - index[None, :] < window) | (index < sinks)[None, :]
@@ -215,8 +203,8 @@ def _over_new(
             )
             near = turned_near.to(k_cache.dtype.element_ty)
             far = turned_far.to(k_cache.dtype.element_ty)
-        scores = _product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
-        scores = _product(scores, right, far, SPLIT)
+        scores = split_product(tl.zeros([ROWS, BLOCK], tl.float32), left, near, SPLIT)
+        scores = split_product(scores, right, far, SPLIT)
         if mask is not None:
             at_mask = mask + token[:, None] * tokens + row[None, :]
             seen = (tl.load(at_mask) != 0) & inside[None, :]
@@ -243,7 +231,8 @@ def _over_new(
     return most, total, sums
 
 
-@triton.jit
+# A step of a draft differs from the next in `first` alone: no kernel of its own for each.
+@triton.jit(do_not_specialize=["first"])
 def _decode_attention_chunk_dot_kernel(
     q,
     k,
@@ -262,6 +251,9 @@ def _decode_attention_chunk_dot_kernel(
     window,
     sinks,
     tokens,
+    first,
+    asked,
+    cache_chunks,
     capacity,
     table_rows,
     q_batch,
@@ -285,6 +277,7 @@ def _decode_attention_chunk_dot_kernel(
     CHUNK: tl.constexpr,
     D: tl.constexpr,
     APPEND: tl.constexpr,
+    BY_PLACE: tl.constexpr,
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -294,25 +287,27 @@ def _decode_attention_chunk_dot_kernel(
     # Odd widths are not rotated: the halves may differ.
     H: tl.constexpr = (D + 1) // 2
     FULL: tl.constexpr = (D == WIDTH) & (D == 2 * HALF)
-    row_blocks = tl.cdiv(tokens * GROUP, ROWS)
+    # Queries are those of `asked` tokens from `first` on.
+    queries = asked * GROUP
+    row_blocks = tl.cdiv(queries, ROWS)
     pair = (tl.program_id(0) // row_blocks).to(tl.int64)
     row_block = tl.program_id(0) % row_blocks
     part = tl.program_id(1)
-    # A cache that holds the new tokens too has at most capacity - tokens rows in use.
-    cache_chunks = tl.cdiv(tl.maximum(capacity - tokens, 0), CHUNK)
     batch, head = pair // HEADS, pair % HEADS
     # Values are not checked here: what does not fit must not lead outside of the cache.
     length = tl.minimum(tl.maximum(tl.load(lengths + batch), 0), capacity)
 
     row = row_block * ROWS + tl.arange(0, ROWS)
-    live = row < tokens * GROUP
+    live = row < queries
     # The last query stands in for those beyond it.
-    token = (tl.minimum(row, tokens * GROUP - 1) // GROUP).to(tl.int64)
-    first_token = (row_block * ROWS // GROUP).to(tl.int64)
-    last_token = tl.minimum((row_block * ROWS + ROWS - 1) // GROUP, tokens - 1).to(tl.int64)
+    query = (tl.minimum(row, queries - 1) // GROUP).to(tl.int64)
+    token = first + query
+    first_token = first + (row_block * ROWS // GROUP).to(tl.int64)
+    last_token = first + (row_block * ROWS + ROWS - 1) // GROUP
+    last_token = tl.minimum(last_token, first + asked - 1).to(tl.int64)
     cols = tl.arange(0, HALF)
     wide = tl.arange(0, WIDTH)
-    at_q = q + batch * q_batch + (head * GROUP + row % GROUP) * q_head + token * q_row
+    at_q = q + batch * q_batch + (head * GROUP + row % GROUP) * q_head + query * q_row
     at_q = at_q[:, None] + cols[None, :]
     left = _channels(at_q, (cols < H)[None, :], FULL).to(tl.float32)
     right = _channels(at_q + H, (cols + H < D)[None, :], FULL).to(tl.float32)
@@ -331,6 +326,11 @@ def _decode_attention_chunk_dot_kernel(
             cols[None, :],
             D,
         )
+    own, first_own = length + token, length + first_token
+    if BY_PLACE:
+        # Queries of one call have one position: the distance from it is what a window counts.
+        own = tl.load(positions + batch * tokens + token)
+        first_own = tl.load(positions + batch * tokens + first_token)
     left *= tl.cast(scale, tl.float32)
     right *= tl.cast(scale, tl.float32)
 
@@ -345,8 +345,8 @@ def _decode_attention_chunk_dot_kernel(
             vc_row,
             part.to(tl.int64) * CHUNK,
             length,
-            length + token,
-            length + first_token,
+            own,
+            first_own,
             window,
             sinks,
             CHUNK,
@@ -393,7 +393,7 @@ def _decode_attention_chunk_dot_kernel(
             WIDTH,
         )
 
-    state = (pair * tokens * GROUP + row) * tl.num_programs(1) + part
+    state = (pair * queries + row) * tl.num_programs(1) + part
     tl.store(most_out + state, most, live)
     tl.store(total_out + state, total, live)
     at_sums = sums_out + state[:, None] * D + wide[None, :]
@@ -471,15 +471,61 @@ def forward(
     contiguous. `window` < 0 is none. A cache that would overflow, or a position beyond the table,
     touches no other memory; the result is then meaningless.
     """
-    B, queries, T, D = q.shape
+    attend(
+        q,
+        k,
+        v,
+        k_cache,
+        v_cache,
+        lengths,
+        cos,
+        sin,
+        positions,
+        mask,
+        out,
+        scale,
+        window,
+        sinks,
+        append=append,
+    )
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    out: torch.Tensor,
+    scale: float,
+    window: int,
+    sinks: int,
+    *,
+    append: bool = False,
+    first: int | None = None,
+) -> None:
+    """`forward`, or with `first` the attention of a draft's step to rows that stay out of the cache.
+
+    Then q [B, Hq, Q, D] holds the queries of rows first .. first + Q - 1 of k and v [B, Hkv, T, D],
+    the cache may be full, q and k may be wider than the cache (k is rounded to it after its
+    rotation), and a window counts from the positions, which the Q rows share, if they are given.
+    """
+    B, heads_of_q, Q, D = q.shape
     heads, C = k_cache.shape[1:3]
+    T = k.shape[2]
     if q.numel() == 0:
         return
-    group = queries // heads
-    rows = T * group
-    tile = config(rows, D, q.dtype, hip=is_hip())
+    group = heads_of_q // heads
+    rows = Q * group
+    tile = config(rows, D, k_cache.dtype, hip=is_hip())
     chunk = CHUNK if rows <= SPLIT_ROWS else WHOLE
-    cache_chunks = triton.cdiv(max(C - T, 0), chunk)
+    # A cache that holds the new tokens too has at most C - T rows in use.
+    cache_chunks = triton.cdiv(max(C - T, 0) if first is None else C, chunk)
     parts = cache_chunks + triton.cdiv(T, chunk)
     states = B * heads * rows * parts
     most = torch.empty(states, dtype=torch.float32, device=q.device)
@@ -505,6 +551,9 @@ def forward(
             None if window < 0 else window,
             sinks,
             T,
+            first or 0,
+            Q,
+            cache_chunks,
             C,
             0 if cos is None else cos.shape[0],
             *q.stride()[:3],
@@ -518,7 +567,8 @@ def forward(
             CHUNK=chunk,
             D=D,
             APPEND=append,
-            SPLIT=q.dtype.itemsize == 2,
+            BY_PLACE=first is not None and positions is not None,
+            SPLIT=k_cache.dtype.itemsize == 2,
             **tile,
         )
         _decode_attention_merge_kernel[(B * heads * rows,)](
@@ -528,7 +578,7 @@ def forward(
             out,
             heads,
             group,
-            T,
+            Q,
             parts,
             *out.stride()[:3],
             D=D,

@@ -14,7 +14,9 @@ names alone: two products on one target. Verification is compiled as the usual c
 a tree and the p/q rule over a large vocabulary. 4096 columns let Triton see alignment; 4097 is the same
 code with scalar loads. Row counts name each branch of the tile heuristics; columns name the
 narrowest, the usual and the widest one-block tile, and the walk beyond it. Attention is compiled
-for both tiles, for usual and odd numbers of channels, appending and under a tree mask.
+for both tiles, for usual and odd numbers of channels, appending and under a tree mask. Linear
+layers are compiled for every format of their weights, with a norm, which makes their rows wider
+than 16 bits; whole drafts at the sizes of an 8B model's drafter, for one sequence and for many.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ WIDE_LOAD = {
 # One row count for every branch of the products' tile heuristic, and both alignments.
 ROW_COUNTS = (1, 2, 16, 64, 1000)
 PRODUCT_COLUMNS = (4096, 4097)
-USUAL_NORMS = ("H4096", "backward-H4096", "add-H4096")
+USUAL_NORMS = ("H4096", "backward-H4096", "add-H4096", "glue-H4096")
 USUAL_ATTENTION = ("attention-N16-D128", "attention-N64-D128")
 # Kernels that are limited by memory: without 128-bit loads they fall short of its bandwidth.
 STREAMING = {
@@ -60,8 +62,13 @@ STREAMING = {
     "_row_scale_kernel",
     "_aux_norm_linear_stream_kernel",
     "_aux_norm_linear_dot_kernel",
-    "_linear_argmax_stream_kernel",
-    "_linear_argmax_dot_kernel",
+    "_head_stream_kernel",
+    "_head_dot_kernel",
+    "_swiglu_stream_kernel",
+    "_swiglu_dot_kernel",
+    "_drafter_glue_kernel",
+    "_qlinear_stream_kernel",
+    "_qlinear_dot_kernel",
     "_decode_attention_chunk_dot_kernel",
 }
 
@@ -119,11 +126,17 @@ def cases() -> dict[str, Callable[[Any], None]]:
         add_rms_norm,
         aux_norm_linear,
         decode_attention,
+        draft_chain,
+        drafter_glue,
         linear_argmax,
+        linear_topk,
+        qlinear,
         rms_norm,
+        swiglu_linear,
         verify_greedy,
         verify_sample,
     )
+    from leeboard.reference import DrafterWeights, QuantizedWeight, Weight
 
     def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -206,6 +219,92 @@ def cases() -> dict[str, Callable[[Any], None]]:
 
         return launch
 
+    def matrix(N: int, K: int, form: str, dtype: torch.dtype) -> Weight:
+        if form == "plain":
+            return empty(N, K, dtype=dtype)
+        if form == "int4":
+            data = empty(N, 64 * -(-K // 128), dtype=torch.uint8)
+            return QuantizedWeight("int4", data, empty(N, -(-K // 128), dtype=torch.bfloat16), K)
+        kind = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[form]
+        return QuantizedWeight(form, empty(N, K, dtype=kind), empty(N, dtype=torch.float32), K)
+
+    def linear(N: int, H: int, form: str) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x, gamma = empty(N, H, dtype=dtype), empty(H, dtype=dtype)
+            qlinear.forward(x, matrix(H, H, form, dtype), x, gamma, 1e-6, x)
+
+        return launch
+
+    def swiglu(N: int, H: int, form: str) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x, gamma = empty(N, H, dtype=dtype), empty(H, dtype=dtype)
+            wide = matrix(14336, H, form, dtype)
+            narrow = matrix(H, 14336, form, dtype)
+            swiglu_linear.forward(x, wide, wide, narrow, x, gamma, 1e-6, x)
+
+        return launch
+
+    def topk(N: int, H: int, form: str) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x, w = empty(N, H, dtype=dtype), matrix(32000, H, form, dtype)
+            index, value = empty(N, 10, dtype=torch.int64), empty(N, 10, dtype=torch.float32)
+            d2t = empty(32000, dtype=torch.int64)
+            linear_topk.forward(x, w, index, value, d2t, value[:, 0])
+
+        return launch
+
+    def glue(H: int) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x, gamma = empty(64, H, dtype=dtype), empty(H, dtype=dtype)
+            token, table = empty(64, dtype=torch.int64), empty(128256, H, dtype=dtype)
+            joined = empty(64, 2 * H, dtype=dtype)
+            drafter_glue.forward(x, token, table, gamma, gamma, gamma, joined, x, 1e-6, True)
+
+        return launch
+
+    def draft(B: int, topk: int, form: str) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            H, inner, heads, groups, width, steps = 4096, 14336, 32, 8, 128, 3
+            gain, table = empty(H, dtype=dtype), empty(4096, width // 2, dtype=torch.float32)
+            shapes = {
+                "q": (heads * width, 2 * H),
+                "k": (groups * width, 2 * H),
+                "v": (groups * width, 2 * H),
+                "o": (H, heads * width),
+                "gate": (inner, H),
+                "up": (inner, H),
+                "down": (H, inner),
+                "head": (32000, H),
+            }
+            weights = DrafterWeights(
+                embedding=empty(128256, H, dtype=dtype),
+                **dict.fromkeys(("input_norm", "hidden_norm", "post_norm", "norm"), gain),
+                **{name: matrix(*shape, form, dtype) for name, shape in shapes.items()},
+                cos=table,
+                sin=table,
+                d2t=empty(32000, dtype=torch.int64),
+                window=1024,
+                sinks=4,
+            )
+            cache = empty(B, groups, 2048, width, dtype=dtype)
+            ids, nodes = empty(B, dtype=torch.int64), steps * topk
+            draft_chain.forward(
+                weights,
+                empty(B, H, dtype=dtype),
+                ids,
+                cache,
+                cache,
+                ids,
+                steps,
+                topk,
+                nodes,
+                *(empty(B, nodes, dtype=torch.int64) for _ in range(2)),
+                empty(B, nodes, dtype=torch.float32),
+                empty(B, 1 + (steps - 1) * topk, H, dtype=dtype),
+            )
+
+        return launch
+
     table: dict[str, Callable[[torch.dtype], None]] = {}
     for H in (128, 4096, 4097, 16384, 20480):
         table[f"H{H}"] = norm(H, "after_weight")
@@ -226,6 +325,19 @@ def cases() -> dict[str, Callable[[Any], None]]:
     for D in (64, 128):
         table[f"attention-N64-D{D}"] = attention(16, D)
         table[f"attention-N64-tree-D{D}"] = attention(16, D, tree=True)
+    for form in ("plain", "int8", "int4", "fp8"):
+        for N in ROW_COUNTS:
+            table[f"qlinear-N{N}-{form}-H4096"] = linear(N, 4096, form)
+        for N in (1, 64):
+            table[f"swiglu-N{N}-{form}-H4096"] = swiglu(N, 4096, form)
+        # Steps of a draft, whose attention has tiles of 16 rows.
+        for B in (1, 64):
+            table[f"draft-N16-B{B}-{form}"] = draft(B, 1, form)
+    table["draft-N16-tree10"] = draft(1, 10, "plain")
+    for N in (1, 64):
+        table[f"topk-N{N}-H4096"] = topk(N, 4096, "plain")
+    for H in (128, 4096, 20480):
+        table[f"glue-H{H}"] = glue(H)
     table["aux-N1-states8-H4096"] = aux(1, 4096, states=8)
     table["greedy-tree60"] = greedy(60)
     table["sample-chain5"] = sample(5, "chain")
@@ -236,14 +348,14 @@ def cases() -> dict[str, Callable[[Any], None]]:
 
 def selected(case: str, dtype: str, target: str) -> bool:
     """Whether the grid holds this combination (see the top of the file for why)."""
-    usual = case in USUAL_NORMS or ("-N" in case and case.endswith("H4096"))
-    usual |= case.startswith(("greedy-", "sample-"))
     usual = case in (*USUAL_NORMS, *USUAL_ATTENTION) or ("-N" in case and case.endswith("H4096"))
+    usual |= case.startswith(("greedy-", "sample-"))
     thorough = target in ("sm_90", "gfx942")
     if dtype == "bfloat16":
         return thorough or usual
     if dtype == "float32":
-        return thorough and usual
+        # Rows of 32 bits on weights of 8 are those of a draft.
+        return thorough and usual and not any(form in case for form in ("int8", "fp8"))
     return target == "sm_80" and case in ("aux-N16-H4096", "argmax-N1000-H4096")
 
 

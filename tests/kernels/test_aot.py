@@ -16,11 +16,18 @@ import triton
 import aot
 from leeboard.kernels import (
     _common,
+    _heads,
+    _weights,
     add_rms_norm,
     aux_norm_linear,
     decode_attention,
+    draft_chain,
+    drafter_glue,
     linear_argmax,
+    linear_topk,
+    qlinear,
     rms_norm,
+    swiglu_linear,
     verify_greedy,
     verify_sample,
 )
@@ -28,15 +35,20 @@ from leeboard.kernels import (
 pytestmark = pytest.mark.slow
 
 MODULES = (
+    _heads,
     add_rms_norm,
     aux_norm_linear,
     decode_attention,
+    draft_chain,
+    drafter_glue,
     linear_argmax,
+    linear_topk,
+    qlinear,
     rms_norm,
+    swiglu_linear,
     verify_greedy,
     verify_sample,
 )
-MODULES = (add_rms_norm, aux_norm_linear, decode_attention, linear_argmax, rms_norm)
 # Two processes, of about equal work.
 SHARES = (("sm_80", "sm_90"), ("sm_100", "gfx942"))
 
@@ -116,6 +128,20 @@ def test_every_product_tile_is_compiled(dtype, hip):
         }
 
     assert tiles(range(1, 2049), (4096, 4097)) == tiles(aot.ROW_COUNTS, aot.PRODUCT_COLUMNS)
+
+
+@pytest.mark.parametrize("hip", [False, True], ids=["cuda", "hip"])
+@pytest.mark.parametrize("form", ["plain", "int8", "int4", "fp8"])
+def test_every_tile_of_a_format_is_compiled(form, hip):
+    """The same for weights in each format; columns that are no multiple of 16 take narrower loads."""
+
+    def tiles(rows):
+        return {
+            tuple(_weights.weight_config(n, 4096, torch.bfloat16, form, hip=hip, wide=True).items())
+            for n in rows
+        }
+
+    assert tiles(range(1, 2049)) == tiles(aot.ROW_COUNTS)
 
 
 def test_row_tiles_are_within_what_is_compiled():

@@ -6,9 +6,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from weights import FORMATS, doubled, weight
 
 from leeboard import reference
-from leeboard.kernels import linear_argmax
+from leeboard.kernels import _heads, _weights, linear_argmax
 from rows import rows
 from tolerances import assert_close_to_reference
 
@@ -89,7 +90,7 @@ def test_negative_nan_is_the_maximum_too(N, device):
 @triton.jit
 def _encode_kernel(logits, keys, SIZE: tl.constexpr):
     at = tl.arange(0, SIZE)
-    tl.store(keys + at, linear_argmax._encode(tl.load(logits + at), at, at < SIZE))
+    tl.store(keys + at, _heads.encode(tl.load(logits + at), at, at < SIZE))
 
 
 def test_keys_compare_as_logits_do(device):
@@ -131,3 +132,60 @@ def test_no_rows(device):
     x, weight = rows(0, 7, torch.float32, device), rows(5, 7, torch.float32, device)
     index, value = argmax(x, weight)
     assert index.shape == value.shape == (0,)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("N", [2, 20], ids=lambda n: f"N{n}")
+def test_formats_and_log_sum_exp(N, form, dtype, device):
+    x, w = rows(N, 150, dtype, device, gap=3), weight(131, 150, form, dtype, device)
+    index = torch.full((N,), -1, dtype=torch.int64, device=device)
+    value, lse = (torch.full((N,), NAN, device=device) for _ in range(2))
+    linear_argmax.forward(x, w, index, value, None, lse)
+    _, low, low_lse = reference.linear_argmax(x, w, logsumexp=True)
+    logits = x.double() @ doubled(w).T
+    assert_close_to_reference(value, low, logits.max(-1).values)
+    assert_close_to_reference(value, low, logits.gather(-1, index[:, None])[:, 0])
+    assert_close_to_reference(lse, low_lse, logits.logsumexp(-1))
+
+
+@pytest.mark.parametrize("N", [1, 3], ids=lambda n: f"N{n}")
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [1.0, NAN, 3.0],
+        [INF, 2.0] + [-INF] * 80,
+        [-INF] * 70,
+        [-INF] * 70 + [-1e4, -1e4],
+        [3e38] * 3,
+        [NAN] * 40,
+        [-5000.0] + [-INF] * 35 + [-4999.0],
+    ],
+    ids=lambda logits: f"{logits[0]}-{len(logits)}",
+)
+def test_log_sum_exp_of_special_values(N, logits, device, monkeypatch):
+    monkeypatch.setattr(linear_argmax, "REDUCE_BLOCK", 4)
+    w = torch.tensor(logits, device=device)[:, None]
+    index = torch.zeros(N, dtype=torch.int64, device=device)
+    value, lse = torch.zeros(2, N, device=device).unbind()
+    linear_argmax.forward(torch.ones(N, 1, device=device), w, index, value, None, lse)
+    expected = w[:, 0].double().logsumexp(0).float().expand(N)
+    torch.testing.assert_close(lse, expected, equal_nan=True, check_stride=False)
+
+
+def test_scores_extend_paths(device):
+    """A norm before the head, strided outputs, log-probabilities added up."""
+    x, w = rows(3, 20, torch.float32, device), rows(40, 20, torch.float32, device)
+    gamma = rows(1, 20, torch.float32, device)[0]
+    tokens = torch.full((3, 2), -1, dtype=torch.int64, device=device)
+    scores = torch.full((3, 2), NAN, device=device)
+    head = _weights.stored(w)
+    given = {"norm_weight": gamma, "eps": 1e-5}
+    linear_argmax.greedy(x, head, None, tokens[:, 0], x.dtype, score=scores[:, 0], **given)
+    linear_argmax.greedy(
+        x, head, None, tokens[:, 1], x.dtype, score=scores[:, 1], prior=scores[:, 0], **given
+    )
+    index, value, lse = reference.linear_argmax(
+        reference.rms_norm(x, gamma, 1e-5), w, logsumexp=True
+    )
+    assert torch.equal(tokens, index[:, None].expand(3, 2))
+    torch.testing.assert_close(scores, (value - lse)[:, None] * torch.tensor([1.0, 2.0]).to(x))
