@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from leeboard.draft.cache import DrafterCache
 from leeboard.draft.capture import capture
 from leeboard.draft.checks import positive_int
 from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.target import cache_arguments, new_cache, takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,24 +148,20 @@ def speculate(
     _check_fit(target, drafter)
     _check_prompt(target, drafter, input_ids, max_new_tokens)
     stops = _stop_ids(target, eos_token_id)
-    target_cache = _new_target_cache()
+    target_cache = new_cache()
     bar = _progress_bar(max_new_tokens) if progress else None
 
     began = time.perf_counter()
     prompt = input_ids.long()
-    only_last = "logits_to_keep" in inspect.signature(target.forward).parameters
+    cached = cache_arguments(target, target_cache)
+    only_last = {"logits_to_keep": 1} if takes(target, "logits_to_keep") else {}
     cache = DrafterCache(capacity=prompt.shape[1] + max_new_tokens + depth)
     tally = _Tally(depth)
     states: list[Tensor] | None = [] if collect_states else None
 
     try:
         with capture(target, drafter.config) as aux:
-            output = target(
-                input_ids=prompt,
-                past_key_values=target_cache,
-                use_cache=True,
-                **({"logits_to_keep": 1} if only_last else {}),
-            )
+            output = target(input_ids=prompt, **cached, **only_last)
             forwards = 1
             _check_cached(target_cache, prompt.shape[1])
             first = output.logits[:, -1:].argmax(-1)
@@ -178,7 +174,7 @@ def speculate(
                 k = min(depth, max_new_tokens - len(new))
                 drafts = _draft(drafter, hiddens, tokens, start, cache, k, states)
                 checked = torch.cat((tokens[:, -1:], drafts), dim=1)
-                output = target(input_ids=checked, past_key_values=target_cache, use_cache=True)
+                output = target(input_ids=checked, **cached)
                 forwards += 1
                 chosen = output.logits.argmax(-1)
                 hits = int((drafts == chosen[:, :-1]).long().cumprod(dim=1).sum())
@@ -355,16 +351,6 @@ def _stop_ids(target: Any, eos_token_id: int | Iterable[int] | None) -> frozense
             "integers or None"
         )
     return frozenset(int(i) for i in ids)
-
-
-def _new_target_cache() -> Any:
-    try:
-        from transformers import DynamicCache
-    except ImportError as error:
-        raise ImportError('speculate needs transformers: pip install "leeboard[hf]"') from error
-    # Without a config every layer keeps its whole past; a layer that drops what lies outside its
-    # window could not be cut back after a rejected draft.
-    return DynamicCache()
 
 
 def _progress_bar(total: int) -> Any:
