@@ -136,7 +136,7 @@ def save_drafter(
     check_layout(layout)
     config, state = drafter.config, drafter.state_dict()
     dtypes = {str(state[name].dtype): name for name in state if name not in _MAPS}
-    if len(dtypes) > 1 or drafter.fc.weight.dtype not in _FLOATS.values():
+    if len(dtypes) > 1 or drafter.dtype not in _FLOATS.values():
         raise ValueError(
             f"drafter: got weights of {sorted(dtypes)} (for example {sorted(dtypes.values())}), "
             f"expected one of {[str(dtype) for dtype in _FLOATS.values()]}"
