@@ -156,8 +156,12 @@ class Eagle3Drafter(nn.Module):
 
     def nbytes(self) -> int:
         """Bytes of all weights and buffers, the embedding included."""
-        tensors = [*self.parameters(), *self.buffers()]
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+
+    def step_nbytes(self) -> int:
+        """Bytes of the weights that every chain step reads: the decoder layer, norm and head."""
+        parts = (self.midlayer, self.norm, self.lm_head)
+        return sum(t.nbytes for part in parts for t in (*part.parameters(), *part.buffers()))
 
     def set_draft_vocabulary(self, token_ids: Tensor | Sequence[int]) -> None:
         """Choose which target ids the head's rows stand for; before, they are the first Vd.
@@ -509,6 +513,10 @@ class Eagle3Drafter(nn.Module):
         if torch.is_grad_enabled():
             raise ValueError("cache: it keeps no gradients, expected a call in torch.no_grad()")
         if counts is not None and state.ndim == 3:
+            if len(counts) != state.shape[0]:
+                raise ValueError(
+                    f"counts: got {len(counts)}, expected one for each of {state.shape[0]}"
+                )
             # NaN in a row that no sequence keeps would reach the others as 0 * NaN.
             kept = torch.tensor(list(counts), device=state.device)[:, None, None]
             beyond = torch.arange(state.shape[1], device=state.device)[:, None] >= kept
