@@ -69,6 +69,24 @@ def test_drafts_as_the_rounded_weights_do(fmt: Any, variant: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
+def test_long_prompts(fmt: Any) -> None:
+    """Products of many rows take another way to the same result."""
+    drafter = tiny_drafter()
+    small, plain = quantize(drafter, fmt), rounded(drafter, fmt)
+    ids, hiddens = inputs(drafter.config, batch=1, length=40)
+    with torch.no_grad():
+        fused = plain.fuse(hiddens)
+        whole, _ = small.step(ids, fused, cache=DrafterCache())
+        cache = DrafterCache()
+        parts = [
+            small.step(ids[:, i : i + 8], fused[:, i : i + 8], cache=cache)[0]
+            for i in range(0, 40, 8)
+        ]
+        torch.testing.assert_close(whole, torch.cat(parts, dim=1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(whole, plain.step(ids, fused)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
 def test_the_original_is_untouched(fmt: Any) -> None:
     drafter = tiny_drafter(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in drafter.state_dict().items()}

@@ -35,6 +35,10 @@ from leeboard.ops import (
 # EAGLE-3 heads follow the Llama family, whose norms round before the weight.
 _ROUNDING: Final = "before_weight"
 
+# Up to here a linear layer costs what reading its weight costs, which the ops are made for; larger
+# products, such as a prompt's, are torch's.
+_FEW_ROWS: Final = 32
+
 # Rows of the first rotary table; later ones double.
 _FIRST_ROWS: Final = 128
 
@@ -523,9 +527,9 @@ class Eagle3Drafter(nn.Module):
             state = state.masked_fill(beyond, 0.0)
         residual, joined = self._join(input_ids, state)
         layer, config = self.midlayer, self.config
-        attention, mlp, eps = layer.self_attn, layer.mlp, config.rms_norm_eps
+        attention, mlp = layer.self_attn, layer.mlp
         q, k, v = (
-            attention.heads(qlinear(joined, _weight(linear)))
+            attention.heads(_product(linear, joined))
             for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         cache.reserve(k)
@@ -553,18 +557,22 @@ class Eagle3Drafter(nn.Module):
             window=config.sliding_window,
             sinks=config.attention_sinks,
         )
-        r = qlinear(
-            attended.transpose(1, 2).flatten(2), _weight(attention.o_proj), residual=residual
-        )
-        x = swiglu_linear(
-            r,
-            _weight(mlp.gate_proj),
-            _weight(mlp.up_proj),
-            _weight(mlp.down_proj),
-            norm_weight=layer.post_attention_layernorm.weight,
-            eps=eps,
-            residual=r,
-        )
+        r = _product(attention.o_proj, attended.transpose(1, 2).flatten(2), residual)
+        norm = layer.post_attention_layernorm
+        if _few(r):
+            x = swiglu_linear(
+                r,
+                _weight(mlp.gate_proj),
+                _weight(mlp.up_proj),
+                _weight(mlp.down_proj),
+                norm_weight=norm.weight,
+                eps=config.rms_norm_eps,
+                residual=r,
+            )
+        else:
+            normed = norm(r)
+            gated = F.silu(_product(mlp.gate_proj, normed)) * _product(mlp.up_proj, normed)
+            x = _product(mlp.down_proj, gated, r)
         hidden = self.norm(x)
         cache.advance(rows, counts)
         return hidden, hidden if config.norm_output else x
@@ -601,6 +609,21 @@ def _weight(linear: nn.Module) -> Tensor | QuantizedWeight:
     """The matrix of a linear layer, plain or quantised, without its gradient."""
     weight = linear.weight
     return weight.detach() if isinstance(weight, Tensor) else cast(QuantizedWeight, weight)
+
+
+def _few(x: Tensor) -> bool:
+    return x.shape[:-1].numel() <= _FEW_ROWS
+
+
+def _product(linear: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """x weight^T, plus the residual, without gradients."""
+    weight = _weight(linear)
+    if _few(x):
+        return qlinear(x, weight, residual=residual)
+    if isinstance(weight, QuantizedWeight):
+        weight = weight.dequantize().to(x.dtype)
+    y = F.linear(x, weight)
+    return y if residual is None else y.add_(residual)
 
 
 def _out_of_sight(rows: int, config: DrafterConfig, ahead: int, device: torch.device) -> Tensor:
