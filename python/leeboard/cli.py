@@ -43,6 +43,14 @@ def _add_demo(parser: argparse.ArgumentParser) -> Command:
     return run
 
 
+def _add_draft(parser: argparse.ArgumentParser) -> Command:
+    from leeboard._cli import draft
+
+    draft.add_arguments(parser)
+    run: Command = draft.run
+    return run
+
+
 # name, line in the overview, and what fills the subparser in.
 _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], Command]], ...] = (
     (
@@ -54,6 +62,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], Command]], 
         "doctor",
         "tell what this machine offers: instruction sets, threads, Triton, GPUs",
         _add_doctor,
+    ),
+    (
+        "draft",
+        "drafters: measure their steps and what a target accepts, convert checkpoints",
+        _add_draft,
     ),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from leeboard.cli import main
 from leeboard.demo.cli import add_arguments, run
 
 HEAVY = ("torch", "transformers", "numpy", "matplotlib")
@@ -109,6 +111,15 @@ def test_quick_demo(tmp_path: Path, capsys: Any) -> None:
     assert all(stage["reused"] for stage in again["stages"].values())
     assert again["decode"] == results["decode"]
     assert capsys.readouterr().out.count("cached") == 5
+
+    # The models can be evaluated, and nothing is trained again for it.
+    before = sorted(path for path in tmp_path.rglob("*"))
+    options_of_eval = ["--demo", str(tmp_path), "--max-prompts", "2", "--quantize", "int8"]
+    assert main(["draft", "eval", *options_of_eval]) == 0
+    shown = capsys.readouterr().out
+    for name in ("pre-norm", "post-norm", "pre-norm int8", "post-norm int8"):
+        assert re.search(rf"^{name} .* 2/2$", shown, re.MULTILINE)
+    assert sorted(path for path in tmp_path.rglob("*")) == before
 
     # Another chain depth in decoding needs no training.
     assert run(parse(*options, "--depth", "3", "--prompts", "2")) == 0

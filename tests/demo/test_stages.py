@@ -124,3 +124,16 @@ def test_a_folder_is_held_by_one_run(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_cache_that_builds_nothing(tmp_path: Path) -> None:
+    line = Line(tmp_path / "stages")
+    line.cache = StageCache(tmp_path / "stages", build=False)
+    with pytest.raises(FileNotFoundError, match=r"first-.*: not found; run `leeboard demo` first"):
+        line.run()
+    assert line.built == []
+    Line(tmp_path / "stages").run()
+    one, two = line.run()
+    assert one.reused
+    assert two.reused
+    assert line.built == []

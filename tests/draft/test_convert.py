@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
@@ -17,13 +16,12 @@ from foreign_checkpoints import (
     foreign_tensors,
     write,
 )
-from leeboard.draft import convert, load_drafter
+from leeboard.cli import main
+from leeboard.draft import load_drafter
 
 
 def run_convert(*args: object) -> int:
-    parser = argparse.ArgumentParser()
-    convert.add_arguments(parser)
-    return convert.run(parser.parse_args([str(arg) for arg in args]))
+    return main(["draft", "convert", *map(str, args)])
 
 
 def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,20 +117,107 @@ def test_unroll_predicts_what_the_chain_drafts(variant: dict[str, Any]) -> None:
         for t in range(ids.shape[1] - 1):
             cache = DrafterCache()
             drafter.step(ids[:, 1 : t + 1], fused[:, :t], torch.arange(t), cache)
-            states: list[Tensor] = []
-            drafts = drafter.chain(
-                fused[:, t : t + 1], ids[:, t + 1 : t + 2], t, cache, STEPS, states=states
-            )
+            draft = drafter.chain(fused[:, t], ids[:, t + 1], cache, STEPS)
             assert cache.length == t
             # States beyond row t must not matter to it.
-            taught = torch.cat((ids[:, : t + 2], drafts), dim=1)
+            taught = torch.cat((ids[:, : t + 2], draft.tokens), dim=1)
             padded = [torch.randn(1, taught.shape[1], h.shape[2]) for h in hiddens]
             for pad, h in zip(padded, hiddens, strict=True):
                 pad[:, : t + 1] = h[:, : t + 1]
             unrolled = drafter.unroll(taught, padded, STEPS)
             for j, (hidden, state) in enumerate(unrolled):
-                assert drafter.greedy(hidden[:, t]).item() == drafts[0, j]
-                torch.testing.assert_close(state[:, t], states[j][:, 0], rtol=1e-4, atol=1e-5)
+                assert drafter.greedy(hidden[:, t]).item() == draft.tokens[0, j]
+                torch.testing.assert_close(state[:, t], draft.states[:, j], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 4])
+@pytest.mark.parametrize("sinks", [0, 1, 3])
+def test_window_of_training_and_decoding(window: int | None, sinks: int) -> None:
+    """A row at a time from the cache, all at once, and unrolled: the same rows are in sight."""
+    sinks = sinks if window is not None else 0
+    drafter = tiny_drafter(sliding_window=window, attention_sinks=sinks)
+    ids, hiddens = inputs(drafter.config, batch=1, length=9)
+    with torch.no_grad():
+        fused = drafter.fuse(hiddens)
+        whole, _ = drafter.step(ids[:, 1:], fused[:, :-1])
+        cache = DrafterCache()
+        for t in range(8):
+            hidden, fed = drafter.step(ids[:, t + 1 : t + 2], fused[:, t : t + 1], cache=cache)
+            torch.testing.assert_close(hidden[:, 0], whole[:, t], rtol=1e-4, atol=1e-5)
+            first = drafter.greedy(hidden[:, 0])
+            draft = drafter.chain(fed[:, 0], first, cache, 3)
+            taught = torch.cat((ids[:, : t + 2], first[:, None], draft.tokens), dim=1)
+            padded = [
+                torch.cat((h[:, : t + 1], torch.randn(1, taught.shape[1] - t - 1, h.shape[2])), 1)
+                for h in hiddens
+            ]
+            for j, (_, state) in enumerate(drafter.unroll(taught, padded, 4)):
+                ours = fed[:, 0] if j == 0 else draft.states[:, j - 1]
+                torch.testing.assert_close(state[:, t], ours, rtol=1e-4, atol=1e-5)
+    # The window hides something, or this test could not fail.
+    open_drafter = tiny_drafter()
+    open_drafter.load_state_dict(drafter.state_dict())
+    with torch.no_grad():
+        everything, _ = open_drafter.step(ids[:, 1:], fused[:, :-1])
+    assert torch.allclose(everything, whole, atol=1e-4) == (window is None)
+
+
+def test_rows_of_different_counts() -> None:
+    """A batch that enters 3, 1 and 2 rows, then 1, 2 and 2, is its sequences one by one."""
+    drafter = tiny_drafter(sliding_window=3, attention_sinks=1)
+    ids, hiddens = inputs(drafter.config, batch=3)
+    cache, alone = DrafterCache(), [DrafterCache() for _ in range(3)]
+    starts = [0, 0, 0]
+    with torch.no_grad():
+        fused = drafter.fuse(hiddens)
+        for counts in ([3, 1, 2], [1, 2, 2]):
+            width = max(counts)
+            rows = torch.tensor(starts)[:, None] + torch.arange(width)
+            each = torch.arange(3)[:, None]
+            state = fused[each, rows]
+            # What does not count may be anything.
+            state[torch.arange(width) >= torch.tensor(counts)[:, None]] = math.nan
+            hidden, fed = drafter.step(ids[each, rows], state, cache=cache, counts=counts)
+            for b, (start, count) in enumerate(zip(starts, counts, strict=True)):
+                part = slice(start, start + count)
+                one, _ = drafter.step(ids[b : b + 1, part], fused[b : b + 1, part], cache=alone[b])
+                torch.testing.assert_close(hidden[b, :count], one[0], rtol=1e-5, atol=1e-5)
+            starts = [start + count for start, count in zip(starts, counts, strict=True)]
+            assert cache.lengths.tolist() == starts
+        last = torch.tensor(counts) - 1
+        drafts = drafter.chain(fed[torch.arange(3), last], ids[:, 0], cache, 4).tokens
+        for b in range(3):
+            single = drafter.chain(fed[b : b + 1, last[b]], ids[b : b + 1, 0], alone[b], 4).tokens
+            assert torch.equal(drafts[b], single[0])
+
+
+def test_no_position_beyond_the_last() -> None:
+    drafter = tiny_drafter(max_position_embeddings=6)
+    ids, hiddens = inputs(drafter.config)
+    with torch.no_grad():
+        fused = drafter.fuse(hiddens)
+        cache = DrafterCache()
+        drafter.step(ids[:, :4], fused[:, :4], cache=cache)
+        with pytest.raises(ValueError, match="expected at most max_position_embeddings = 6"):
+            drafter.step(ids[:, 4:], fused[:, 4:], cache=cache)
+        with pytest.raises(ValueError, match="expected at most max_position_embeddings = 6"):
+            drafter.chain(fused[:, 4], ids[:, 4], cache, 3)
+        assert cache.lengths.tolist() == [4, 4]
+        # Rows that stick out but do not count are no reason to refuse.
+        drafter.step(ids[:, 4:], fused[:, 4:], cache=cache, counts=[2, 1])
+        assert cache.lengths.tolist() == [6, 5]
+
+
+def test_weights_share_the_drafters_tensors() -> None:
+    drafter = tiny_drafter(draft_vocab_size=23, norm_before_residual=True, norm_output=False)
+    weights = drafter.weights(9)
+    assert weights.q.data_ptr() == drafter.midlayer.self_attn.q_proj.weight.data_ptr()
+    assert weights.head.data_ptr() == drafter.lm_head.weight.data_ptr()
+    assert not weights.q.requires_grad
+    assert weights.cos.shape == (9, 5)
+    assert weights.d2t is not None
+    assert (weights.norm_before_residual, weights.norm_output) == (True, False)
+    assert tiny_drafter().weights(1).d2t is None
 
 
 def test_cached_rows_equal_one_pass() -> None:
@@ -143,7 +230,7 @@ def test_cached_rows_equal_one_pass() -> None:
         cache, parts = DrafterCache(), []
         for part in (slice(0, 1), slice(1, 4), slice(4, 5), slice(5, 9)):
             hidden, _ = drafter.step(ids[:, part], fused[:, part], positions[part], cache)
-            drafter.chain(hidden[:, -1:], ids[:, :1], part.stop, cache, 3)
+            drafter.chain(hidden[:, -1], ids[:, 0], cache, 3)
             parts.append(hidden)
         assert cache.length == 9
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
@@ -240,11 +327,11 @@ def test_chain_of_a_batch_equals_its_rows() -> None:
     ids, hiddens = inputs(drafter.config, batch=3)
     with torch.no_grad():
         fused = drafter.fuse(hiddens)
-        drafts = drafter.chain(fused[:, :1], ids[:, 1:2], 0, DrafterCache(), 4)
+        drafts = drafter.chain(fused[:, 0], ids[:, 1], DrafterCache(), 4).tokens
         for b in range(3):
-            alone = drafter.chain(fused[b : b + 1, :1], ids[b : b + 1, 1:2], 0, DrafterCache(), 4)
-            assert torch.equal(drafts[b : b + 1], alone)
-        assert drafter.chain(fused[:, :1], ids[:, 1:2], 0, DrafterCache(), 0).shape == (3, 0)
+            one = slice(b, b + 1)
+            alone = drafter.chain(fused[one, 0], ids[one, 1], DrafterCache(), 4).tokens
+            assert torch.equal(drafts[one], alone)
 
 
 def test_bfloat16_stays_close() -> None:
@@ -290,8 +377,41 @@ def test_cache_limits() -> None:
         cache.append(rows[:, :1], rows[:, :1])
     with pytest.raises(ValueError, match="values: got"):
         cache.append(rows, rows[:, :, :1])
+    with pytest.raises(ValueError, match=r"keys: got torch\.float64"):
+        cache.append(rows.double(), rows.double())
+    with pytest.raises(ValueError, match="empty, expected rows"):
+        _ = DrafterCache().keys
     with pytest.raises(ValueError, match="capacity: got -1"):
         DrafterCache(-1)
+
+
+def test_cache_of_sequences() -> None:
+    cache = DrafterCache()
+    rows = torch.randn(3, 1, 2, 4)
+    cache.append(rows, -rows, counts=[2, 0, 1])
+    assert cache.lengths.tolist() == [2, 0, 1]
+    assert cache.longest == 2
+    with pytest.raises(ValueError, match=r"length: the sequences hold \[2, 0, 1\] rows"):
+        _ = cache.length
+    # Grows; the rows held stay.
+    more = torch.randn(3, 1, 4, 4)
+    cache.append(more, -more, counts=[1, 4, 0])
+    assert torch.equal(cache.keys[0, :, :3], torch.cat((rows[0], more[0, :, :1]), dim=1))
+    assert torch.equal(cache.values[1, :, :4], -more[1])
+    assert torch.equal(cache.keys[2, :, :1], rows[2, :, :1])
+    for bad in ([1, 1], [5, 0, 0], [-1, 0, 0]):
+        with pytest.raises(ValueError, match="counts: got"):
+            cache.append(more, more, counts=bad)
+    assert cache.lengths.tolist() == [3, 4, 1]
+    with pytest.raises(ValueError, match="no more than were reserved"):
+        cache.advance(10)
+    cache.crop([2, 4, 0])
+    cache.select([1, 0])
+    assert cache.lengths.tolist() == [4, 2]
+    assert torch.equal(cache.keys[1, :, :2], rows[0])
+    assert "[4, 2]" in repr(cache)
+    with pytest.raises(ValueError, match="length: got 1 lengths, expected 2"):
+        cache.crop([1])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])

@@ -28,28 +28,48 @@ NEW = 40
 
 
 class Scripted(Eagle3Drafter):
-    """A real drafter whose guesses are dictated: the truth, but wrong at chosen positions."""
+    """A real drafter whose guesses are dictated: the truth, but wrong at chosen positions.
 
-    def __init__(self, config: DrafterConfig, truth: Tensor, wrong: Sequence[int] = ()) -> None:
+    The sequences of a batch are told apart by their tokens.
+    """
+
+    def __init__(self, config: DrafterConfig, truth: Any, wrong: Sequence[int] = ()) -> None:
         super().__init__(config)
-        self.truth = truth[0].tolist() + [0] * 64
+        self.truth = [[*row.tolist(), *[0] * 64] for row in truth]
         self.wrong = set(wrong)
-        self.at = 0
+        self.seen: list[list[int]] = []
 
     def step(
-        self, input_ids: Tensor, state: Tensor, position_ids: Tensor, cache: Any = None
+        self,
+        input_ids: Tensor,
+        state: Tensor,
+        position_ids: Any = None,
+        cache: Any = None,
+        *,
+        counts: Any = None,
     ) -> Any:
+        hidden, fed = super().step(input_ids, state, position_ids, cache, counts=counts)
         # Rows enter with the tokens that they should: the sequence, shifted by one.
-        self.at = int(position_ids[-1])
-        assert cache.length == int(position_ids[0])
-        return super().step(input_ids, state, position_ids, cache)
+        ends = cache.lengths.tolist()
+        counts = counts or [input_ids.shape[1]] * len(ends)
+        self.at = []
+        for row, count, end in zip(input_ids.tolist(), counts, ends, strict=True):
+            entered = row[:count]
+            told = [t for t in self.truth if t[end + 1 - count : end + 1] == entered]
+            assert told, "rows of tokens that no sequence has at these positions"
+            self.at.append((told[0], end))
+        return hidden, fed
+
+    def told(self, row: list[int], position: int) -> int:
+        return (row[position] + (position in self.wrong)) % self.config.vocab_size
 
     def greedy(self, hidden: Tensor) -> Tensor:
-        position = self.at + 2
-        token = self.truth[position]
-        if position in self.wrong:
-            token = (token + 1) % self.config.vocab_size
-        return torch.tensor([[token]])
+        return torch.tensor([self.told(row, end + 1) for row, end in self.at])
+
+    def chain(self, state: Tensor, token: Tensor, cache: Any, depth: int, **more: Any) -> Any:
+        draft = super().chain(state, token, cache, depth, **more)
+        rows = [[self.told(row, end + 2 + j) for j in range(depth)] for row, end in self.at]
+        return draft._replace(tokens=torch.tensor(rows))
 
 
 def prompt_of(length: int, seed: int = 0) -> Tensor:
@@ -229,18 +249,13 @@ def test_rows_of_kept_tokens_stand_on_target_states(
     chain = Eagle3Drafter.chain
 
     def watched(
-        self: Eagle3Drafter,
-        state: Tensor,
-        token: Tensor,
-        position: int,
-        cache: Any,
-        *rest: Any,
-        **more: Any,
-    ) -> Tensor:
+        self: Eagle3Drafter, state: Tensor, token: Tensor, cache: Any, *rest: Any, **more: Any
+    ) -> Any:
+        position = cache.length
         held.append((cache, position))
-        drafts = chain(self, state, token, position, cache, *rest, **more)
+        draft = chain(self, state, token, cache, *rest, **more)
         assert cache.length == position
-        return drafts
+        return draft
 
     monkeypatch.setattr(Eagle3Drafter, "chain", watched)
     prompt = prompt_of(3, seed=1)
@@ -254,10 +269,10 @@ def test_rows_of_kept_tokens_stand_on_target_states(
         state = trained.fuse(aux.hiddens)[:, :position]
         trained.step(ids[:, 1:], state, torch.arange(position), fresh)
     torch.testing.assert_close(
-        cache._keys[:, :, :position], fresh._keys[:, :, :position], rtol=1e-3, atol=1e-3
+        cache.keys[:, :, :position], fresh.keys[:, :, :position], rtol=1e-3, atol=1e-3
     )
     torch.testing.assert_close(
-        cache._values[:, :, :position], fresh._values[:, :, :position], rtol=1e-3, atol=1e-3
+        cache.values[:, :, :position], fresh.values[:, :, :position], rtol=1e-3, atol=1e-3
     )
 
 
@@ -291,12 +306,14 @@ def test_progress_bar_counts_tokens(llama: Any, capsys: pytest.CaptureFixture[st
         ({"depth": 0}, "depth: got 0"),
         ({"depth": 2.0}, "depth: got 2.0"),
         ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
-        ({"temperature": 0.7}, "temperature: got 0.7, expected 0.0"),
+        ({"temperature": -0.7}, "temperature: got -0.7, expected 0.0"),
+        ({"temperature": float("nan")}, "temperature: got nan, expected 0.0"),
+        ({"temperature": float("inf")}, "temperature: got inf, expected 0.0"),
         ({"input_ids": torch.ones(1, 3)}, "input_ids: got torch.float32"),
         ({"input_ids": [[1, 2]]}, "input_ids: got list"),
         ({"input_ids": torch.tensor([1, 2])}, r"input_ids: got shape \(2,\)"),
-        ({"input_ids": torch.ones(1, 0, dtype=torch.int64)}, r"T at least 1"),
-        ({"input_ids": torch.ones(2, 3, dtype=torch.int64)}, "input_ids: got a batch of 2"),
+        ({"input_ids": torch.ones(1, 0, dtype=torch.int64)}, "B, T at least 1"),
+        ({"input_ids": torch.ones(0, 3, dtype=torch.int64)}, "B, T at least 1"),
         (
             {"input_ids": torch.tensor([[5, 61]])},
             "input_ids: got id 61 at position 1, expected 0 to 60",

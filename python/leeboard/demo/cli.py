@@ -7,9 +7,9 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+from leeboard._cli.draft import at_least
 from leeboard.demo.settings import STAGES, Settings
 
 _DESCRIPTION = """\
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     full = Settings()
-    number = _at_least(1)
+    number = at_least(1)
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=_at_least(0),
+        type=at_least(0),
         metavar="N",
         default=full.seed,
         help="of the split, the weights and the order of the data (default: %(default)s)",
@@ -157,18 +157,3 @@ def _require_extras() -> None:
     ]
     if missing:
         raise ImportError(f'it needs more packages: pip install "leeboard[{",".join(missing)}]"')
-
-
-def _at_least(low: int) -> Callable[[str], int]:
-    """An argparse type: an integer from `low` up."""
-
-    def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer from {low} up")
-        return value
-
-    return integer

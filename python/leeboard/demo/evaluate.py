@@ -14,6 +14,7 @@ from leeboard.demo.progress import progress_bar
 from leeboard.demo.settings import Settings
 from leeboard.demo.tokens import EOT, prompt_ids
 from leeboard.draft import Eagle3Drafter, SpeculateResult, speculate
+from leeboard.draft.target import cache_arguments, new_cache
 
 
 def choose_prompts(
@@ -46,15 +47,11 @@ def choose_prompts(
 @torch.no_grad()
 def greedy(target: Any, prompt: Tensor, new_tokens: int) -> tuple[Tensor, float]:
     """Plain greedy decoding with a KV cache: (tokens [1, T + new], seconds)."""
-    from transformers import DynamicCache
-
     began = time.perf_counter()
-    cache = DynamicCache()
+    cached = cache_arguments(target, new_cache())
     tokens, step = prompt, prompt
     for _ in range(new_tokens):
-        logits = target(
-            input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1
-        ).logits
+        logits = target(input_ids=step, logits_to_keep=1, **cached).logits
         step = logits[:, -1:].argmax(-1)
         tokens = torch.cat((tokens, step), dim=1)
         if int(step) == EOT:

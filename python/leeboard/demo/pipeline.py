@@ -31,6 +31,7 @@ class Demo:
         threads: Threads for torch.
         redo: Name of a stage to run again, along with those after it.
         say: Called with a line for the reader when a stage is done.
+        build: Whether stages that the cache does not hold are run; else they are an error.
     """
 
     def __init__(
@@ -41,19 +42,17 @@ class Demo:
         threads: int,
         redo: str | None = None,
         say: Callable[[str], None] = print,
+        build: bool = True,
     ) -> None:
         self.settings = settings
         self.threads = threads
-        self._cache = StageCache(out / "stages", redo)
+        self._cache = StageCache(out / "stages", redo, build=build)
         self._say = say
 
     def run(self) -> dict[str, Any]:
         """Run the stages that the cache does not hold, and return the results, JSON-ready."""
         began = time.perf_counter()
-        corpus = self._corpus()
-        tokens = self._tokens(corpus)
-        target = self._target(tokens)
-        drafters = self._drafters(tokens, target)
+        corpus, tokens, target, drafters = self.trained()
         decode = self._decode(corpus, tokens, target, drafters)
         stages = (corpus, tokens, target, drafters, decode)
         return {
@@ -69,6 +68,13 @@ class Demo:
             "drafters": read_json(drafters.path / "summary.json"),
             "decode": read_json(decode.path / "decode.json"),
         }
+
+    def trained(self) -> tuple[Stage, Stage, Stage, Stage]:
+        """The stages corpus, tokens, target and drafters, run where the cache does not hold them."""
+        corpus = self._corpus()
+        tokens = self._tokens(corpus)
+        target = self._target(tokens)
+        return corpus, tokens, target, self._drafters(tokens, target)
 
     def _corpus(self) -> Stage:
         s = self.settings

@@ -47,13 +47,16 @@ class StageCache:
     Args:
         root: The folder; made if missing.
         redo: Name of a stage to build again, along with all stages that run after it.
+        build: Whether a stage that is missing is built.
     """
 
-    def __init__(self, root: Path, redo: str | None = None) -> None:
+    def __init__(self, root: Path, redo: str | None = None, *, build: bool = True) -> None:
         self.root = root
         self._redo = redo
+        self._build = build
         self._redoing = False
-        root.mkdir(parents=True, exist_ok=True)
+        if build:
+            root.mkdir(parents=True, exist_ok=True)
 
     def run(
         self,
@@ -72,6 +75,9 @@ class StageCache:
             version: Raise it when the code changes what the stage's files hold.
             settings: JSON-ready values that the files depend on.
             inputs: The stages whose files `build` reads.
+
+        Raises:
+            FileNotFoundError: The cache does not hold it and builds nothing.
         """
         facts = [name, version, dict(settings), [stage.key for stage in inputs]]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
@@ -80,6 +86,8 @@ class StageCache:
         if (final / _RECORD).exists() and not self._redoing:
             return Stage(name, key, final, read_json(final / _RECORD)["seconds"], reused=True)
 
+        if not self._build:
+            raise FileNotFoundError(f"{final}: not found; run `leeboard demo` first")
         partial = self.root / f"{name}-{key}.partial"
         if self._redoing:
             shutil.rmtree(partial, ignore_errors=True)

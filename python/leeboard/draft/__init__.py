@@ -11,6 +11,7 @@ from leeboard.draft.capture import AuxStates, capture
 from leeboard.draft.checkpoint import load_drafter, save_drafter
 from leeboard.draft.config import DrafterConfig
 from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.quantize import QuantizedDrafter, quantize
 from leeboard.draft.speculate import SpeculateResult, speculate
 from leeboard.draft.train import TTTLoss, ttt_loss
 
@@ -19,10 +20,12 @@ __all__ = [
     "DrafterCache",
     "DrafterConfig",
     "Eagle3Drafter",
+    "QuantizedDrafter",
     "SpeculateResult",
     "TTTLoss",
     "capture",
     "load_drafter",
+    "quantize",
     "save_drafter",
     "speculate",
     "ttt_loss",

@@ -25,6 +25,7 @@ from leeboard.draft.layouts import (
     write_config,
 )
 from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.quantize import QuantizedDrafter
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING = "embed_tokens.weight"
@@ -126,6 +127,7 @@ def save_drafter(
 
     Raises:
         ImportError: safetensors is not installed.
+        TypeError: The drafter is quantised.
         ValueError: The layout is unknown or cannot say what the config says, the weights have
             several dtypes or one that cannot be loaded, or d2t and t2d contradict each other.
     """
@@ -134,9 +136,14 @@ def save_drafter(
     except ImportError as error:
         raise _needs_safetensors("save_drafter") from error
     check_layout(layout)
+    if isinstance(drafter, QuantizedDrafter):
+        raise TypeError(
+            f"drafter: got one quantised to {drafter.format}, expected the original: serving engines "
+            "have no layout for these weights; save the original and quantise after loading"
+        )
     config, state = drafter.config, drafter.state_dict()
     dtypes = {str(state[name].dtype): name for name in state if name not in _MAPS}
-    if len(dtypes) > 1 or drafter.fc.weight.dtype not in _FLOATS.values():
+    if len(dtypes) > 1 or drafter.dtype not in _FLOATS.values():
         raise ValueError(
             f"drafter: got weights of {sorted(dtypes)} (for example {sorted(dtypes.values())}), "
             f"expected one of {[str(dtype) for dtype in _FLOATS.values()]}"

@@ -18,11 +18,26 @@ from leeboard.draft.cache import DrafterCache
 from leeboard.draft.checks import positive_int
 from leeboard.draft.config import DrafterConfig
 from leeboard.draft.rope import inverse_frequencies, rope_table, rotation
-from leeboard.nn import RMSNorm
-from leeboard.ops import add_rms_norm, aux_norm_linear, linear_argmax
+from leeboard.nn import QuantizedLinear, RMSNorm
+from leeboard.ops import (
+    Draft,
+    DrafterWeights,
+    QuantizedWeight,
+    add_rms_norm,
+    aux_norm_linear,
+    decode_attention_,
+    draft_chain,
+    linear_argmax,
+    qlinear,
+    swiglu_linear,
+)
 
 # EAGLE-3 heads follow the Llama family, whose norms round before the weight.
 _ROUNDING: Final = "before_weight"
+
+# Up to here a linear layer costs what reading its weight costs, which the ops are made for; larger
+# products, such as a prompt's, are torch's.
+_FEW_ROWS: Final = 32
 
 # Rows of the first rotary table; later ones double.
 _FIRST_ROWS: Final = 128
@@ -47,11 +62,13 @@ class _Attention(nn.Module):
 
     def qkv(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, Hq, T, D], k and v [B, Hkv, T, D] of x [B, T, 2H], rotated to `positions`."""
-        q = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-        k = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
-        v = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+        q, k, v = (self.heads(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
         cos, sin = self._rotation(positions, x)
         return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+    def heads(self, x: Tensor) -> Tensor:
+        """[B, heads, T, D] of x [B, T, heads D]."""
+        return x.view(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim).transpose(1, 2)
 
     def out(self, a: Tensor) -> Tensor:
         """[B, T, H] from the heads' outputs [B, Hq, T, D]."""
@@ -98,21 +115,20 @@ class _Layer(nn.Module):
 class Eagle3Drafter(nn.Module):
     """EAGLE-3 drafter, post-norm or pre-norm by its config.
 
-    state_dict names are those of EAGLE and SpecForge checkpoints: `fc.weight`, `midlayer.*`,
-    `norm.weight`, `lm_head.weight`, `embed_tokens.weight`, `fc_norm.{i}.weight` (`fc_norm`),
-    `input_norm.weight` (`norm_before_fc`) and the buffers `d2t` (int64 [Vd], target id minus draft
-    id) and `t2d` (bool [V], which target ids can be drafted).
+        state_dict names are those of EAGLE and SpecForge checkpoints: `fc.weight`, `midlayer.*`,
+        `norm.weight`, `lm_head.weight`, `embed_tokens.weight`, `fc_norm.{i}.weight` (`fc_norm`),
+        `input_norm.weight` (`norm_before_fc`) and the buffers `d2t` (int64 [Vd], target id minus draft
+        id) and `t2d` (bool [V], which target ids can be drafted).
 
-    Shapes: B sequences, T rows, H hidden width, Ht target's hidden width, V and Vd target and
-    draft vocabulary. Decoding (`step`, `chain`) and training (`unroll`) share all arithmetic but
-    the attention's key layout, and one function decides which state is fed back.
-
-    Args:
-        config: The drafter's shape and conventions.
+        Shapes: B sequences, T rows, H hidden width, Ht target's hidden width, V and Vd target and
+    XX
+        Args:
+            config: The drafter's shape and conventions.
     """
 
     d2t: Tensor
     t2d: Tensor
+    fc: nn.Module
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
@@ -131,6 +147,25 @@ class Eagle3Drafter(nn.Module):
         self.lm_head = nn.Linear(h, config.draft_vocab_size, bias=False)
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
         self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states and, unless it is quantised, of the weights."""
+        return self.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the drafter is."""
+        return self.norm.weight.device
+
+    def nbytes(self) -> int:
+        """Bytes of all weights and buffers, the embedding included."""
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+
+    def step_nbytes(self) -> int:
+        """Bytes of the weights that every chain step reads: the decoder layer, norm and head."""
+        parts = (self.midlayer, self.norm, self.lm_head)
+        return sum(t.nbytes for part in parts for t in (*part.parameters(), *part.buffers()))
 
     def set_draft_vocabulary(self, token_ids: Tensor | Sequence[int]) -> None:
         """Choose which target ids the head's rows stand for; before, they are the first Vd.
@@ -174,10 +209,15 @@ class Eagle3Drafter(nn.Module):
                     f"hiddens[{i}]: got shape {tuple(hidden.shape)}, expected "
                     f"{(*hiddens[0].shape[:-1], width)}"
                 )
-        states = [hidden.to(self.fc.weight.dtype) for hidden in hiddens]
+        states = [hidden.to(self.dtype) for hidden in hiddens]
         if self.config.fc_norm:
+            if isinstance(self.fc, QuantizedLinear):
+                pairs = zip(self.fc_norm, states, strict=True)
+                return cast(Tensor, self.fc(torch.cat([norm(h) for norm, h in pairs], dim=-1)))
             gammas = [cast(Tensor, norm.weight) for norm in self.fc_norm]
-            return aux_norm_linear(states, gammas, self.fc.weight, self.config.rms_norm_eps)
+            return aux_norm_linear(
+                states, gammas, cast(Tensor, self.fc.weight), self.config.rms_norm_eps
+            )
         joined = torch.cat(states, dim=-1)
         if self.config.norm_before_fc:
             joined = self.input_norm(joined)
@@ -187,26 +227,40 @@ class Eagle3Drafter(nn.Module):
         self,
         input_ids: Tensor,
         state: Tensor,
-        position_ids: Tensor,
+        position_ids: Tensor | None = None,
         cache: DrafterCache | None = None,
+        *,
+        counts: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run T new rows; row t sees the cached rows and the new rows up to itself.
+
+        With the config's window, a row sees those of them that are less than `sliding_window` rows
+        away, and the first `attention_sinks` rows.
 
         Args:
             input_ids: [B, T] int64; of row t the token after its state's position.
             state: [B, T, H], `fuse`d target states or the `next_state` of an earlier step.
-            position_ids: [T] or [B, T] int64, rotary positions of the rows.
-            cache: Keys and values of earlier rows; the new rows are appended. Needs
-                `torch.no_grad()`.
+            position_ids: [T] or [B, T] int64, rotary positions of the rows; None for their places
+                in the cache (0 to T - 1 without one).
+            cache: Keys and values of earlier rows; the new rows are appended, or nothing changes
+                when an error is raised. Needs `torch.no_grad()`.
+            counts: With a cache: how many of the T rows each sequence keeps, the first ones; what
+                the others hold and yield means nothing. None for all.
 
         Returns:
             (hidden, next_state), both [B, T, H]: what `logits` and `greedy` take, and what the
             next chain step takes as `state`. They are the same tensor if `norm_output`.
+
+        Raises:
+            ValueError: A shape or count does not fit, positions go beyond the config's
+                `max_position_embeddings` (with a cache), or there is a cache in grad mode.
         """
-        residual, q, k, v = self._enter(input_ids, state, position_ids)
         if cache is not None:
-            k, v = cache.append(k, v)
-        return self._leave(residual, _causal_attention(q, k, v))
+            return self._decode(input_ids, state, position_ids, cache, counts)
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
+        residual, q, k, v = self._enter(input_ids, state, position_ids)
+        return self._leave(residual, _causal_attention(q, k, v, self.config))
 
     def unroll(
         self, input_ids: Tensor, hiddens: Sequence[Tensor], steps: int
@@ -214,8 +268,9 @@ class Eagle3Drafter(nn.Module):
         """The train-time-test unroll: every row drafts a chain of `steps` steps, teacher-forced.
 
         Step j of row t takes token x_{t+1+j}, the row's own state of step j - 1 (the fused target
-        state for j = 0) and rotary position t + j, attends to the step-0 keys of rows 0..t and to
-        its own keys of steps 1..j, and predicts x_{t+2+j}. Row by row that is what `chain` does
+        state for j = 0) and rotary position t + j, attends to the step-0 keys of rows 0..t (of those
+        that the config's window leaves in sight at t + j) and to its own keys of steps 1..j, and
+        predicts x_{t+2+j}. Row by row that is what `chain` does
         when it drafts the teacher's tokens. Differentiable.
 
         The last 1 + j rows of step j have no input token: their values mean nothing, mask them.
@@ -255,7 +310,7 @@ class Eagle3Drafter(nn.Module):
             residual, q, k, v = self._enter(tokens, state, positions + j)
             keys.append(k)
             values.append(v)
-            hidden, state = self._leave(residual, _unrolled_attention(q, keys, values))
+            hidden, state = self._leave(residual, _unrolled_attention(q, keys, values, self.config))
             yield hidden, state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -268,49 +323,96 @@ class Eagle3Drafter(nn.Module):
 
         The logits are not kept. No gradient flows.
         """
-        d2t = None if self.config.draft_vocab_size == self.config.vocab_size else self.d2t
-        return linear_argmax(hidden, self.lm_head.weight, d2t=d2t)[0]
+        return linear_argmax(hidden, _weight(self.lm_head), d2t=self._offsets())[0]
+
+    def _offsets(self) -> Tensor | None:
+        """`d2t`, or None where target and draft vocabulary are the same."""
+        return None if self.config.draft_vocab_size == self.config.vocab_size else self.d2t
 
     @torch.no_grad()
     def chain(
         self,
         state: Tensor,
         token: Tensor,
-        position: int,
         cache: DrafterCache,
         depth: int,
         *,
-        states: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Draft `depth` tokens greedily, each from the one before.
+        topk: int = 1,
+        nodes: int | None = None,
+    ) -> Draft:
+        """Draft a chain of `depth` tokens greedily, each from the one before, or a tree.
 
-        The first step is the row at `position` made of `state` and `token`. The chain's own rows
-        are cut from the cache afterwards: they stand on drafted states, not on the target's.
+        The first step is the row made of `state` and `token`, in the place behind the cached rows.
+        The cache is only read: the draft's rows stand on drafted states, not on the target's. One
+        call of `leeboard.ops.draft_chain`.
 
         Args:
-            state: [B, 1, H], a fused target state or the last `next_state` of `step`.
-            token: [B, 1] int64, the token after that state's position.
-            position: Rotary position of the first row; equals `cache.length` in ordinary use.
+            state: [B, H], a fused target state or the last `next_state` of `step`.
+            token: [B] int64, the token after that state's position.
             cache: The rows before.
-            depth: Tokens to draft, 0 or more.
-            states: When given, the fed-back state [B, 1, H] of every step is appended to it.
+            depth: Steps, at least 1.
+            topk: Tokens to draft per step; more than 1 makes a tree.
+            nodes: Nodes of the tree to keep; None for `depth * topk`.
 
         Returns:
-            int64 [B, depth] in the target's vocabulary.
+            A `leeboard.ops.Draft`; of a chain `tokens` is int64 [B, depth] in the target's
+            vocabulary and `states` [B, depth, H], the state fed back after every step.
+
+        Raises:
+            ValueError: `depth` is below 1, or the chain would go beyond the config's
+                `max_position_embeddings`.
         """
-        kept = cache.length
-        drafted: list[Tensor] = []
-        try:
-            for row in range(position, position + depth):
-                at = torch.full((1,), row, device=state.device)
-                hidden, state = self.step(token, state, at, cache)
-                token = self.greedy(hidden)
-                drafted.append(token)
-                if states is not None:
-                    states.append(state)
-        finally:
-            cache.crop(kept)
-        return torch.cat(drafted, dim=1) if drafted else token[:, :0]
+        positive_int("depth", depth)
+        weights = self.weights(cache.longest + depth)
+        # A cache that nothing has entered yet takes its shape here.
+        cache.reserve(state.new_empty(state.shape[0], *self._cache_row()))
+        return draft_chain(
+            weights,
+            state,
+            token,
+            cache.keys,
+            cache.values,
+            cache.lengths,
+            depth,
+            topk=topk,
+            nodes=nodes,
+        )
+
+    def weights(self, length: int) -> DrafterWeights:
+        """What `leeboard.ops.draft_chain` computes with; shares the drafter's tensors.
+
+        Args:
+            length: Rotary positions to provide for, as for `rope_table`.
+
+        Raises:
+            ValueError: `length` is out of range.
+        """
+        cos, sin = self.rope_table(length)
+        layer, config = self.midlayer, self.config
+        attention, mlp = layer.self_attn, layer.mlp
+        return DrafterWeights(
+            embedding=self.embed_tokens.weight.detach(),
+            input_norm=layer.input_layernorm.weight.detach(),
+            hidden_norm=layer.hidden_norm.weight.detach(),
+            post_norm=layer.post_attention_layernorm.weight.detach(),
+            norm=self.norm.weight.detach(),
+            q=_weight(attention.q_proj),
+            k=_weight(attention.k_proj),
+            v=_weight(attention.v_proj),
+            o=_weight(attention.o_proj),
+            gate=_weight(mlp.gate_proj),
+            up=_weight(mlp.up_proj),
+            down=_weight(mlp.down_proj),
+            head=_weight(self.lm_head),
+            cos=cos,
+            sin=sin,
+            d2t=self._offsets(),
+            eps=config.rms_norm_eps,
+            norm_output=config.norm_output,
+            norm_before_residual=config.norm_before_residual,
+            window=config.sliding_window,
+            sinks=config.attention_sinks,
+        )
 
     def rope_table(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the rotary angles of positions 0 to `length` - 1.
@@ -334,7 +436,7 @@ class Eagle3Drafter(nn.Module):
             raise ValueError(
                 f"length: got {length} positions, expected at most max_position_embeddings = {limit}"
             )
-        device = self.fc.weight.device
+        device = self.device
         kept = self._rope
         if kept is None or kept[0].device != device or kept[0].shape[0] < length:
             rows = _FIRST_ROWS if kept is None else kept[0].shape[0]
@@ -386,6 +488,11 @@ class Eagle3Drafter(nn.Module):
         self, input_ids: Tensor, state: Tensor, position_ids: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(residual, q, k, v) of new rows: everything before attention."""
+        residual, joined = self._join(input_ids, state)
+        return residual, *self.midlayer.self_attn.qkv(joined, position_ids)
+
+    def _join(self, input_ids: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(residual [B, T, H], attention's input [B, T, 2H])."""
         if state.shape != (*input_ids.shape, self.config.hidden_size):
             raise ValueError(
                 f"state: got shape {tuple(state.shape)}, expected "
@@ -396,13 +503,87 @@ class Eagle3Drafter(nn.Module):
         embedded = layer.input_layernorm(self.embed_tokens(input_ids))
         normed = layer.hidden_norm(state)
         residual = normed if self.config.norm_before_residual else state
-        joined = torch.cat((embedded, normed), dim=-1)
-        return residual, *layer.self_attn.qkv(joined, position_ids)
+        return residual, torch.cat((embedded, normed), dim=-1)
+
+    def _decode(
+        self,
+        input_ids: Tensor,
+        state: Tensor,
+        position_ids: Tensor | None,
+        cache: DrafterCache,
+        counts: Sequence[int] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`step` with a cache."""
+        if torch.is_grad_enabled():
+            raise ValueError("cache: it keeps no gradients, expected a call in torch.no_grad()")
+        if counts is not None and state.ndim == 3:
+            if len(counts) != state.shape[0]:
+                raise ValueError(
+                    f"counts: got {len(counts)}, expected one for each of {state.shape[0]}"
+                )
+            # NaN in a row that no sequence keeps would reach the others as 0 * NaN.
+            kept = torch.tensor(list(counts), device=state.device)[:, None, None]
+            beyond = torch.arange(state.shape[1], device=state.device)[:, None] >= kept
+            state = state.masked_fill(beyond, 0.0)
+        residual, joined = self._join(input_ids, state)
+        layer, config = self.midlayer, self.config
+        attention, mlp = layer.self_attn, layer.mlp
+        q, k, v = (
+            attention.heads(_product(linear, joined))
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        cache.reserve(k)
+        rows = input_ids.shape[1]
+        last = max(cache.lengths_after(rows, counts), default=0)
+        positions = position_ids
+        if position_ids is not None:
+            positions = position_ids.expand(input_ids.shape)
+            last = int(position_ids.max()) + 1 if rows else 0
+        elif counts is not None:
+            # Rows that no sequence keeps may stick out of the table.
+            at = cache.lengths[:, None] + torch.arange(rows, device=q.device)
+            positions = at.clamp(max=max(last - 1, 0))
+        cos, sin = self.rope_table(max(last, 1))
+        attended = decode_attention_(
+            q,
+            k,
+            v,
+            cache.keys,
+            cache.values,
+            cache.lengths,
+            cos=cos,
+            sin=sin,
+            positions=positions,
+            window=config.sliding_window,
+            sinks=config.attention_sinks,
+        )
+        r = _product(attention.o_proj, attended.transpose(1, 2).flatten(2), residual)
+        norm = layer.post_attention_layernorm
+        if _few(r):
+            x = swiglu_linear(
+                r,
+                _weight(mlp.gate_proj),
+                _weight(mlp.up_proj),
+                _weight(mlp.down_proj),
+                norm_weight=norm.weight,
+                eps=config.rms_norm_eps,
+                residual=r,
+            )
+        else:
+            normed = norm(r)
+            gated = F.silu(_product(mlp.gate_proj, normed)) * _product(mlp.up_proj, normed)
+            x = _product(mlp.down_proj, gated, r)
+        hidden = self.norm(x)
+        cache.advance(rows, counts)
+        return hidden, hidden if config.norm_output else x
+
+    def _cache_row(self) -> tuple[int, int, int]:
+        return self.config.num_key_value_heads, 1, self.config.head_dim
 
     def _leave(self, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
         """(hidden, next_state) of attention's output [B, Hq, T, D]: everything after attention.
 
-        The one place that says what is fed back.
+        What is fed back here, `_decode` and `draft_chain` feed back too.
         """
         layer, eps = self.midlayer, self.config.rms_norm_eps
         normed, residual = add_rms_norm(
@@ -424,34 +605,73 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-high, low), dim=-1) * sin
 
 
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of the last T of L rows to all rows up to themselves.
+def _weight(linear: nn.Module) -> Tensor | QuantizedWeight:
+    """The matrix of a linear layer, plain or quantised, without its gradient."""
+    weight = linear.weight
+    return weight.detach() if isinstance(weight, Tensor) else cast(QuantizedWeight, weight)
 
-    q [B, Hq, T, D]; k, v [B, Hkv, L, D]; out [B, Hq, T, D].
+
+def _few(x: Tensor) -> bool:
+    return x.shape[:-1].numel() <= _FEW_ROWS
+
+
+def _product(linear: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """x weight^T, plus the residual, without gradients."""
+    weight = _weight(linear)
+    if _few(x):
+        return qlinear(x, weight, residual=residual)
+    if isinstance(weight, QuantizedWeight):
+        weight = weight.dequantize().to(x.dtype)
+    y = F.linear(x, weight)
+    return y if residual is None else y.add_(residual)
+
+
+def _out_of_sight(rows: int, config: DrafterConfig, ahead: int, device: torch.device) -> Tensor:
+    """bool [T, T]: whether row t, `ahead` places further on, does not see the key of row c."""
+    t = torch.arange(rows, device=device)
+    hidden = t[None, :] > t[:, None]
+    if config.sliding_window is not None:
+        far = t[:, None] + ahead - t[None, :] >= config.sliding_window
+        hidden = hidden | (far & (t >= config.attention_sinks))
+    return hidden
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, config: DrafterConfig) -> Tensor:
+    """Attention of T rows to all rows up to themselves, within the config's window.
+
+    q [B, Hq, T, D]; k, v [B, Hkv, T, D]; out [B, Hq, T, D].
     """
-    rows, keys = q.shape[2], k.shape[2]
+    rows, window = q.shape[2], config.sliding_window
     mask = None
-    if 1 < rows < keys:
-        mask = torch.ones(rows, keys, dtype=torch.bool, device=q.device).tril(keys - rows)
+    if window is not None and window < rows:
+        mask = ~_out_of_sight(rows, config, 0, q.device)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=1 < rows == keys, enable_gqa=q.shape[1] != k.shape[1]
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=mask is None and rows > 1,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
 
 
-def _unrolled_attention(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+def _unrolled_attention(
+    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], config: DrafterConfig
+) -> Tensor:
     """Attention to the step-0 keys of rows 0..t and to the row's own keys of later steps.
 
-    One softmax over T + j scores: a causal T x T product and j row-wise dot products.
+    One softmax over T + j scores: a causal T x T product and j row-wise dot products. The window
+    rules the step-0 keys alone, as it does the cache of a chain.
     q [B, Hq, T, D]; keys, values: one [B, Hkv, T, D] a step; out [B, Hq, T, D].
     """
     if len(keys) == 1:
-        return _causal_attention(q, keys[0], values[0])
+        return _causal_attention(q, keys[0], values[0], config)
     heads, rows, width = q.shape[1:]
     kv_heads = keys[0].shape[1]
     grouped = q.view(-1, kv_heads, heads // kv_heads, rows, width) * width**-0.5
     scores = grouped @ keys[0].transpose(-1, -2).unsqueeze(2)
-    future = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
-    scores = scores.masked_fill(future, float("-inf"))
+    hidden = _out_of_sight(rows, config, len(keys) - 1, q.device)
+    scores = scores.masked_fill(hidden, float("-inf"))
     own = [(grouped * k.unsqueeze(2)).sum(-1, keepdim=True) for k in keys[1:]]
     weights = torch.cat((scores, *own), dim=-1).softmax(dim=-1, dtype=torch.float32).to(q.dtype)
     out = weights[..., :rows] @ values[0].unsqueeze(2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from leeboard.nn.quantized_linear import QuantizedLinear
 from leeboard.nn.replace import Entry, ReplaceReport, replace
 from leeboard.nn.rms_norm import RMSNorm
 
-__all__ = ["Entry", "RMSNorm", "ReplaceReport", "replace"]
+__all__ = ["Entry", "QuantizedLinear", "RMSNorm", "ReplaceReport", "replace"]

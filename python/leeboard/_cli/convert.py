@@ -81,7 +81,7 @@ def _convert(args: argparse.Namespace) -> None:
     save_drafter(drafter, args.destination, layout=args.layout)
     kind = "post-norm" if config.norm_output else "pre-norm"
     print(
-        f"{args.destination}: {kind} drafter, {drafter.fc.weight.dtype}, states "
+        f"{args.destination}: {kind} drafter, {drafter.dtype}, states "
         f"{list(config.aux_layer_ids)} ({config.aux_layer_convention}s of layers)"
     )
 
