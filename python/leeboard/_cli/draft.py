@@ -116,7 +116,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
         "--max-prompts", type=number, default=32, metavar="N", help="default: %(default)s"
     )
     parser.add_argument(
-        "--max-new-tokens", type=number, default=96, metavar="N", help="default: %(default)s"
+        "--max-new-tokens", type=number, metavar="N", help="default: 96, or as in the demo's run"
     )
     parser.add_argument(
         "--depth",

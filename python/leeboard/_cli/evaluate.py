@@ -23,11 +23,15 @@ _TITLES = {"post": "post-norm", "pre": "pre-norm"}
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a target, drafters for it by name, and prompts as token ids."""
+    """What is evaluated: a target, drafters for it by name, prompts as token ids.
+
+    `new_tokens` is how many of them to decode where the options do not say.
+    """
 
     target: Any
     drafters: Mapping[str, Eagle3Drafter]
     prompts: Sequence[Sequence[int]]
+    new_tokens: int = 96
 
 
 @torch.no_grad()
@@ -119,7 +123,7 @@ def _demo_subject(args: argparse.Namespace) -> Subject:
         dtype = getattr(torch, args.dtype)
         model, loaded = model.to(dtype), {name: d.to(dtype) for name, d in loaded.items()}
     named = {_TITLES[name]: drafter for name, drafter in loaded.items()}
-    return Subject(model, named, prompts[: args.max_prompts])
+    return Subject(model, named, prompts[: args.max_prompts], settings.new_tokens)
 
 
 def read_prompts(path: Path) -> list[Any]:
@@ -167,6 +171,7 @@ def _decode(
     subject: Subject, drafters: Mapping[str, Eagle3Drafter], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Decode every batch in every way, which take turns, and add up."""
+    most = args.max_new_tokens or subject.new_tokens
     results: dict[str, list[SpeculateResult]] = {name: [] for name in drafters}
     alone: list[tuple[int, float]] = []
     equal = dict.fromkeys(drafters, 0)
@@ -174,13 +179,13 @@ def _decode(
         subject.prompts[i : i + args.batch] for i in range(0, len(subject.prompts), args.batch)
     ]
 
-    def draft(name: str, ids: Tensor, mask: Tensor, most: int) -> SpeculateResult:
+    def draft(name: str, ids: Tensor, mask: Tensor, new: int) -> SpeculateResult:
         return speculate(
             subject.target,
             drafters[name],
             ids,
             attention_mask=mask,
-            max_new_tokens=most,
+            max_new_tokens=new,
             depth=args.depth,
             temperature=args.temperature,
             generator=torch.Generator(ids.device).manual_seed(args.seed),
@@ -194,10 +199,10 @@ def _decode(
                 _generate(subject.target, ids, mask, 2, args)
                 for name in drafters:
                     draft(name, ids, mask, 2)
-            rows, seconds = _generate(subject.target, ids, mask, args.max_new_tokens, args)
+            rows, seconds = _generate(subject.target, ids, mask, most, args)
             alone.append((sum(map(len, rows)), seconds))
             for name in drafters:
-                result = draft(name, ids, mask, args.max_new_tokens)
+                result = draft(name, ids, mask, most)
                 results[name].append(result)
                 ours = result.tokens[:, ids.shape[1] :]
                 for row, length, theirs in zip(ours, result.lengths.tolist(), rows, strict=True):
