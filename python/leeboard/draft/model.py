@@ -115,15 +115,17 @@ class _Layer(nn.Module):
 class Eagle3Drafter(nn.Module):
     """EAGLE-3 drafter, post-norm or pre-norm by its config.
 
-        state_dict names are those of EAGLE and SpecForge checkpoints: `fc.weight`, `midlayer.*`,
-        `norm.weight`, `lm_head.weight`, `embed_tokens.weight`, `fc_norm.{i}.weight` (`fc_norm`),
-        `input_norm.weight` (`norm_before_fc`) and the buffers `d2t` (int64 [Vd], target id minus draft
-        id) and `t2d` (bool [V], which target ids can be drafted).
+    state_dict names are those of EAGLE and SpecForge checkpoints: `fc.weight`, `midlayer.*`,
+    `norm.weight`, `lm_head.weight`, `embed_tokens.weight`, `fc_norm.{i}.weight` (`fc_norm`),
+    `input_norm.weight` (`norm_before_fc`) and the buffers `d2t` (int64 [Vd], target id minus draft
+    id) and `t2d` (bool [V], which target ids can be drafted).
 
-        Shapes: B sequences, T rows, H hidden width, Ht target's hidden width, V and Vd target and
-    XX
-        Args:
-            config: The drafter's shape and conventions.
+    Shapes: B sequences, T rows, H hidden width, Ht target's hidden width, V and Vd target and
+    draft vocabulary. Training (`unroll`) runs on plain modules; decoding (`step` with a cache,
+    `chain`) on the fused ops, which round less.
+
+    Args:
+        config: The drafter's shape and conventions.
     """
 
     d2t: Tensor
@@ -270,8 +272,8 @@ class Eagle3Drafter(nn.Module):
         Step j of row t takes token x_{t+1+j}, the row's own state of step j - 1 (the fused target
         state for j = 0) and rotary position t + j, attends to the step-0 keys of rows 0..t (of those
         that the config's window leaves in sight at t + j) and to its own keys of steps 1..j, and
-        predicts x_{t+2+j}. Row by row that is what `chain` does
-        when it drafts the teacher's tokens. Differentiable.
+        predicts x_{t+2+j}. Row by row that is what `chain` does when it drafts the teacher's
+        tokens. Differentiable.
 
         The last 1 + j rows of step j have no input token: their values mean nothing, mask them.
         Sequences may be padded on the right only.
