@@ -55,7 +55,7 @@ def strided(draw: st.DrawFn, shape: tuple[int, ...], make: Callable[..., Tensor]
     inverse = [order.index(dim) for dim in range(len(shape))]
     result = view.permute(inverse)
     kind = draw(st.integers(0, 11))
-    if result.is_floating_point() and kind == 0:
+    if result.is_floating_point() and result.itemsize > 1 and kind == 0:
         result = torch._neg_view(-result)
     elif result.is_floating_point() and kind == 1:
         result = torch.nn.Parameter(result, requires_grad=False)
