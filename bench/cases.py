@@ -112,6 +112,7 @@ class Subject:
         inputs: Builds the arguments of a case on a device.
         eager: The best idiom in plain PyTorch, taking the same arguments.
         check: Raises unless a result of a variant is right; by default, against the reference.
+        plain: What the idiom is given instead, where the op's own arguments mean nothing to it.
     """
 
     op: str
@@ -119,6 +120,7 @@ class Subject:
     inputs: Callable[[Case, torch.device], Inputs]
     eager: Callable[..., Any]
     check: Check | None = None
+    plain: Callable[[Inputs], Inputs] | None = None
 
 
 def tensors_of(result: Any) -> list[Tensor]:
@@ -167,7 +169,10 @@ class Prepared:
         A backward call leaves the graph of one forward in place and walks it again each time.
         """
         function = self.function(variant)
-        args, kwargs = self.inputs.args, dict(self.inputs.kwargs)
+        inputs = self.inputs
+        if variant in ("eager", "compile") and self.subject.plain is not None:
+            inputs = self.subject.plain(inputs)
+        args, kwargs = inputs.args, dict(inputs.kwargs)
         if variant == "leeboard-out":
             made = function(*args, **kwargs)
             kwargs["out"] = pytree.tree_map_only(Tensor, torch.empty_like, made)

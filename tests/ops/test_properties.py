@@ -225,7 +225,7 @@ MUTATIONS: dict[str, Callable[[Tensor], Any]] = {
     "complex": lambda t: t.to(torch.complex64),
     "bool": lambda t: t.bool(),
     "meta": lambda t: t.to("meta"),
-    "sparse": lambda t: t.detach().to_sparse(),
+    "sparse": lambda t: t.detach().float().to_sparse(),
     "list": lambda t: t.tolist(),
     "numpy": lambda t: t.double().numpy() if t.is_floating_point() else t.numpy(),
     "text": lambda t: "x",
