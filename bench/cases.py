@@ -111,8 +111,8 @@ class Subject:
     Attributes:
         inputs: Builds the arguments of a case on a device.
         eager: The best idiom in plain PyTorch, taking the same arguments.
-        peer: Changes the arguments to what the idiom takes, before the clock runs.
         check: Raises unless a result of a variant is right; by default, against the reference.
+        plain: What the idiom is given instead, where the op's own arguments mean nothing to it.
     """
 
     op: str
@@ -120,7 +120,7 @@ class Subject:
     inputs: Callable[[Case, torch.device], Inputs]
     eager: Callable[..., Any]
     check: Check | None = None
-    peer: Callable[[Inputs], Inputs] | None = None
+    plain: Callable[[Inputs], Inputs] | None = None
 
 
 def tensors_of(result: Any) -> list[Tensor]:
@@ -170,8 +170,8 @@ class Prepared:
         """
         function = self.function(variant)
         inputs = self.inputs
-        if variant in ("eager", "compile") and self.subject.peer is not None:
-            inputs = self.subject.peer(inputs)
+        if variant in ("eager", "compile") and self.subject.plain is not None:
+            inputs = self.subject.plain(inputs)
         args, kwargs = inputs.args, dict(inputs.kwargs)
         if variant == "leeboard-out":
             made = function(*args, **kwargs)

@@ -123,15 +123,15 @@ def _inputs(case: Case, device: torch.device) -> Inputs:
     )
 
 
-def _peer(inputs: Inputs) -> Inputs:
+def _plain(inputs: Inputs) -> Inputs:
     """With weights as PyTorch's own linear layers take them."""
     weights, *rest = inputs.args
     dtype = weights.norm.dtype
 
-    def plain(weight: Weight) -> Tensor:
+    def matrix(weight: Weight) -> Tensor:
         return weight if isinstance(weight, Tensor) else weight.dequantize(dtype)
 
-    changed = {name: plain(getattr(weights, name)) for name in MATRICES}
+    changed = {name: matrix(getattr(weights, name)) for name in MATRICES}
     return Inputs((dataclasses.replace(weights, **changed), *rest))
 
 
@@ -208,7 +208,7 @@ SUBJECT = Subject(
     inputs=_inputs,
     eager=_eager,
     check=_check,
-    peer=_peer,
+    plain=_plain,
 )
 
 

@@ -55,7 +55,7 @@ def strided(draw: st.DrawFn, shape: tuple[int, ...], make: Callable[..., Tensor]
     inverse = [order.index(dim) for dim in range(len(shape))]
     result = view.permute(inverse)
     kind = draw(st.integers(0, 11))
-    if result.is_floating_point() and kind == 0:
+    if result.is_floating_point() and result.itemsize > 1 and kind == 0:
         result = torch._neg_view(-result)
     elif result.is_floating_point() and kind == 1:
         result = torch.nn.Parameter(result, requires_grad=False)
@@ -236,7 +236,7 @@ MUTATIONS: dict[str, Callable[[Tensor], Any]] = {
     "complex": lambda t: t.to(torch.complex64),
     "bool": lambda t: t.bool(),
     "meta": lambda t: t.to("meta"),
-    "sparse": lambda t: t.detach().to_sparse(),
+    "sparse": lambda t: t.detach().float().to_sparse(),
     "list": lambda t: t.tolist(),
     "numpy": lambda t: t.double().numpy() if t.is_floating_point() else t.numpy(),
     "text": lambda t: "x",
