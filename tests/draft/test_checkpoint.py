@@ -747,7 +747,7 @@ def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, leeboard.draft, leeboard.draft.convert;"
+        "import sys, leeboard.draft, leeboard._cli.convert;"
         "print([n for n in ('safetensors', 'transformers') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
