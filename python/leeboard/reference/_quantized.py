@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -68,10 +69,16 @@ class QuantizedWeight:
 
 Weight: TypeAlias = Tensor | QuantizedWeight
 
+
+def _rebuilt(parts: Iterable[Any], context: tuple[Format, int]) -> QuantizedWeight:
+    data, scales = parts
+    return QuantizedWeight(context[0], data, scales, context[1])
+
+
 pytree.register_pytree_node(
     QuantizedWeight,
     lambda w: ([w.data, w.scales], (w.format, w.columns)),
-    lambda leaves, context: QuantizedWeight(context[0], *leaves, context[1]),
+    _rebuilt,
     serialized_type_name="leeboard.QuantizedWeight",
 )
 
