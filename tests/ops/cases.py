@@ -655,7 +655,7 @@ def gated_weights(*kinds: str) -> Callable[..., tuple[Any, ...]]:
     return weights
 
 
-def layer_arguments(sample: Sample, one: bool) -> tuple[Any, ...]:
+def layer_arguments(sample: Sample) -> tuple[Any, ...]:
     """A layer's sample as the arguments of its registered op."""
     x, *weights = sample.args
     matrices, formats = to_arguments(weights)
@@ -663,7 +663,7 @@ def layer_arguments(sample: Sample, one: bool) -> tuple[Any, ...]:
     return (
         x,
         matrices,
-        formats[0] if one else formats,
+        ",".join(formats),
         options.get("norm_weight"),
         options.get("eps", 1e-6),
         options.get("residual"),
@@ -1611,13 +1611,13 @@ CASES: dict[str, OpCases] = {
     "qlinear": OpCases(
         samples=layer_samples(linear_weights),
         bad_calls=_qlinear_bad_calls(),
-        op_arguments=lambda sample: layer_arguments(sample, one=True),
+        op_arguments=layer_arguments,
         row_leaves=layer_rows,
     ),
     "swiglu_linear": OpCases(
         samples=layer_samples(gated_weights),
         bad_calls=_swiglu_bad_calls(),
-        op_arguments=lambda sample: layer_arguments(sample, one=False),
+        op_arguments=layer_arguments,
         row_leaves=layer_rows,
     ),
     "verify_greedy": OpCases(

@@ -111,6 +111,8 @@ def test_needs_no_gradient() -> None:
         swiglu_linear(x, gate, *others)
     with torch.no_grad():
         assert not swiglu_linear(x, gate, *others).requires_grad
-    out = torch.ops.leeboard.swiglu_linear(x, [gate, *others], ["plain"] * 3, None, 1e-6, None)
+    out = torch.ops.leeboard.swiglu_linear(
+        x, [gate, *others], "plain,plain,plain", None, 1e-6, None
+    )
     with pytest.raises(RuntimeError, match="swiglu_linear has no gradient"):
         out.sum().backward()

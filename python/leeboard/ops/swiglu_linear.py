@@ -74,7 +74,9 @@ def swiglu_linear(
     check_weight("up", up, x, hidden, width)
     features = check_weight("down", down, x, None, hidden)
     eps = check_epilogue("swiglu_linear", x, features, norm_weight, eps, residual)
-    matrices, formats = to_arguments([gate, up, down])
+    matrices, names = to_arguments([gate, up, down])
+    # torch.jit.trace knows no lists of strings.
+    formats = ",".join(names)
     parts = named_parts("gate", gate) | named_parts("up", up) | named_parts("down", down)
     named = {"x": x, **parts, "norm_weight": norm_weight, "residual": residual}
     _check.no_grad("swiglu_linear", "is inference-only", **named)
@@ -102,7 +104,7 @@ def swiglu_linear(
 def _forward(
     x: Tensor,
     matrices: Sequence[Tensor],
-    formats: Sequence[str],
+    formats: str,
     norm_weight: Tensor | None,
     eps: float,
     residual: Tensor | None,
@@ -112,22 +114,22 @@ def _forward(
     return out
 
 
-def _weights(x: Tensor, matrices: Sequence[Tensor], formats: Sequence[str]) -> list[Weight]:
+def _weights(x: Tensor, matrices: Sequence[Tensor], formats: str) -> list[Weight]:
     width = x.shape[-1]
-    return from_arguments(matrices, formats, [width, width, matrices[0].shape[0]])
+    return from_arguments(matrices, formats.split(","), [width, width, matrices[0].shape[0]])
 
 
 def _compute(
     x: Tensor,
     matrices: Sequence[Tensor],
-    formats: Sequence[str],
+    formats: str,
     norm_weight: Tensor | None,
     eps: float,
     residual: Tensor | None,
     out: Tensor,
 ) -> None:
     """Writes the result to a contiguous `out` that shares no memory with the inputs."""
-    backend = choose("swiglu_linear", [x], refusals=refusals(*formats))
+    backend = choose("swiglu_linear", [x], refusals=refusals(*formats.split(",")))
     if out.numel() == 0:
         return
     weights = _weights(x, matrices, formats)
@@ -152,7 +154,7 @@ def _compute(
             _C.swiglu_linear_forward,
             [x, parts, norm_weight, residual],
             [out],
-            list(formats),
+            formats.split(","),
             eps,
             state().level,
         )
@@ -161,17 +163,17 @@ def _compute(
 def _fake(
     x: Tensor,
     matrices: Sequence[Tensor],
-    formats: Sequence[str],
+    formats: str,
     norm_weight: Tensor | None,
     eps: float,
     residual: Tensor | None,
 ) -> Tensor:
-    down = matrices[-1 if formats[-1] == "plain" else -2]
+    down = matrices[-1 if formats.endswith("plain") else -2]
     return torch.empty((*x.shape[:-1], down.shape[0]), dtype=x.dtype, device=x.device)
 
 
 define(
-    "swiglu_linear(Tensor x, Tensor[] weights, str[] formats, Tensor? norm_weight, float eps, "
+    "swiglu_linear(Tensor x, Tensor[] weights, str formats, Tensor? norm_weight, float eps, "
     "Tensor? residual) -> Tensor",
     _forward,
     _fake,

@@ -70,7 +70,7 @@ class QuantizedWeight:
 Weight: TypeAlias = Tensor | QuantizedWeight
 
 
-def _rebuilt(parts: Iterable[Any], context: tuple[Any, ...]) -> QuantizedWeight:
+def _rebuilt(parts: Iterable[Any], context: tuple[Format, int]) -> QuantizedWeight:
     data, scales = parts
     return QuantizedWeight(context[0], data, scales, context[1])
 
