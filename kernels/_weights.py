@@ -95,14 +95,15 @@ def weight_config(
     if rows <= STREAM_ROWS or (plain and not wide):
         return tile
     if form == "int4":
-        most = 64 if dtype.itemsize == 2 else 16
-        tile |= {"ROWS": min(tile["ROWS"], most), "BLOCK": GROUP, "num_stages": 2}
+        tile |= {"ROWS": min(tile["ROWS"], 64), "BLOCK": GROUP, "num_stages": 2}
         tile["FEATURES"] = min(tile["FEATURES"], 32)
     elif tile["ROWS"] == 16 and hip and not plain:
         tile["BLOCK"] = 128
     tile["FEATURES"] = min(tile["FEATURES"], 64)
     if not plain:
-        tile["num_warps"] = 8 if tile["ROWS"] > 16 else 4
+        # On AMD int4 goes 16 columns at a time, which are few elements for as many threads.
+        few = tile["ROWS"] == 16 or (hip and form == "int4")
+        tile["num_warps"] = 4 if few else 8
     return tile
 
 
@@ -121,6 +122,9 @@ def product_options(
     )
     if N > STREAM_ROWS:
         options |= {"OPERAND": _OPERANDS[dtype], "EARLY": dtype == torch.float16}
+        if weight.format == "int4" and (hip or dtype == torch.float32):
+            # There the operands of a product over a whole group would fill the registers.
+            options["FORMAT"] = "int4 by 16"
     return options
 
 
@@ -233,20 +237,29 @@ def dot_weights(
             wide = row.to(tl.float32)
             squares += tl.sum(wide * wide, 1, keep_dims=True)
         row = _entering(row, gamma, cols, K, scale, OPERAND)
-        if FORMAT == "int4":
+        if (FORMAT == "int4") | (FORMAT == "int4 by 16"):
             group = start // 128
             words = tl.load(data + group * 16 + tl.arange(0, 16)[:, None])
-            shifts = 4 * tl.arange(0, 8)[:, None, None]
-            nibbles = (words[None, :, :] >> shifts) & 15
-            weights = (nibbles.reshape(BLOCK, FEATURES) - 8).to(tl.float32).to(OPERAND)
-            part = split_product(tl.zeros([ROWS, FEATURES], tl.float32), row, weights, SPLIT)
+            part = tl.zeros([ROWS, FEATURES], tl.float32)
+            if FORMAT == "int4 by 16":
+                for nibble in range(8):
+                    piece = start + 16 * nibble + tl.arange(0, 16)[None, :]
+                    values = tl.load(x + piece, piece < K, other=0.0)
+                    values = _entering(values, gamma, piece, K, scale, OPERAND)
+                    weights = (((words >> (4 * nibble)) & 15) - 8).to(tl.float32)
+                    part = split_product(part, values, weights, SPLIT)
+            else:
+                shifts = 4 * tl.arange(0, 8)[:, None, None]
+                nibbles = (words[None, :, :] >> shifts) & 15
+                weights = (nibbles.reshape(BLOCK, FEATURES) - 8).to(tl.float32).to(OPERAND)
+                part = split_product(part, row, weights, SPLIT)
             sums += part * _bfloat16_bits(tl.load(scales + group))
         else:
             weights = tl.load(data + inner[:, None], inner[:, None] < K, other=0.0)
             if FORMAT != "plain":
                 weights = widened(weights).to(OPERAND)
             sums = split_product(sums, row, weights, SPLIT)
-    if FORMAT != "int4" and scales is not None:
+    if (FORMAT == "int8") | (FORMAT == "fp8"):
         sums *= tl.load(scales)
     if NORM and not EARLY:
         sums *= reciprocal_rms(squares, K, eps)

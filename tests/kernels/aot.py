@@ -336,7 +336,7 @@ def cases() -> dict[str, Callable[[Any], None]]:
     table["draft-N16-tree10"] = draft(1, 10, "plain")
     for N in (1, 64):
         table[f"topk-N{N}-H4096"] = topk(N, 4096, "plain")
-    for H in (128, 4096, 20480):
+    for H in (4096, 20480):
         table[f"glue-H{H}"] = glue(H)
     table["aux-N1-states8-H4096"] = aux(1, 4096, states=8)
     table["greedy-tree60"] = greedy(60)
