@@ -246,7 +246,7 @@ def dot_weights(
                     piece = start + 16 * nibble + tl.arange(0, 16)[None, :]
                     values = tl.load(x + piece, piece < K, other=0.0)
                     values = _entering(values, gamma, piece, K, scale, OPERAND)
-                    weights = (((words >> (4 * nibble)) & 15) - 8).to(tl.float32)
+                    weights = (((words >> (4 * nibble)) & 15) - 8).to(tl.float32).to(OPERAND)
                     part = split_product(part, values, weights, SPLIT)
             else:
                 shifts = 4 * tl.arange(0, 8)[:, None, None]
