@@ -102,8 +102,8 @@ def weight_config(
     tile["FEATURES"] = min(tile["FEATURES"], 64)
     if not plain:
         # On AMD int4 goes 16 columns at a time, which are few elements for as many threads.
-        few = tile["ROWS"] == 16 or (hip and form == "int4")
-        tile["num_warps"] = 4 if few else 8
+        few = hip and form == "int4"
+        tile["num_warps"] = (4 if tile["ROWS"] == 16 else 8) // (2 if few else 1)
     return tile
 
 
