@@ -132,7 +132,7 @@ def reciprocal_rms(squares, H, eps):
 
 @triton.jit
 def widened(values):
-    """float32 of stored values; bytes without a type are the bits of float8 e4m3, none of them NaN."""
+    """float32 of stored values; unsigned bytes are the bits of float8 e4m3, none of them NaN."""
     if values.dtype == tl.uint8:
         bits = values.to(tl.int32)
         # The exponent's bias is 7 there and 127 here.

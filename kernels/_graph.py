@@ -44,7 +44,7 @@ class Captured:
 
 
 def capturable(tensor: torch.Tensor) -> bool:
-    """Whether work on the tensor's device may be captured now: not on a CPU, nor within a capture."""
+    """Whether work on the tensor's device may be captured now: on a GPU, outside of a capture."""
     return tensor.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 

@@ -102,8 +102,8 @@ def weight_config(
     tile["FEATURES"] = min(tile["FEATURES"], 64)
     if not plain:
         # On AMD int4 goes 16 columns at a time, which are few elements for as many threads.
-        few = tile["ROWS"] == 16 or (hip and form == "int4")
-        tile["num_warps"] = 4 if few else 8
+        few = hip and form == "int4"
+        tile["num_warps"] = (4 if tile["ROWS"] == 16 else 8) // (2 if few else 1)
     return tile
 
 
@@ -246,7 +246,7 @@ def dot_weights(
                     piece = start + 16 * nibble + tl.arange(0, 16)[None, :]
                     values = tl.load(x + piece, piece < K, other=0.0)
                     values = _entering(values, gamma, piece, K, scale, OPERAND)
-                    weights = (((words >> (4 * nibble)) & 15) - 8).to(tl.float32)
+                    weights = (((words >> (4 * nibble)) & 15) - 8).to(tl.float32).to(OPERAND)
                     part = split_product(part, values, weights, SPLIT)
             else:
                 shifts = 4 * tl.arange(0, 8)[:, None, None]

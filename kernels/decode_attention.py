@@ -509,7 +509,7 @@ def attend(
     append: bool = False,
     first: int | None = None,
 ) -> None:
-    """`forward`, or with `first` the attention of a draft's step to rows that stay out of the cache.
+    """`forward`, or with `first` attention of a draft's step to rows that stay out of the cache.
 
     Then q [B, Hq, Q, D] holds the queries of rows first .. first + Q - 1 of k and v [B, Hkv, T, D],
     the cache may be full, q and k may be wider than the cache (k is rounded to it after its

@@ -7,8 +7,8 @@ From step to step everything is float32, as in the reference; keys and values al
 the dtype of the cache. The rows of the draft lie in a workspace behind the cache, which is only
 read: keys unrotated, rows in the order of their steps, within a step by node and then sequence.
 
-A step of a tree takes as many (one more where the vocabulary's blocks leave more than 2048 keys) and
-some twenty small ones of torch, which pick the rows of the next level.
+A step of a tree takes as many (one more where the vocabulary's blocks leave more than 2048 keys)
+and some twenty small ones of torch, which pick the rows of the next level.
 
 On a GPU a call that repeats is replayed from a CUDA graph (`_graph.py`).
 """

@@ -31,7 +31,7 @@ def _read(x, embedded, norm_weight, cols, H, NORM_OUTPUT: tl.constexpr):
 
 @triton.jit
 def _write(y, e, inner, entering, hidden_weight, input_weight, joined, state, cols, H):
-    """The outputs of a block of columns; `y` is the state, `inner` and `entering` the norms' scales."""
+    """The outputs of a block of columns, of the state `y` and the embedding `e`."""
     mask = cols < H
     hidden = y * inner * tl.load(hidden_weight + cols, mask, other=0.0).to(tl.float32)
     entered = e * entering * tl.load(input_weight + cols, mask, other=0.0).to(tl.float32)
@@ -112,8 +112,8 @@ def forward(
 ) -> None:
     """joined [N, 2H] and state [N, H] of x [N, H] and token [N] int64.
 
-    With `norm_output` state = rms_norm(x, norm_weight), else x; joined = [rms_norm(embedding[token],
-    input_weight); rms_norm(state, hidden_weight)]. Any row strides and dtypes. Tokens must
+    state = rms_norm(x, norm_weight) with `norm_output`, else x;
+    joined = [rms_norm(embedding[token], input_weight); rms_norm(state, hidden_weight)]. Any row strides and dtypes. Tokens must
     be rows of `embedding`.
     """
     N, H = x.shape

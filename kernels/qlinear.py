@@ -257,7 +257,7 @@ def forward(
     eps: float,
     residual: torch.Tensor | None,
 ) -> None:
-    """out [N, F] = residual + rms_norm(x [N, K], norm_weight) weight^T, or x where there is no norm.
+    """out [N, F] = residual + n weight^T, n = rms_norm(x [N, K], norm_weight) or x.
 
     `weight` is a matrix [F, K] or a `QuantizedWeight`; `x`, `out` and `residual` have any row
     stride. Sums are float32; the result is rounded once.

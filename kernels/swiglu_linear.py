@@ -171,11 +171,11 @@ def forward(
     eps: float,
     residual: torch.Tensor | None,
 ) -> None:
-    """out [N, H] = residual + down (silu(gate n) * (up n)), n = rms_norm(x [N, K], norm_weight) or x.
+    """out [N, H] = residual + down (silu(gate n) * (up n)), n = rms_norm(x, norm_weight) or x.
 
-    `gate` and `up` are [I, K] of one format, `down` is [H, I]; rows of x, out and residual have any
-    stride. The gated values are float32; with float16 weights and more than `STREAM_ROWS` rows
-    they may not leave float16's range.
+    x is [N, K], `gate` and `up` are [I, K] of one format, `down` is [H, I]; rows of x, out and
+    residual have any stride. The gated values are float32; with float16 weights and more than
+    `STREAM_ROWS` rows they may not leave float16's range.
     """
     feed_forward(
         x, stored(gate), stored(up), stored(down), out, norm_weight, eps, residual, x.dtype

@@ -228,10 +228,11 @@ def cases() -> dict[str, Callable[[Any], None]]:
         kind = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[form]
         return QuantizedWeight(form, empty(N, K, dtype=kind), empty(N, dtype=torch.float32), K)
 
-    def linear(N: int, H: int, form: str) -> Callable[[torch.dtype], None]:
+    def linear(N: int, H: int, form: str, *, norm: bool = True) -> Callable[[torch.dtype], None]:
         def launch(dtype: torch.dtype) -> None:
             x, gamma = empty(N, H, dtype=dtype), empty(H, dtype=dtype)
-            qlinear.forward(x, matrix(H, H, form, dtype), x, gamma, 1e-6, x)
+            weight = matrix(H, H, form, dtype)
+            qlinear.forward(x, weight, x, gamma if norm else None, 1e-6, x)
 
         return launch
 
@@ -328,6 +329,7 @@ def cases() -> dict[str, Callable[[Any], None]]:
     for form in ("plain", "int8", "int4", "fp8"):
         for N in ROW_COUNTS:
             table[f"qlinear-N{N}-{form}-H4096"] = linear(N, 4096, form)
+            table[f"qlinear-N{N}-{form}-bare"] = linear(N, 4096, form, norm=False)
         for N in (1, 64):
             table[f"swiglu-N{N}-{form}-H4096"] = swiglu(N, 4096, form)
         # Steps of a draft, whose attention has tiles of 16 rows.
