@@ -122,8 +122,8 @@ def product_options(
     )
     if N > STREAM_ROWS:
         options |= {"OPERAND": _OPERANDS[dtype], "EARLY": dtype == torch.float16}
-        if weight.format == "int4" and (hip or dtype == torch.float32):
-            # There the operands of a product over a whole group would fill the registers.
+        if weight.format == "int4" and (hip or x.dtype == torch.float32):
+            # Then the operands of a product over a whole group would fill the registers.
             options["FORMAT"] = "int4 by 16"
     return options
 

@@ -353,6 +353,9 @@ def selected(case: str, dtype: str, target: str) -> bool:
     usual = case in (*USUAL_NORMS, *USUAL_ATTENTION) or ("-N" in case and case.endswith("H4096"))
     usual |= case.startswith(("greedy-", "sample-"))
     thorough = target in ("sm_90", "gfx942")
+    if "fp8" in case and target == "sm_80":
+        # Without an fp8 type its bits are widened, which spills a few registers; it has to run only.
+        return False
     if dtype == "bfloat16":
         return thorough or usual
     if dtype == "float32":
