@@ -228,6 +228,9 @@ def best_of_blocks(
     """The `keep` best entries of every block for rows x [N, H], N >= 1; one launch."""
     N, H = x.shape
     tile = product_options(x, weight, storage, norm=norm_weight is not None, hip=is_hip())
+    if keep > 1 and tile["ROWS"] == 64:
+        # Keys are twice as wide as logits, and stay in registers until the last is kept.
+        tile["num_warps"] = 8
     blocks = triton.cdiv(weight.rows, tile["FEATURES"])
     keep = min(keep, tile["FEATURES"])
     keys = torch.empty(N, blocks * keep, dtype=torch.int64, device=x.device)
