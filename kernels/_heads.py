@@ -230,7 +230,7 @@ def best_of_blocks(
     tile = product_options(x, weight, storage, norm=norm_weight is not None, hip=is_hip())
     if keep > 1 and tile["ROWS"] == 64:
         # Keys are twice as wide as logits, and stay in registers until the last is kept.
-        tile["num_warps"] = 8
+        tile["FEATURES"] = min(tile["FEATURES"], 32)
     blocks = triton.cdiv(weight.rows, tile["FEATURES"])
     keep = min(keep, tile["FEATURES"])
     keys = torch.empty(N, blocks * keep, dtype=torch.int64, device=x.device)

@@ -97,9 +97,6 @@ def weight_config(
     if form == "int4":
         tile |= {"ROWS": min(tile["ROWS"], 64), "BLOCK": GROUP, "num_stages": 2}
         tile["FEATURES"] = min(tile["FEATURES"], 32)
-    elif tile["ROWS"] == 16 and not hip and plain:
-        # Two terms of a row for each of its columns.
-        tile["BLOCK"] = min(tile["BLOCK"], 64)
     elif tile["ROWS"] == 16 and hip and not plain:
         tile["BLOCK"] = 128
     tile["FEATURES"] = min(tile["FEATURES"], 64)

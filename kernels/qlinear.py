@@ -283,6 +283,9 @@ def project(
     if N == 0 or all(w.rows == 0 for w in weights):
         return
     tile = product_options(x, first, storage, norm=norm_weight is not None, hip=is_hip())
+    if x.dtype != storage and first.format == "plain" and tile["ROWS"] == 16 and not is_hip():
+        # Rows of float32 enter in two terms, which together with a residual fill the registers.
+        tile |= {"num_warps": 8, "num_stages": 3}
     kernel = _qlinear_stream_kernel if N <= STREAM_ROWS else _qlinear_dot_kernel
     blocks = sum(triton.cdiv(w.rows, tile["FEATURES"]) for w in weights)
     with device_of(x):
