@@ -108,8 +108,8 @@ class _Protocol:
         from bench.roof import mix_bandwidth
 
         reads, writes = case.streams
-        # What is far beyond every cache need not be larger still.
-        working_set = min(case.moved, 1 << 30)
+        # What is far beyond every cache need not be larger still, and a few bytes cannot be timed.
+        working_set = max(64 << 10, min(case.moved, 1 << 30))
         best = mix_bandwidth(working_set, threads, reads=reads, writes=writes, kernel=kernel)
         return case.moved / best.bytes_per_second, best.kernel
 

@@ -244,12 +244,20 @@ def _summary(points: list[dict[str, Timing]]) -> list[str]:
 
 
 def compose(
-    machine: dict[str, str], timings: list[Timing], memory: list[dict[str, Any]], date: str
+    machine: dict[str, str],
+    timings: list[Timing],
+    memory: list[dict[str, Any]],
+    date: str,
+    *,
+    quick: bool = False,
 ) -> str:
     """The whole report."""
     points = _points(timings)
     ops = list(dict.fromkeys(p["leeboard"].op for p in points))
-    origin = f"Written by `make bench` (`python bench/run.py`) on {date}: one run, one machine."
+    how = "`python bench/run.py --quick --publish`" if quick else "`make bench`"
+    origin = f"Written by {how} on {date}: one run, one machine."
+    if quick:
+        origin += " A quick one: few cases, all cores, short measurements."
     lines = [
         "# Measured speed",
         "",
@@ -292,11 +300,12 @@ def into_readme(text: str, lines: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.report")
     parser.add_argument("--publish", action="store_true", help="rewrite bench/RESULTS.md")
+    parser.add_argument("--quick", action="store_true", help="say that the run was a quick one")
     options = parser.parse_args()
     machine, timings, date = read_timings(RESULTS / "run.json")
     memory_file = RESULTS / "memory.json"
     memory = json.loads(memory_file.read_text()) if memory_file.exists() else []
-    text = compose(machine, timings, memory, date)
+    text = compose(machine, timings, memory, date, quick=options.quick)
     if not options.publish:
         print(text)
         return

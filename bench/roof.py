@@ -149,6 +149,8 @@ def mix_bandwidth(
         Bytes read plus written per second. What a cache fetches in order to overwrite it does not
         count.
     """
+    if not (1 <= reads <= 4 and 0 <= writes <= 2):
+        raise ValueError(f"reads, writes: got {reads}, {writes}; expected 1 to 4 and 0 to 2")
     size = working_set // (reads + writes)
 
     def rate(chosen: Kernel, sweeps: int, rounds: int) -> float:

@@ -1,7 +1,7 @@
 """Runs the benchmarks: measures, then memory, then the report.
 
     python bench/run.py              everything; rewrites bench/RESULTS.md
-    python bench/run.py --quick      a few cases in under two minutes; prints the report
+    python bench/run.py --quick      a few cases in a few minutes; prints the report
     python bench/run.py -k rms_norm  times that match (as in pytest -k); prints the report
 
 Needs the standard library alone: every step is a process of its own, so that the allocator's
@@ -53,6 +53,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few cases, short measurements")
     parser.add_argument("-k", metavar="EXPR", help="only times that match, as in pytest -k")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory table out")
+    parser.add_argument(
+        "--publish", action="store_true", help="with --quick: rewrite the report too"
+    )
     options = parser.parse_args()
 
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,9 @@ def main() -> None:
     if not (options.k or options.no_memory):
         _step("memory", "bench.memory", *(["--quick"] if options.quick else []))
     whole = not (options.quick or options.k or options.no_memory)
-    _step("report", "bench.report", *(["--publish"] if whole else []))
+    publish = whole or (options.quick and options.publish and not options.k)
+    report = [*(["--publish"] if publish else []), *(["--quick"] if options.quick else [])]
+    _step("report", "bench.report", *report)
 
 
 if __name__ == "__main__":
