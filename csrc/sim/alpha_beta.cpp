@@ -54,12 +54,16 @@ Time AlphaBeta::latency(uint32_t source, uint32_t target) {
   return routes_.find(source, target).latency;
 }
 
-Time AlphaBeta::ideal(uint32_t source, uint32_t target, uint64_t bytes) {
+Time AlphaBeta::length(uint32_t source, uint32_t target, uint64_t bytes) {
   const Route& route = routes_.find(source, target);
   double rate = route.bandwidth * platform_.protocol.goodput;
   const double limit = platform_.protocol.rate_limit;
   if (limit > 0.0) rate = std::min(rate, limit);
-  return route.latency + route.overhead + duration(static_cast<double>(bytes), rate);
+  return route.overhead + duration(static_cast<double>(bytes), rate);
+}
+
+Time AlphaBeta::ideal(uint32_t source, uint32_t target, uint64_t bytes) {
+  return latency(source, target) + length(source, target, bytes);
 }
 
 void AlphaBeta::set_factor(uint32_t link, double factor, Time now) {

@@ -22,6 +22,10 @@ class AlphaBeta final : public Network {
   Time latency(uint32_t source, uint32_t target) override;
   Time ideal(uint32_t source, uint32_t target, uint64_t bytes) override;
   void set_factor(uint32_t link, double factor, Time now) override;
+  // How long a message keeps its first link.
+  Time length(uint32_t source, uint32_t target, uint64_t bytes);
+  // When a resource has carried what it was given.
+  Time& free(ResourceId resource) { return free_[resource]; }
 
  private:
   struct Waiting {
@@ -36,7 +40,6 @@ class AlphaBeta final : public Network {
   Routes& routes_;
   NetworkSink& sink_;
   Usage* usage_;
-  // Of each resource: when it has carried what it was given.
   std::vector<Time> free_;
   std::vector<double> factor_;
   bool nominal_ = true;

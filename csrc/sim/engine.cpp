@@ -2,21 +2,12 @@
 
 #include <algorithm>
 
-#include "alpha_beta.h"
 #include "flow.h"
 
 namespace leeboard::sim {
 namespace {
 
 uint64_t event(uint8_t kind, uint64_t data) { return (uint64_t{kind} << 56) | data; }
-
-std::unique_ptr<Network> make_network(const Options& options, const Platform& platform,
-                                      Routes& routes, NetworkSink& sink, Usage* usage) {
-  if (options.network == NetworkModel::kFlow) {
-    return std::make_unique<FlowNetwork>(platform, routes, sink, usage);
-  }
-  return std::make_unique<AlphaBeta>(platform, routes, sink, usage);
-}
 
 }  // namespace
 
@@ -29,7 +20,13 @@ Engine::Engine(const Program& program, const Platform& platform, Options options
   if (options_.bins > 0) {
     usage_ = std::make_unique<Usage>(2 * platform.links.size(), options_.bins);
   }
-  network_ = make_network(options_, platform_, routes_, *this, usage_.get());
+  if (options_.network == NetworkModel::kFlow) {
+    network_ = std::make_unique<FlowNetwork>(platform_, routes_, *this, usage_.get());
+  } else {
+    auto alpha_beta = std::make_unique<AlphaBeta>(platform_, routes_, *this, usage_.get());
+    alpha_beta_ = alpha_beta.get();
+    network_ = std::move(alpha_beta);
+  }
   load();
 }
 
@@ -134,6 +131,7 @@ bool Engine::fetch(Process& p) {
     auto& items = items_[p.items];
     if (items.empty()) {
       p.finished = true;
+      --running_;
       auto& totals = outcome_.ranks[p.rank];
       totals.finish = std::max(totals.finish, p.clock);
       if (p.sync_waiter != kNil) {
@@ -277,7 +275,7 @@ bool Engine::launch(uint32_t index, const Op& op) {
       slot.ticket = ticket;
     }
   } else if (op.slot >= 0) {
-    open_slot(rank, op.slot);
+    open_slot(rank, op);
   }
   // Collectives that are not waited for have a stream of their own for each group.
   const int32_t stream = op.stream != 0 ? op.stream : 256 + op.tag;
@@ -286,6 +284,7 @@ bool Engine::launch(uint32_t index, const Op& op) {
   items_[p.items].push_back({&op, ticket});
   if (p.finished) {
     p.finished = false;
+    ++running_;
     if (p.clock < now_) p.last = processes_[index].last;
     push(EventKind::kResume, other, now_);
   }

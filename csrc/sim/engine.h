@@ -13,6 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "alpha_beta.h"
 #include "collective.h"
 #include "device_clock.h"
 #include "event_queue.h"
@@ -52,8 +53,7 @@ enum class Status { kDone, kDeadlock, kMismatch, kError };
 struct Blocked {
   uint32_t rank;
   uint8_t stream;
-  uint32_t op;
-  int32_t peer, tag;  // as the op has them
+  uint32_t op;  // that waits, or whose request is waited for
   Time since;
   // A collective: which of its group, and up to a few ranks that have not come.
   uint32_t number;
@@ -166,6 +166,7 @@ class Engine final : public NetworkSink {
     uint32_t ticket = kNil;  // of streams that wait for it
     uint32_t record = kNoRecord;
     uint32_t request = kNil;
+    uint32_t op = 0;  // that opened it
     State state = State::kIdle;
   };
 
@@ -282,7 +283,7 @@ class Engine final : public NetworkSink {
   bool wait(uint32_t process, const Op& op);
   bool sync(uint32_t process, const Op& op);
   Slot& slot_of(uint32_t rank, int32_t slot);
-  Slot& open_slot(uint32_t rank, int32_t slot);
+  void open_slot(uint32_t rank, const Op& op);
 
   // engine_messages.cpp: matching, protocols.
   bool send(uint32_t process, const Op& op);
@@ -303,6 +304,13 @@ class Engine final : public NetworkSink {
   std::string describe(const Op& op) const;
   Algorithm choose(const Op& op, uint32_t ranks) const;
 
+  // engine_fold.cpp: rings of all ranks that nobody watches, without their messages.
+  bool can_fold() const;
+  bool folds(const Instance& instance) const;
+  bool join_folded(uint32_t process);
+  void fold(Instance& instance);
+  uint64_t reduced_by(const Schedule& schedule, uint32_t rank, uint32_t round);
+
   // engine_requests.cpp
   bool take(uint32_t process, const Op& op);
   void leave_loop(Process& p, const Op& op);
@@ -320,7 +328,8 @@ class Engine final : public NetworkSink {
   Routes routes_;
   std::unique_ptr<Usage> usage_;
   std::unique_ptr<Network> network_;
-  bool dirty_ = false;  // the network heard something at now_
+  AlphaBeta* alpha_beta_ = nullptr;  // the network, if it is one
+  bool dirty_ = false;               // the network heard something at now_
   Timeline timeline_;
 
   std::vector<Process> processes_;  // the first are the ranks' threads
@@ -342,12 +351,14 @@ class Engine final : public NetworkSink {
   std::unordered_map<uint64_t, std::pair<uint32_t, uint32_t>> membership_;
   std::vector<QueueState> queues_;
   std::vector<Change> device_changes_;  // by device
-  Round round_;
+  Round round_, uneven_;
+  bool can_fold_ = false;
+  std::vector<Time> entered_;  // by rank: when it came to the collective that is folded
   // Of each pair of ranks, under jitter or loss: when its last message came in.
   std::unordered_map<uint64_t, Time> last_arrival_;
   uint64_t steps_ = 0;
   uint64_t in_flight_ = 0;
-  uint32_t running_ = 0;  // threads
+  uint32_t running_ = 0;  // threads, and streams that have work
 };
 
 }  // namespace leeboard::sim

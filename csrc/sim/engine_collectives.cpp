@@ -134,6 +134,7 @@ bool Engine::join(uint32_t index, const Op& op) {
   p.since = p.clock;
   p.busy = devices_[ranks_[p.rank].device].busy_until(p.clock);
   p.round = p.posted = 0;
+  if (folds(instance)) return join_folded(index);
   p.rounds = instance.schedule.rounds(p.me);
   return run_rounds(index);
 }

@@ -98,6 +98,7 @@ void Engine::load() {
       membership_[(uint64_t{rank} << 32) | group] = {static_cast<uint32_t>(i - begin), 0};
     }
   }
+  can_fold_ = can_fold();
   queues_.resize(program_.queues.size());
   for (uint32_t queue = 0; queue < queues_.size(); ++queue) {
     const Queue& source = program_.queues[queue];
@@ -118,16 +119,17 @@ void Engine::conclude() {
   for (const auto& [rank, inbox] : inboxes_) {
     outcome_.unmatched += inbox.messages.size() + inbox.receives.size();
   }
-  for (const Process& p : processes_) {
+  for (uint32_t index = 0; index < processes_.size(); ++index) {
+    const Process& p = processes_[index];
     if (p.finished || p.stopped) continue;
-    Blocked blocked{p.rank,
-                    static_cast<uint8_t>(std::min(p.stream, int32_t{255})),
-                    op_index(p.op),
-                    p.op == nullptr ? -1 : p.op->peer,
-                    p.op == nullptr ? 0 : p.op->tag,
-                    p.since,
-                    0,
-                    {}};
+    Blocked blocked{
+        p.rank, static_cast<uint8_t>(std::min(p.stream, int32_t{255})), op_index(p.op), p.since, 0,
+        {}};
+    if (p.op != nullptr && p.op->kind == OpKind::kWait) {
+      for (const Slot& slot : slots_[p.rank]) {
+        if (slot.waiter == index) blocked.op = slot.op;
+      }
+    }
     if (p.instance != kNil) {
       const Instance& instance = instances_[p.instance];
       blocked.number = instance.number;

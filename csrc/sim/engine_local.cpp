@@ -29,8 +29,8 @@ bool Engine::up(Process& p) {
 
 void Engine::stop(Process& p, Time at) {
   p.stopped = true;
-  if (p.stream != 0) return;
   --running_;
+  if (p.stream != 0) return;
   outcome_.failed.emplace_back(p.rank, at);
   p.clock = at;
   outcome_.ranks[p.rank].finish = at;
@@ -113,15 +113,15 @@ Engine::Slot& Engine::slot_of(uint32_t rank, int32_t slot) {
   return slots[static_cast<size_t>(slot)];
 }
 
-Engine::Slot& Engine::open_slot(uint32_t rank, int32_t slot) {
-  Slot& opened = slot_of(rank, slot);
+void Engine::open_slot(uint32_t rank, const Op& op) {
+  Slot& opened = slot_of(rank, op.slot);
   if (opened.state == Slot::State::kOutstanding) {
     throw std::runtime_error("rank " + std::to_string(rank) + " reuses request " +
-                             std::to_string(slot) + " while it is outstanding");
+                             std::to_string(op.slot) + " while it is outstanding");
   }
   opened = Slot{};
+  opened.op = op_index(&op);
   opened.state = Slot::State::kOutstanding;
-  return opened;
 }
 
 bool Engine::wait(uint32_t index, const Op& op) {

@@ -11,7 +11,7 @@ bool Engine::send(uint32_t index, const Op& op) {
   const auto target = static_cast<uint32_t>(op.peer);
   const Time ready = now_ + platform_.protocol.send_overhead;
   if (p.stream == 0 && op.slot >= 0) {
-    open_slot(p.rank, op.slot);
+    open_slot(p.rank, op);
     offer(p, target, op.tag, 0, op.a, {p.rank, op.slot, 0, Endpoint::Kind::kSlot}, ready);
     processes_[index].clock = ready;
     return true;
@@ -32,7 +32,7 @@ bool Engine::receive(uint32_t index, const Op& op) {
   posted.record = p.last;
   posted.op = op_index(&op);
   if (p.stream == 0 && op.slot >= 0) {
-    open_slot(p.rank, op.slot);
+    open_slot(p.rank, op);
     posted.endpoint = {p.rank, op.slot, 0, Endpoint::Kind::kSlot};
     expect(p.rank, posted.source, op.tag, 0, posted);
     return true;
