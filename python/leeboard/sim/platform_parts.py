@@ -28,27 +28,34 @@ def part(at: At, kind: type[Part], *also: str, base: Part | None = None) -> Part
     if isinstance(at.node.value, str) and not also:
         named: Part = at.call(presets.find, kind, at.text())
         return named
-    fields = inspect.signature(kind).parameters
-    renamed = _RENAMED.get(kind, {})
-    keys = at.mapping((*also, "preset", *(renamed.get(name, name) for name in fields)))
+    fields = _fields(kind)
+    keys = at.mapping((*also, "preset", *fields))
     if "preset" in keys:
         preset = keys["preset"].text()
         base = None
         if preset != "none":
             base = keys["preset"].call(presets.find, kind, preset)
     given = {}
-    for name in fields:
-        key = renamed.get(name, name)
+    for key, (name, _) in fields.items():
         if key in keys:
             given[name] = field(keys[key], kind, name)
     if base is None:
-        needed = [name for name, f in fields.items() if f.default is f.empty and name not in given]
-        if needed:
-            at.fail(f"{' and '.join(needed)} missing, or a preset")
+        for key, (_, needed) in fields.items():
+            if needed and key not in keys:
+                at.fail(f"{key} missing, or a preset")
         made: Part = at.call(kind, **given)
         return made
     changed: Part = at.call(replaced, base, given)
     return changed
+
+
+def _fields(kind: type) -> dict[str, tuple[str, bool]]:
+    """By key: the field, and whether it must be given."""
+    renamed = _RENAMED.get(kind, {})
+    return {
+        renamed.get(name, name): (name, parameter.default is parameter.empty)
+        for name, parameter in inspect.signature(kind).parameters.items()
+    }
 
 
 def field(at: At, kind: type, name: str) -> Any:
