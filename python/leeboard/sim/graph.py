@@ -68,12 +68,16 @@ class Builder:
         a, b = np.broadcast_arrays(a, b)
         if a.size == 0:
             return
+        self.room(a.size)
         self.count += a.size
-        if self.count > _MOST_LINKS:
-            raise PlatformError(f"topology: more than {_MOST_LINKS} links")
         self.link_groups.append(Group(name, a.size))
         self.ends.append((a.ravel(), b.ravel()))
         self.kinds.append(kind)
+
+    def room(self, links: int) -> None:
+        """Raise PlatformError where so many more links are too many."""
+        if self.count + links > _MOST_LINKS:
+            raise PlatformError(f"topology: got {links} links, expected at most {_MOST_LINKS}")
 
     def graph(self, island: Any = ()) -> Graph:
         empty = np.zeros(0, np.int64)

@@ -230,11 +230,13 @@ class Platform(Generators):
         return self._copy(faults=faults)
 
     def check_fault(self, fault: Fault | RandomFaults) -> None:
-        """Raise PlatformError unless what the fault names exists."""
+        """Raise PlatformError unless what the fault names exists, and it is not too frequent."""
         if fault.device is not None:
-            self.devices.select(fault.device, "device")
-        if fault.link is not None:
-            self.graph.links.select(fault.link, "link")
+            rows = self.devices.select(fault.device, "device")
+        else:
+            rows = self.graph.links.select(() if fault.link is None else fault.link, "link")
+        if isinstance(fault, RandomFaults):
+            fault.check(len(rows))
 
     def with_placement(self, devices: Selector | None) -> Self:
         """A copy in which rank r runs on the r-th of these devices; None: on device r."""

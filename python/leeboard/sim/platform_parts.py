@@ -28,7 +28,7 @@ def part(at: At, kind: type[Part], *also: str, base: Part | None = None) -> Part
     if isinstance(at.node.value, str) and not also:
         named: Part = at.call(presets.find, kind, at.text())
         return named
-    fields = _fields(kind)
+    fields: dict[str, tuple[str, bool]] = _fields(kind)
     keys = at.mapping((*also, "preset", *fields))
     if "preset" in keys:
         preset = keys["preset"].text()

@@ -184,11 +184,15 @@ class At:
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """What a function gives; its ValueError becomes one that points here."""
-        own = self.path.rpartition(".")[2] + ": "
         try:
             return function(*args, **kwargs)
         except ValueError as error:
-            raise self.error(str(error).removeprefix(own)) from None
+            name, colon, rest = str(error).partition(": ")
+            keys = self.node.value if isinstance(self.node.value, dict) else {}
+            if colon and name in keys:
+                raise self.mapping()[name].error(rest) from None
+            own = name == self.path.rpartition(".")[2]
+            raise self.error(rest if own else str(error)) from None
 
     def what(self) -> str:
         """The node in a few words."""
