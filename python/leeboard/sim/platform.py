@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leeboard.sim import graph, platform_file, platform_save, presets, units
-from leeboard.sim.core import core
+from leeboard.sim.core import core, power
 from leeboard.sim.describe import describe, summary
 from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.generators import Generators, Parts
@@ -146,6 +146,10 @@ class Platform(Generators):
     def core(self) -> dict[str, Any]:
         """The columns that the C++ core takes: SI units, times in picoseconds."""
         return core(self)
+
+    def power(self) -> NDArray[np.float64]:
+        """Idle and active power of each device, watts, [devices, 2]."""
+        return power(self.kinds, self.device_kind)
 
     def describe(self) -> str:
         """Several lines for people: devices, links, protocol, faults."""

@@ -142,13 +142,13 @@ def dragonfly(
     for name, value in (("groups", groups), ("routers", routers), ("hosts", hosts)):
         integer(name, value, 1, 4096)
     built = Builder(groups * routers * hosts)
+    built.room(groups * math.comb(routers, 2) + math.comb(groups, 2))
     router = built.switches("router", groups * routers).reshape(groups, routers)
     half = _half(latency)
     across = half if global_latency is None else global_latency
     local = Link(bandwidth if local_bandwidth is None else local_bandwidth, half)
     wide = Link(bandwidth if global_bandwidth is None else global_bandwidth, across)
     built.link("link", np.arange(built.devices), np.repeat(router, hosts), Link(bandwidth, half))
-    built.room(groups * math.comb(routers, 2) + math.comb(groups, 2))
     first, second = np.triu_indices(routers, 1)
     built.link("local", router[:, first], router[:, second], local)
     first, second = np.triu_indices(groups, 1)
