@@ -48,7 +48,7 @@ def test_the_checker_sees_what_is_wrong(tmp_path: Path) -> None:
     good = read(tmp_path / "trace.json")
     slices = [i for i, e in enumerate(good) if e["ph"] == "X"]
     changes: list[tuple[int, dict[str, Any]]] = [
-        (slices[0], {"dur": 1e6}),
+        (slices[0], {"dur": 6.0}),
         (slices[0], {"ts": 0.0001}),
         (slices[0], {"tid": 7}),
         (next(i for i, e in enumerate(good) if e["ph"] == "f"), {"ts": 500.0}),
@@ -69,8 +69,8 @@ def test_perfetto_reads_all_of_it(tmp_path: Path) -> None:
         tmp_path / "trace.json",
         "select p.name, t.name, s.name, s.ts, s.dur from slice s join thread_track k "
         "on s.track_id = k.id join thread t using (utid) join process p using (upid) "
-        "where s.dur > 0 order by p.name, s.ts, s.dur",
-        "select a.name, pa.name, b.name, pb.name from flow f join slice a on f.slice_out = a.id "
+        "where s.dur > 1 order by p.name, s.ts, s.dur",
+        "select a.name, pa.name, a.ts, b.name, pb.name, b.ts from flow f join slice a on f.slice_out = a.id "
         "join slice b on f.slice_in = b.id join thread_track ka on a.track_id = ka.id "
         "join thread ta on ka.utid = ta.utid join process pa on ta.upid = pa.upid "
         "join thread_track kb on b.track_id = kb.id join thread tb on kb.utid = tb.utid "
@@ -94,7 +94,10 @@ def test_perfetto_reads_all_of_it(tmp_path: Path) -> None:
         ["rank 1", "all_reduce", 30000, 1000],
     ]
     one, two = "rank 0 on device.0", "rank 1 on device.1"
-    assert flows == [["send", one, "recv", two], ["send", two, "recv", one]]
+    assert flows == [
+        ["message out", one, 5000, "message in", two, 16999],
+        ["message out", two, 20000, "message in", one, 29999],
+    ]
     path = [row[2:] for row in slices if row[0] == "critical path"]
     assert path == [
         ["compute", 0, 5000],

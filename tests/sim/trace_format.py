@@ -74,13 +74,22 @@ def check(events: Sequence[dict[str, Any]]) -> None:
             assert all(isinstance(value, float) for value in event["args"].values())
     assert not any(stacks.values())
     for inside in spans.values():
-        inside.sort()
-        assert all(a[1] <= b[0] for a, b in zip(inside, inside[1:], strict=False)), "overlap"
+        assert_nested(inside)
     for ends in arrows.values():
         assert [phase for phase, _, _ in ends] == ["s", "f"]
         assert ends[0][2] <= ends[1][2]
         for _, tid, at in ends:
             assert any(start <= at < end for start, end in spans[tid]), "an arrow from nowhere"
+
+
+def assert_nested(spans: list[tuple[int, int]]) -> None:
+    """Each lies in another or beside it."""
+    open_until: list[int] = []
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        while open_until and open_until[-1] <= start:
+            open_until.pop()
+        assert not open_until or end <= open_until[-1], "slices overlap in part"
+        open_until.append(end)
 
 
 def nanoseconds(microseconds: float) -> int:

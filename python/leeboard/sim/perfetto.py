@@ -41,7 +41,7 @@ def write(result: Result, path: str | Path) -> None:
     """Write the timeline of a result: .json, or .json.gz. Atomic.
 
     A process per rank, a thread per stream (compute, send, recv, wait, collectives; compute goes by
-    the name of the last mark); arrows from who sends a message to who receives it; instants for
+    the name of the last mark); arrows from where a message leaves to where it arrives; instants for
     marks, failures and exhausted memory; the critical path as a process of its own; a counter for
     each of the 256 busiest links; requests as asynchronous slices.
 
@@ -84,7 +84,7 @@ def _events(result: Result) -> Iterator[Event]:
     yield from _processes(result, shown)
     yield from _slices(result, shown)
     yield from _instants(result)
-    yield from _arrows(result, shown)
+    yield from _arrows(result)
     yield from _critical(result)
     yield from _counters(result)
     yield from _request_slices(result)
@@ -190,50 +190,35 @@ def _instants(result: Result) -> Iterator[Event]:
         }
 
 
-class _Finder:
-    """Which slice of a rank an arrow can start or end in: one with a whole nanosecond around it."""
+def _arrows(result: Result) -> Iterator[Event]:
+    """A nanosecond where a message leaves and one where it arrives, and the arrow between them.
 
-    def __init__(self, records: np.ndarray, shown: list[Track]) -> None:
-        self._tracks: dict[int, list[tuple[int, np.ndarray, np.ndarray]]] = {}
-        for track in shown:
-            start = _ns(records["start"][track.records]).astype(np.int64)
-            end = _ns(records["end"][track.records]).astype(np.int64)
-            long = end > start
-            tid = _tid(track.rank, track.stream, track.lane)
-            self._tracks.setdefault(track.rank, []).append((tid, start[long], end[long]))
-
-    def leaving(self, rank: int, at: int) -> tuple[int, int] | None:
-        """Thread and time of a slice that covers `at`, or ends there."""
-        for tid, start, end in self._tracks.get(rank, ()):
-            row = int(np.searchsorted(start, at, "right")) - 1
-            if row >= 0 and end[row] > at:
-                return tid, at
-        return self.arriving(rank, at)
-
-    def arriving(self, rank: int, at: int) -> tuple[int, int] | None:
-        """Thread and time of a slice that `at` ends, or lies in."""
-        for tid, start, end in self._tracks.get(rank, ()):
-            row = int(np.searchsorted(start, at, "left")) - 1
-            if row >= 0 and end[row] >= at:
-                return tid, at - 1
-        return None
-
-
-def _arrows(result: Result, shown: list[Track]) -> Iterator[Event]:
-    finder = _Finder(result.records, shown)
-    messages = np.flatnonzero(result.records["kind"] == Kind.MESSAGE)
-    for row in messages.tolist():
-        record = result.records[row]
+    Perfetto draws an arrow from the slice that began first, which a recv often did.
+    """
+    records = result.records
+    # Who went on because a message arrived.
+    waited = np.full(len(records), -1)
+    known = np.flatnonzero(records["prev"] < len(records))
+    waited[records["prev"][known]] = known
+    for row in np.flatnonzero(records["kind"] == Kind.MESSAGE).tolist():
+        record = records[row]
         source, target = int(record["rank"]), int(record["peer"])
-        leaves = finder.leaving(source, _ns(int(record["start"])))
-        arrives = finder.arriving(target, _ns(int(record["end"])))
-        if leaves is None or arrives is None or arrives[1] < leaves[1]:
+        left, arrived = _ns(int(record["start"])), _ns(int(record["end"])) - 1
+        if arrived < left:
             continue
-        common: Event = {"cat": "message", "name": "message", "id": row}
-        for phase, rank, (tid, at) in (("s", source, leaves), ("f", target, arrives)):
-            pid = _tid(rank, 0, 0)
+        waiter = records[waited[row]]
+        stream = int(waiter["stream"]) if waited[row] >= 0 and waiter["rank"] == target else 0
+        args = {"bytes": int(record["bytes"]), "tag": int(record["tag"])}
+        args |= {"from": source, "to": target}
+        for phase, name, rank, lane, at in (
+            ("s", "message out", source, int(record["stream"]), left),
+            ("f", "message in", target, stream, arrived),
+        ):
+            place: Event = {"pid": _tid(rank, 0, 0), "tid": _tid(rank, lane, 0), "ts": _us(at)}
+            place["cat"] = "message"
+            yield {"ph": "X", "name": name, "dur": _us(1), "args": args, **place}
             bound = {"bp": "e"} if phase == "f" else {}
-            yield {"ph": phase, "pid": pid, "tid": tid, "ts": _us(at), **common, **bound}
+            yield {"ph": phase, "name": "message", "id": row, **bound, **place}
 
 
 def _critical(result: Result) -> Iterator[Event]:
