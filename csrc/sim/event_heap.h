@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "time.h"
+#include "sim_time.h"
 
 namespace leeboard::sim {
 

@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "event_heap.h"
-#include "time.h"
+#include "sim_time.h"
 
 namespace leeboard::sim {
 
