@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "bindings.h"
-#include "sim/hold.h"
+#include "hold.h"
 
 namespace leeboard {
 namespace {

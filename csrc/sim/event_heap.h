@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "time.h"
+#include "sim_time.h"
 
 namespace leeboard::sim {
 
@@ -82,11 +82,6 @@ class EventHeap {
   void clear() {
     keys_.clear();
     data_.clear();
-  }
-
-  void release() {
-    keys_ = {};
-    data_ = {};
   }
 
  private:
