@@ -1,10 +1,9 @@
 // The event queue against std::priority_queue, and what it takes of memory.
-#include "event_queue.h"
-
 #include <string>
 
 #include "allocated.h"
 #include "check.h"
+#include "event_queue.h"
 #include "hold.h"
 
 namespace leeboard::sim {
