@@ -1,0 +1,237 @@
+"""What a platform is made of: devices, links, protocols. Immutable, every field with its unit."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from leeboard.sim import units
+from leeboard.sim.names import PlatformError
+from leeboard.sim.units import BANDWIDTH, MEMORY_BANDWIDTH, POWER, RATIO, SIZE, TIME, Dimension
+
+Curve = tuple[tuple[float, float], ...]
+CurvePoints = Iterable[tuple[units.Value, units.Value]]
+
+UNLIMITED = 2**64 - 1
+
+
+class Quantity:
+    """A dataclass field that takes a number or text with a unit, and holds a number."""
+
+    def __init__(
+        self,
+        dimension: Dimension,
+        default: units.Value | None = None,
+        *,
+        positive: bool = False,
+        most: float | None = None,
+        **words: float,
+    ) -> None:
+        self.dimension = dimension
+        self.positive = positive
+        self.most = most
+        # Names for special values.
+        self.words = words
+        self.default = default if default is None else self.read("default", default)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object | None, owner: type | None = None) -> float:
+        if instance is None:
+            if self.default is None:
+                raise AttributeError(self.name)
+            return self.default
+        value: float = instance.__dict__[self.name]
+        return value
+
+    def __set__(self, instance: object, value: units.Value) -> None:
+        instance.__dict__[self.name] = self.read(self.name, value)
+
+    def read(self, name: str, value: units.Value) -> float:
+        """The number of a value, for the argument `name`."""
+        if isinstance(value, str) and value in self.words:
+            return self.words[value]
+        if isinstance(value, (int, float)) and value in self.words.values():
+            return value
+        number = units.parse(name, value, self.dimension)
+        if self.positive and number == 0:
+            raise units.UnitError(f"{name}: got {value!r}, expected more than 0")
+        if self.most is not None and number > self.most:
+            raise units.UnitError(f"{name}: got {value!r}, expected at most {self.most:g}")
+        return number
+
+    def show(self, value: float, digits: int | None = None) -> str:
+        """The text that gives `value`."""
+        for word, meant in self.words.items():
+            if value == meant:
+                return word
+        return units.show(value, self.dimension, digits=digits)
+
+
+class Points:
+    """A dataclass field for an efficiency curve: pairs of work and efficiency."""
+
+    def __init__(self, dimension: Dimension) -> None:
+        self.dimension = dimension
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object | None, owner: type | None = None) -> Curve:
+        curve: Curve = () if instance is None else instance.__dict__[self.name]
+        return curve
+
+    def __set__(self, instance: object, value: CurvePoints) -> None:
+        instance.__dict__[self.name] = self.read(self.name, value)
+
+    def read(self, name: str, value: CurvePoints) -> Curve:
+        """The points of a value, for the argument `name`."""
+        try:
+            pairs = [(work, efficiency) for work, efficiency in value]
+        except (TypeError, ValueError):
+            raise PlatformError(
+                f"{name}: got {value!r}, expected pairs of work and efficiency, such as "
+                f"({self.dimension.example!r}, 0.5)"
+            ) from None
+        points = tuple(
+            (units.parse(name, work, self.dimension), units.parse(name, share, RATIO))
+            for work, share in pairs
+        )
+        works = [work for work, _ in points]
+        if works and (works[0] <= 0 or any(a >= b for a, b in itertools.pairwise(works))):
+            raise PlatformError(f"{name}: got {value!r}, expected ascending work above 0")
+        if not all(0 < share <= 1 for _, share in points):
+            raise PlatformError(f"{name}: got {value!r}, expected efficiencies in (0, 1]")
+        return points
+
+    def show(self, value: Curve) -> list[list[str | float]]:
+        """The text that gives `value`."""
+        return [[units.show(work, self.dimension), share] for work, share in value]
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise PlatformError(f"{name}: got {value!r}, expected {' or '.join(map(repr, allowed))}")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A processor with its memory.
+
+    A compute op of F flops and B bytes takes the larger of F / (flops * efficiency) and
+    B / (memory_bandwidth * efficiency), plus `overhead`, over `speed`.
+
+    Attributes:
+        name: Of the kind of device; a preset's name, or free text.
+        flops: FLOP/s.
+        memory_bandwidth: Bytes a second.
+        memory: Bytes; "unlimited" (0) where exceeding it is of no interest.
+        speed: Times the speed that the other figures give.
+        overhead: Seconds added to every compute op, such as the launch of a kernel.
+        jitter: Sigma of the logarithm of a lognormal factor of mean 1 on compute times.
+        reduce_bandwidth: Bytes a second that a reduction takes in; "free" (0): it costs nothing.
+        flops_curve: Points (work in FLOP, efficiency in (0, 1]), piecewise linear in the logarithm
+            of work, constant beyond the ends; empty: always 1.
+        bytes_curve: The same for memory traffic, work in bytes.
+        idle_power: Watts while it does not compute.
+        active_power: Watts while it computes.
+    """
+
+    name: str = ""
+    flops: Quantity = Quantity(units.FLOPS, "1 TFLOP/s", positive=True)
+    memory_bandwidth: Quantity = Quantity(MEMORY_BANDWIDTH, "100 GB/s", positive=True)
+    memory: Quantity = Quantity(SIZE, 0, unlimited=0)
+    speed: Quantity = Quantity(RATIO, 1.0, positive=True)
+    overhead: Quantity = Quantity(TIME, 0.0)
+    jitter: Quantity = Quantity(RATIO, 0.0, most=10.0)
+    reduce_bandwidth: Quantity = Quantity(MEMORY_BANDWIDTH, 0.0, free=0.0)
+    flops_curve: Points = Points(units.FLOP)
+    bytes_curve: Points = Points(SIZE)
+    idle_power: Quantity = Quantity(POWER, 0.0)
+    active_power: Quantity = Quantity(POWER, 0.0)
+
+    def __post_init__(self) -> None:
+        _text("name", self.name)
+        if self.active_power < self.idle_power:
+            raise PlatformError(
+                f"active_power: got {self.active_power:g} W, expected at least idle_power "
+                f"({self.idle_power:g} W)"
+            )
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cable, or a radio channel.
+
+    Attributes:
+        bandwidth: Bytes a second, each way; both ways together if half duplex.
+        latency: Seconds, one way.
+        overhead: Seconds of a message on this link in which it carries nothing else for the pair.
+        duplex: "full" or "half".
+    """
+
+    bandwidth: Quantity = Quantity(BANDWIDTH, positive=True)
+    latency: Quantity = Quantity(TIME, 0.0)
+    overhead: Quantity = Quantity(TIME, 0.0)
+    duplex: str = "full"
+
+    def __post_init__(self) -> None:
+        _one_of("duplex", self.duplex, ("full", "half"))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a message travels.
+
+    Attributes:
+        name: "gloo", "mpi", "nccl", "ideal", or of one's own.
+        eager_limit: Messages up to this many bytes leave without a handshake; "unlimited": all.
+        handshake: "notify": the receiver tells when it is ready (two latencies unless it told
+            before); "request": the sender asks and is told (three latencies).
+        send_overhead: Seconds of the sending rank's own time a message.
+        recv_overhead: Seconds of the receiving rank's own time a message.
+        goodput: Payload's share of the bandwidth, in (0, 1].
+        cross_traffic: Acknowledgements: share of a flow's rate on the way back.
+        rate_limit: Bytes a second of one message at most (window over round trip); "none" (0).
+        jitter: Sigma of the logarithm of a lognormal factor of mean 1 on latency.
+        loss: Probability that a packet is lost, below 1.
+        packet: Bytes.
+        loopback_bandwidth: Bytes a second between ranks of one device; "free" (0).
+        loopback_latency: Seconds between ranks of one device.
+    """
+
+    name: str = ""
+    eager_limit: Quantity = Quantity(SIZE, "unlimited", unlimited=UNLIMITED)
+    handshake: str = "notify"
+    send_overhead: Quantity = Quantity(TIME, 0.0)
+    recv_overhead: Quantity = Quantity(TIME, 0.0)
+    goodput: Quantity = Quantity(RATIO, 1.0, positive=True, most=1.0)
+    cross_traffic: Quantity = Quantity(RATIO, 0.0, most=1.0)
+    rate_limit: Quantity = Quantity(BANDWIDTH, 0.0, none=0.0)
+    jitter: Quantity = Quantity(RATIO, 0.0, most=10.0)
+    loss: Quantity = Quantity(RATIO, 0.0, most=0.99)
+    packet: Quantity = Quantity(SIZE, 1500, positive=True)
+    loopback_bandwidth: Quantity = Quantity(MEMORY_BANDWIDTH, 0.0, free=0.0)
+    loopback_latency: Quantity = Quantity(TIME, 0.0)
+
+    def __post_init__(self) -> None:
+        _text("name", self.name)
+        _one_of("handshake", self.handshake, ("notify", "request"))
+
+    def core(self) -> dict[str, Any]:
+        """The fields as the C++ core takes them: picoseconds, handshake 0 or 1."""
+        values: dict[str, Any] = dataclasses.asdict(self)
+        del values["name"]
+        for name in ("send_overhead", "recv_overhead", "loopback_latency"):
+            values[name] = units.picoseconds(values[name])
+        values["handshake"] = ("notify", "request").index(self.handshake)
+        return values
+
+
+def _text(name: str, value: object) -> None:
+    if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
+        raise PlatformError(f"{name}: got {value!r}, expected one line of text, 200 characters")
