@@ -35,16 +35,14 @@ def trace(workload: Workload) -> Trace:
                 b.recv(first)
                 b.send(first, workload.bytes)
     elif workload.kind == "ring":
-        for rank in program:
-            me = rank.rank
+        for me, rank in enumerate(program):
             with rank.loop(workload.steps):
                 sent = rank.isend((me + 1) % workload.ranks, workload.bytes)
                 rank.recv((me - 1) % workload.ranks)
                 rank.wait(sent)
     else:
         sizes = workload.sizes()
-        for rank in program:
-            me = rank.rank
+        for me, rank in enumerate(program):
             others = [other for other in range(workload.ranks) if other != me]
             for other in others:
                 rank.irecv(other)

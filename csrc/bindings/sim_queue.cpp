@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "bindings.h"
-#include "hold.h"
+#include "sim/hold.h"
 
 namespace leeboard {
 namespace {

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "tests" / "sim" / "native"
-CORE = ROOT / "csrc" / "sim"
+CORE = ROOT / "csrc"
 # Parts of the core that have native tests.
 CORE_SOURCES: list[Path] = []
 

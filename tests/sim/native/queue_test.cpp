@@ -3,8 +3,8 @@
 
 #include "allocated.h"
 #include "check.h"
-#include "event_queue.h"
-#include "hold.h"
+#include "sim/event_queue.h"
+#include "sim/hold.h"
 
 namespace leeboard::sim {
 namespace {

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "check.h"
-#include "hold.h"
+#include "sim/hold.h"
 
 namespace leeboard::sim {
 namespace {
