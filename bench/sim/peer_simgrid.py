@@ -30,9 +30,10 @@ def program() -> Path | None:
     probe = ["g++", "-std=c++17", "-fsyntax-only", "-x", "c++", "-"]
     try:
         header = "#include <simgrid/s4u.hpp>\n"
-        if subprocess.run(probe, input=header, text=True, capture_output=True).returncode:
-            return None
+        probed = subprocess.run(probe, input=header, text=True, capture_output=True, check=False)
     except FileNotFoundError:
+        return None
+    if probed.returncode:
         return None
     command = ["g++", "-std=c++17", "-O2", "-DNDEBUG"]
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
@@ -47,6 +48,18 @@ def program() -> Path | None:
 
 def installed() -> bool:
     return program() is not None
+
+
+def version() -> str:
+    """Of the installed library."""
+    found = program()
+    if found is None:
+        return ""
+    done = subprocess.run([str(found), "--version"], text=True, capture_output=True, check=False)
+    words = done.stdout.split()
+    return (
+        words[words.index("version") + 1].strip(",.") if "version" in words else "of some version"
+    )
 
 
 def run(workload: Workload) -> Outcome:
