@@ -6,6 +6,7 @@ Quantities are numbers in plain SI units or text with a unit ("10 Gbit/s", "50 u
 from __future__ import annotations
 
 from leeboard.sim.faults import Fault, RandomFaults
+from leeboard.sim.library import Preset, presets
 from leeboard.sim.names import PlatformError
 from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform import Platform
@@ -17,7 +18,9 @@ __all__ = [
     "Link",
     "Platform",
     "PlatformError",
+    "Preset",
     "Protocol",
     "RandomFaults",
     "UnitError",
+    "presets",
 ]

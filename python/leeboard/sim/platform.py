@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leeboard.sim import graph, platform_file, platform_save, presets, units
+from leeboard.sim import graph, library, platform_file, platform_save, units
 from leeboard.sim.core import core, power
 from leeboard.sim.describe import describe, summary
 from leeboard.sim.faults import Fault, RandomFaults
@@ -56,7 +56,7 @@ class Platform(Generators):
     device_factor: NDArray[np.float64]
     graph: Graph
     routes: tuple[Route, ...] = ()
-    protocol: Protocol = dataclasses.field(default_factory=lambda: presets.PROTOCOLS["ideal"])
+    protocol: Protocol = dataclasses.field(default_factory=lambda: library.PROTOCOLS["ideal"])
     collectives: Any = None
     faults: tuple[Fault | RandomFaults, ...] = ()
     placement: Index = dataclasses.field(default_factory=lambda: index([]))
@@ -80,10 +80,10 @@ class Platform(Generators):
         """A platform of named devices on a graph."""
         given = parts.get("device", "generic")
         table = given if isinstance(given, Mapping) else {"*": given}
-        kinds, kind = [presets.DEVICES["generic"]], np.zeros(len(devices), np.uint32)
+        kinds, kind = [library.DEVICES["generic"]], np.zeros(len(devices), np.uint32)
         for selector in sorted(table, key=lambda key: key != "*"):
             kind[devices.select(selector, "device")] = len(kinds)
-            kinds.append(presets.find(Device, table[selector]))
+            kinds.append(library.find(Device, table[selector]))
         return cls(
             name=parts.get("name", ""),
             devices=devices,
@@ -91,7 +91,7 @@ class Platform(Generators):
             device_kind=index(kind),
             device_factor=np.ones(len(devices)),
             graph=shape,
-            protocol=presets.find(Protocol, parts.get("protocol", "ideal")),
+            protocol=library.find(Protocol, parts.get("protocol", "ideal")),
             collectives=parts.get("collectives"),
             generator=generator,
         )
@@ -120,7 +120,7 @@ class Platform(Generators):
         """
         named = Names("device", tuple(Group(*item) for item in devices.items()))
         between = Names("switch", tuple(Group(*item) for item in (switches or {}).items()))
-        found = [(name, a, b, presets.find(Link, link)) for name, a, b, link in links]
+        found = [(name, a, b, library.find(Link, link)) for name, a, b, link in links]
         return cls.on(graph.custom(named, between, found), named, **parts)
 
     @classmethod
@@ -193,7 +193,7 @@ class Platform(Generators):
             changes: Fields of `Device` to change, such as flops="2 TFLOP/s".
         """
         rows = self.devices.select(select)
-        base = None if device is None else presets.find(Device, device)
+        base = None if device is None else library.find(Device, device)
         kinds, kind = changed(self.kinds, self.device_kind, rows, base, changes)
         return self._copy(kinds=kinds, device_kind=kind)
 
@@ -202,7 +202,7 @@ class Platform(Generators):
     ) -> Self:
         """A copy in which the selected links differ: a `Link`, a preset, or some of its fields."""
         rows = self.graph.links.select(select)
-        base = None if link is None else presets.find(Link, link)
+        base = None if link is None else library.find(Link, link)
         kinds, kind = changed(self.graph.kinds, self.graph.link_kind, rows, base, changes)
         return self._copy(graph=dataclasses.replace(self.graph, kinds=kinds, link_kind=kind))
 
@@ -210,7 +210,7 @@ class Platform(Generators):
         """A copy with another protocol, or some of its fields changed."""
         base = self.protocol
         if protocol is not None:
-            base = presets.find(Protocol, protocol)
+            base = library.find(Protocol, protocol)
         return self._copy(protocol=replaced(base, changes))
 
     def with_collectives(self, collectives: Any) -> Self:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leeboard.sim import graph, presets, topology, units, yaml_nodes
+from leeboard.sim import graph, library, topology, units, yaml_nodes
 from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.graph import Route
 from leeboard.sim.names import Group, Index, Names, PlatformError, index
@@ -129,10 +129,10 @@ def _argument(at: At, name: str) -> Any:
 
 def _groups(at: At, kind: type[Device] | None) -> list[tuple[Group, Device]]:
     groups = []
-    device = presets.DEVICES["generic"]
+    device = library.DEVICES["generic"]
     for item in at.items():
         if isinstance(item.node.value, str):
-            groups.append((item.call(Group, item.text()), presets.DEVICES["generic"]))
+            groups.append((item.call(Group, item.text()), library.DEVICES["generic"]))
             continue
         keys = item.mapping(None if kind else ("name", "count"))
         if kind:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leeboard.sim import presets, units
+from leeboard.sim import library, units
 from leeboard.sim.describe import fields
 from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.files import write_atomically
@@ -96,7 +96,7 @@ def _one_or_list(selectors: list[str]) -> Any:
 
 def _part(part: Any, key: str) -> Any:
     """The name of a preset, or `preset:` or a free name, and what differs."""
-    table = presets.TABLES[type(part)]
+    table = library.TABLES[type(part)]
     if part == table.get(part.name):
         return part.name
     shown = fields(part, table.get(part.name))
