@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -390,3 +392,55 @@ def test_fuzz_mutated_files(seed: int) -> None:
 @given(st.binary(max_size=200) | st.lists(st.sampled_from(TOKENS), max_size=30).map(b" ".join))
 def test_fuzz_noise(text: bytes) -> None:
     survives(text)
+
+
+VALUES = [*("device", "device.0", "device.0-1", "*", "jetson", "jetson.3", "hub", "link", "wan")]
+VALUES += [*("up.3", "gpu", "port", "ap", "none", "full", "half", "gloo", "h100-sxm", "wifi-6", "")]
+VALUES += [*("1 Gbit/s", "3 MB/s", "5 us", "1 h", "2 GiB", "7 TFLOP/s", "9 W", "50 %", "unlimited")]
+VALUES += [0, 1, 2, 3, 4, 7, 8, 16, -1, 0.5, 1e-5, 1e30, 2**63, True, None, [], {}, [0, 1], ["a"]]
+VALUES += [
+    {"name": "a"},
+    {"name": "x", "count": 2},
+    {"preset": "none"},
+    [["device"]],
+    "star",
+    "torus",
+]
+
+
+def restructured(seed: int) -> bytes:
+    """A valid file of which values, keys and items were exchanged, left out or doubled."""
+    choose = random.Random(seed)
+    root = copy.deepcopy(choose.choice(CONTENTS))
+    for _ in range(choose.randint(1, 3)):
+        here, places = root, [(root, key) for key in root]
+        while choose.random() < 0.8:
+            here, key = choose.choice(places)
+            inner = here[key]
+            if not isinstance(inner, (dict, list)) or not inner:
+                break
+            keys = list(inner) if isinstance(inner, dict) else range(len(inner))
+            places = [(inner, key) for key in keys]
+        into, key = choose.choice(places)
+        match choose.randrange(4):
+            case 0:
+                del into[key]
+            case 1 if isinstance(into, list):
+                into.append(copy.deepcopy(into[key]))
+            case 1:
+                into[choose.choice(KEYS_OF_FILES)] = into[key]
+            case _:
+                into[key] = copy.deepcopy(choose.choice(VALUES))
+        root = root or {"devices": ["a"]}
+    return yaml.safe_dump(root, sort_keys=False).encode()
+
+
+CONTENTS = [yaml.safe_load(path.read_text()) for path in EXAMPLES]
+CONTENTS += [content(PLATFORMS[name]) for name in PLATFORMS if name != "large"]
+KEYS_OF_FILES = sorted(set(re.findall(r"\w+(?=: )", "".join(map(str, CONTENTS)).replace("'", ""))))
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 2**32))
+def test_fuzz_restructured_files(seed: int) -> None:
+    survives(restructured(seed))
