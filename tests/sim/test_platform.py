@@ -17,6 +17,7 @@ from leeboard.sim import (
     PlatformError,
     Protocol,
     RandomFaults,
+    Rule,
     UnitError,
 )
 
@@ -202,6 +203,17 @@ def test_survives_pickling_to_another_process(site: Platform) -> None:
     assert pickle.loads(pickle.dumps(site)) == site
 
 
+def test_rules_for_collectives() -> None:
+    rules = [Rule("all_gather", "ring", min_bytes="1 MiB"), Rule("barrier", "direct", max_ranks=4)]
+    platform = STAR.with_collectives(rules)
+    assert platform.core()["selector"].tolist() == [
+        [1, 1, 2**32 - 1, 1 << 20, 2**64 - 1, 1],
+        [8, 1, 4, 0, 2**64 - 1, 4],
+    ]
+    assert Platform.star(4, bandwidth="1 Gbit/s", latency="100 us", collectives=rules) == platform
+    assert platform != STAR
+
+
 def test_routes(site: Platform) -> None:
     routed = site.with_routes(("jetson.0", "hub", ["wifi.0", "wan"]), (4, 0, ["wan", 0]))
     routes = routed.core()["routes"]
@@ -301,6 +313,9 @@ def test_words(site: Platform) -> None:
         (lambda p: p.with_protocol("glo"), ["did you mean 'gloo'?"]),
         (lambda p: p.with_protocol(3), ["expected a Protocol or a preset's name"]),
         (lambda p: p.with_protocol(handshake="wave"), ["'notify' or 'request'"]),
+        (lambda p: Rule("all_reduce", "auto"), ["algorithm: got 'auto'", "expected one of ring"]),
+        (lambda p: Rule("reduce", "ring", max_ranks=0), ["max_ranks: got 0"]),
+        (lambda p: p.with_collectives(["ring"]), ["got 'ring', expected a Rule"]),
         (lambda p: p.with_stragglers({"hub": 0}), ["factor: got 0, expected more than 0"]),
         (lambda p: p.with_faults(Fault(device="hug")), ["did you mean 'hub'?"]),
         (lambda p: p.with_faults(Fault()), ["expected one of them"]),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from leeboard.sim import Device, Fault, Link, Platform, Protocol, RandomFaults, presets
+from leeboard.sim import Device, Fault, Link, Platform, Protocol, RandomFaults, Rule, presets
 from leeboard.sim.platform_file import KEYS, parse
 from leeboard.sim.topology import GENERATORS
 
@@ -19,7 +19,7 @@ CODE = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`\n]+)`", TEXT))))
 
 FIELDS = {
     name
-    for part in (Device, Link, Protocol, Fault, RandomFaults, *GENERATORS.values())
+    for part in (Device, Link, Protocol, Fault, RandomFaults, Rule, *GENERATORS.values())
     for name in inspect.signature(part).parameters
 }
 

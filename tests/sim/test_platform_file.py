@@ -41,6 +41,9 @@ overrides:
 routes:
   - {from: jetson.0, to: hub, via: [wifi.0, lan, wan], both: true}
 protocol: {preset: gloo, jitter: 10 %}
+collectives:
+  - {collective: all_reduce, algorithm: recursive_doubling, max_bytes: 4 KiB, min_ranks: 3}
+  - {collective: all_reduce, algorithm: ring}
 stragglers: {jetson.1: 0.75}
 faults:
   - {link: wan, at: 1 s, for: 500 ms, factor: 0.5}
@@ -95,6 +98,11 @@ def test_every_part_of_a_file() -> None:
     assert core["protocol"]["goodput"] == 0.956
     assert core["link_changes"][1].tolist() == [10**12, 1_500_000_000_000]
     assert set(core["device_changes"][0].tolist()) <= {0, 1, 2, 3, 6}
+    most = 2**64 - 1
+    assert core["selector"].tolist() == [
+        [0, 3, 2**32 - 1, 0, 4096, 2],
+        [0, 1, 2**32 - 1, 0, most, 1],
+    ]
     assert core["island"].tolist() == [0] * 6 + [1]
     assert core["placement"].tolist() == [6, 0, 1, 2, 3, 5]
 
@@ -251,6 +259,25 @@ WRONG = [
     (
         STAR + "faults: [{device: 0, mtbf: 1 us, mttr: 1 us, horizon: 1 d}]",
         "faults[0].mtbf: about 4.3e+10 failures",
+    ),
+    (STAR + "collectives: goo", "p.yaml:2:14: collectives: got 'goo'"),
+    (STAR + "collectives: [ring]", "collectives[0]: got 'ring', expected a mapping"),
+    (STAR + "collectives: [{collective: all_reduce}]", "collectives[0]: algorithm missing"),
+    (
+        STAR + "collectives: [{collective: allreduce, algorithm: ring}]",
+        "p.yaml:2:28: collectives[0].collective: got 'allreduce' (did you mean 'all_reduce'?)",
+    ),
+    (
+        STAR + "collectives: [{collective: barrier, algorithm: rng}]",
+        "collectives[0].algorithm: got 'rng' (did you mean 'ring'?)",
+    ),
+    (
+        STAR + "collectives: [{collective: barrier, algorithm: ring, min_bytes: 1.5 B}]",
+        "collectives[0].min_bytes: got '1.5 B'",
+    ),
+    (
+        STAR + "collectives: [{collective: barrier, algorithm: ring, min_ranks: 5, max_ranks: 3}]",
+        "the least is more than the most",
     ),
     (STAR + "islands: 3", "expected a divisor of 2"),
     (STAR + "islands: [[device.0]]", "'device.1' is on none of them"),

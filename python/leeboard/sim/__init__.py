@@ -20,6 +20,7 @@ from leeboard.sim.platform import Platform
 from leeboard.sim.program import Program
 from leeboard.sim.result import Result
 from leeboard.sim.run import replay, run
+from leeboard.sim.selector import Rule
 from leeboard.sim.trace import Trace
 from leeboard.sim.units import UnitError
 from leeboard.sim.workload import (
@@ -51,6 +52,7 @@ __all__ = [
     "Protocol",
     "RandomFaults",
     "Result",
+    "Rule",
     "SimulationError",
     "Trace",
     "Uniform",

@@ -72,8 +72,9 @@ def content(platform: Platform) -> dict[str, Any]:
             for route in platform.routes
         ]
     written["protocol"] = _part(platform.protocol, "name")
-    if platform.collectives is not None:
-        written["collectives"] = _collectives(platform.collectives)
+    if platform.collectives:
+        table = platform.collectives
+        written["collectives"] = table if isinstance(table, str) else [*map(fields, table)]
     slow = platform.device_factor
     if (slow != 1).any():
         written["stragglers"] = {
@@ -212,7 +213,3 @@ def _islands(platform: Platform) -> Any:
         platform.devices.runs(np.flatnonzero(island == number))
         for number in range(int(island.max()) + 1)
     ]
-
-
-def _collectives(collectives: Any) -> Any:
-    return collectives
