@@ -270,6 +270,19 @@ def test_random_faults() -> None:
     assert not np.array_equal(other[1], at)
 
 
+def test_random_faults_of_equal_seeds_are_independent() -> None:
+    one = RandomFaults(link=0, mtbf=10, mttr=1, horizon=1e5, factor=0.5)
+    platform = Platform.star(2, bandwidth=1)
+    alone = platform.with_faults(one).core()["link_changes"]
+    both = platform.with_faults(one, dataclasses.replace(one, factor=0.25)).core()["link_changes"]
+    # Mostly apart, sometimes together; the same draws would always multiply.
+    factors, counts = np.unique(both[2], return_counts=True)
+    assert factors.tolist() == [0.125, 0.25, 0.5, 1]
+    assert counts[0] < 0.2 * counts.sum()
+    # The first one's failures are those that it has alone.
+    assert set(alone[1].tolist()) <= set(both[1].tolist())
+
+
 def test_random_faults_do_not_depend_on_the_other_devices() -> None:
     def times(devices: int) -> Any:
         faults = RandomFaults(device="*", mtbf=10, mttr=1, seed=1, horizon=100)
@@ -306,6 +319,7 @@ def test_words(site: Platform) -> None:
         (lambda p: p.with_devices(5), ["device: got 5, expected 0 to 4"]),
         (lambda p: p.with_devices(-1), ["device: got -1"]),
         (lambda p: p.with_devices(2.5), ["got 2.5"]),
+        (lambda p: p.with_devices(np.array([0, 5])), ["device: got 5, expected 0 to 4"]),
         (lambda p: p.with_devices("hub", flop=1), ["'flop'", "did you mean 'flops'?"]),
         (lambda p: p.with_devices("hub", "jetson-oron"), ["unknown preset", "expected generic"]),
         (lambda p: p.with_links("wan", bandwith=1), ["did you mean 'bandwidth'?"]),

@@ -6,6 +6,7 @@ import copy
 import random
 import re
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,13 @@ PLATFORMS = {
         ],
         switches={"port": 3, "root": None},
     ),
+    "names": Platform.custom({"null": None, "true": 2}, [("on", "null", "true", Link(1))])
+    .with_name("~")
+    .with_devices("true.0", Device("null")),
+    "numpy": Platform.star(np.int64(5), bandwidth=np.float32(2), latency=Fraction(1, 4))  # type: ignore[arg-type]
+    .with_devices(np.array([3, 1]), flops=np.float64(3))
+    .with_faults(Fault(device=np.array([2, 4]), at=np.float64(1)), Fault(link=np.int64(3))),  # type: ignore[arg-type]
+    "grid": Platform.mesh(np.array([2, 3]), bandwidth=1),  # type: ignore[arg-type]
     "large": Platform.fat_tree(64, bandwidth="400 Gbit/s").with_placement("device"),
 }
 

@@ -68,7 +68,7 @@ class Generators:
                 f"devices: got {len(devices)}, expected the {shape.devices} of this {kind}"
             )
         kept = tuple(
-            (key, tuple(value) if isinstance(value, Sequence) and key == "dims" else value)
+            (key, tuple(value) if key == "dims" else value)
             for key, value in arguments.items()
             if value is not None
         )

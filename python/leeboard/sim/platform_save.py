@@ -186,13 +186,17 @@ def _end(platform: Platform, nodes: Index) -> Any:
 
 
 def _argument(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return value
     if name == "dims":
-        return list(value)
-    if name.endswith("bandwidth") and not isinstance(value, str):
+        return [int(size) for size in value]
+    if name.endswith("bandwidth"):
         return units.show(float(value), units.BANDWIDTH)
-    if name.endswith("latency") and not isinstance(value, str):
+    if name.endswith("latency"):
         return units.show(float(value), units.TIME)
-    return value
+    if name == "oversubscription":
+        return float(value)
+    return bool(value) if name == "hub" else int(value)
 
 
 def _fault(fault: Fault | RandomFaults) -> dict[str, Any]:
