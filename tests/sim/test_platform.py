@@ -370,6 +370,8 @@ def test_words(site: Platform) -> None:
         (lambda p: Device(flops_curve=3), ["expected pairs"]),
         (lambda p: Device(idle_power="5 W"), ["expected at least idle_power"]),
         (lambda p: Protocol(goodput=1.5), ["goodput: got 1.5, expected at most 1"]),
+        (lambda p: Protocol(goodput=1e-7), ["goodput: got 1e-07, expected at least 1e-06"]),
+        (lambda p: Link(1, latency="1 h"), ["latency: got '1 h', expected at most 900"]),
         (lambda p: Protocol(loss=1), ["loss: got 1, expected at most 0.99"]),
     ],
 )
