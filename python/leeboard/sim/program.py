@@ -200,9 +200,12 @@ class Program(Builder):
 
     def _free_slot(self, ranks: Scope) -> int:
         """A slot that is free on all these ranks: odd for those of all ranks, else even."""
-        books = [slots for slots, _ in self._books(ranks)]
+        if ranks is None:
+            books = [self._shared_slots]
+        else:
+            books = [self._states[rank].slots for rank in ranks if rank in self._states]
         odd = 1 if ranks is None else 0
-        slot = max(slots.low for slots in books) | odd
+        slot = max((slots.low for slots in books), default=0) | odd
         while any(slot in slots.used for slots in books):
             slot += 2
         if len(books) == 1:
