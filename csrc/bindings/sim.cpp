@@ -184,6 +184,7 @@ py::dict run(const sim::Program& program, const py::dict& platform_dict, const p
 void bind_sim(py::module_& module) {
   PYBIND11_NUMPY_DTYPE(Record, start, end, bytes, ideal, prev, rank, peer, op, tag, kind, stream,
                        flags);
+  PYBIND11_NUMPY_DTYPE(sim::Op, kind, stream, flags, peer, tag, slot, a, b);
   py::class_<sim::Program>(module, "SimProgram", "A program, checked and ready to run many times.")
       .def(py::init([](const py::dict& program) { return program_of(program); }),
            py::arg("program"))

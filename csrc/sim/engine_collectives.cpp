@@ -66,9 +66,13 @@ uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t* me) {
     *me = rank;
     number = ranks_[rank].world_collectives++;
   } else {
-    auto& member = membership_[(uint64_t{rank} << 32) | group];
-    *me = member.first;
-    number = member.second++;
+    const auto member = membership_.find((uint64_t{rank} << 32) | group);
+    if (member == membership_.end()) {
+      throw std::runtime_error("rank " + std::to_string(rank) + " calls " + describe(op) +
+                               " on group " + std::to_string(group) + ", which it is not in");
+    }
+    *me = member->second.first;
+    number = member->second.second++;
   }
   const uint64_t key = (uint64_t{group} << 32) | number;
   const auto [it, fresh] = instance_index_.try_emplace(key, kNil);

@@ -109,7 +109,7 @@ def test_the_summary_says_what_matters(pinged: Result) -> None:
         "0123456789abcdef",
         "seed 7",
         "1 unanswered, 91,582 a second",
-        "rank 0 at 2 us: 96 B asked for with 4 kB in use of 4.05 kB",
+        "rank 0 at 2 us: 96 B asked for with 3.906 KiB in use of 3.955 KiB",
         "rank 1 stopped at 30 us",
         "rank 0 on device.0",
     ):
@@ -196,7 +196,7 @@ def test_repeats_are_shown_once() -> None:
     path = result(raw_of(*records)).critical_path
     (repeat,) = path.merged()
     assert (repeat.times, repeat.pattern) == (1000, 2)
-    assert "1,000 x (compute, message of 64 B), 1 ms of it contention" in str(path)
+    assert "(compute, message of 64 B) x 1,000, 1 ms of it contention" in str(path)
     assert "(8 places)" in str(path)
 
 

@@ -168,7 +168,8 @@ def _line(repeat: Repeat) -> tuple[str, str, str, str]:
     first = repeat.segments[: repeat.pattern]
     what = ", ".join(_describe(segment) for segment in first)
     if repeat.times > 1:
-        what = f"{repeat.times:,} x ({what})" if len(first) > 1 else f"{repeat.times:,} x {what}"
+        what = f"({what})" if len(first) > 1 else what
+        what += f" x {repeat.times:,}"
     contention = sum(segment.contention for segment in repeat.segments)
     if contention:
         what += f", {text_of(contention, 's')} of it contention"

@@ -80,13 +80,15 @@ def link_table(
 
     `utilisation` is the share of what the link could have carried in the whole run.
     """
-    count = len(link_names)
+    # None, if the run did not watch them.
+    count = len(link_names) if len(counted["bytes"]) else 0
     a, b = (np.asarray(core[end], np.int64) for end in ("link_a", "link_b"))
     rows = np.arange(2 * count)
-    rows = rows[(rows % 2 == 0) | np.repeat(np.asarray(core["link_full_duplex"], bool), 2)]
+    full = np.repeat(np.asarray(core["link_full_duplex"], bool)[:count], 2)
+    rows = rows[(rows % 2 == 0) | full]
     link, back = rows // 2, rows % 2 == 1
-    carried = np.asarray(counted["bytes"], np.float64)[rows] if counted else np.zeros(len(rows))
-    busy = np.asarray(counted["busy"])[rows] / PICOSECONDS if counted else np.zeros(len(rows))
+    carried = np.asarray(counted["bytes"], np.float64)[rows]
+    busy = np.asarray(counted["busy"])[rows] / PICOSECONDS
     bandwidth = np.asarray(core["link_bandwidth"], np.float64)[link]
     capacity = bandwidth * (makespan / PICOSECONDS)
     columns = {

@@ -36,9 +36,9 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
     if len(links) and links["bytes"].any():
         top = int(np.argmax(links["utilisation"]))
         row = links.row(top)
-        share = text_of(row["utilisation"], "%")
+        used = text_of(row["utilisation"], "%")
         where = f"{row['link']} ({row['source']} to {row['target']})"
-        yield "busiest link", f"{where}: {share} of its bandwidth over the run"
+        yield "busiest link", f"{where}: {used} of its bandwidth over the run"
     if len(result.records):
         path = result.critical_path
         parts = {kind: part for kind, part in path.totals().items() if part}

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 
 from leeboard.sim.files import write_atomically
-from leeboard.sim.units import FLOP, FLOPS, POWER, SIZE, TIME, Dimension, show
 
-_DIMENSIONS = {"s": TIME, "B": SIZE, "W": POWER, "FLOP": FLOP, "FLOP/s": FLOPS}
+_SCALES = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"), (1e-12, "ps")),
+    "B": tuple(
+        (1024.0**i, unit) for i, unit in [*enumerate(("B", "KiB", "MiB", "GiB", "TiB"))][::-1]
+    ),
+}
 _SHOWN = 24
 
 
@@ -23,7 +27,7 @@ def text_of(value: Any, unit: str = "") -> str:
 
     Args:
         value: A number or anything else that prints.
-        unit: "s", "B", "W", "J", "%" (the value is a share of 1), or another word to append.
+        unit: "s" and "B" are scaled ("1.5 ms"); "%": the value is a share of 1; or another word.
     """
     if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
         return "-"
@@ -34,26 +38,26 @@ def text_of(value: Any, unit: str = "") -> str:
     number = value.item() if isinstance(value, np.generic) else value
     if unit == "%":
         return f"{100 * number:.1f} %"
-    dimension = _DIMENSIONS.get(unit)
-    if dimension is not None and math.isfinite(number):
-        return _shown(number, dimension)
+    if unit in _SCALES:
+        scales = _SCALES[unit]
+        scale, unit = next((s for s in scales if abs(number) >= s[0]), scales[-1 if number else 0])
+        number = number / scale if scale != 1.0 else number
     whole = isinstance(number, int) or 1e4 <= abs(number) < 1e15
     text = f"{number:,.0f}" if whole else f"{number:.4g}"
     return f"{text} {unit}".rstrip()
 
 
-def _shown(number: float, dimension: Dimension) -> str:
-    sign = "-" if number < 0 else ""
-    return sign + show(abs(number), dimension, digits=4)
-
-
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under a header, the first one flush left and the others flush right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    """Columns under a header, flush left where a cell begins with a letter, else flush right."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    words = [any(cell[:1].isalpha() for cell in column[1:]) for column in columns]
     lines = []
     for row in (header, *rows):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        cells = [
+            cell.ljust(width) if word else cell.rjust(width)
+            for cell, width, word in zip(row, widths, words, strict=True)
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
