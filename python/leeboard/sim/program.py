@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from leeboard.sim.collective_builder import CollectiveBuilder
 
 _MOST_RANKS = 2**24
+# kMostSlots in csrc/bindings/sim_convert.cpp.
+_MOST_SLOTS = 2**20
 
 
 def _offsets(parts: Sequence[Sized]) -> NDArray[np.uint64]:
@@ -210,6 +212,8 @@ class Program(Builder):
             slot += 2
         if len(books) == 1:
             books[0].low = slot
+        if slot >= _MOST_SLOTS:
+            raise ProgramError(f"more than {_MOST_SLOTS // 2} operations are under way at once")
         return slot
 
     def _new_handle(self, ranks: Scope, slot: int, what: str, stream: int) -> Handle:
