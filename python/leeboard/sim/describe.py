@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leeboard.sim.parts import Device, Points, Protocol, Quantity
+from leeboard.sim.units import RATIO
 
 if TYPE_CHECKING:
     from leeboard.sim.platform import Platform
@@ -26,15 +27,19 @@ def summary(platform: Platform) -> str:
     return f"<Platform {platform.name or shape!r}: {', '.join(counts)}, {protocol} protocol>"
 
 
-def fields(part: Any, digits: int | None = None) -> dict[str, Any]:
-    """The fields of a part that differ from their defaults, as text that gives them."""
+def fields(part: Any, base: Any = None, digits: int | None = None) -> dict[str, Any]:
+    """The fields of a part that differ from those of `base`, or else from their defaults, as text
+    that gives them.
+    """
     shown: dict[str, Any] = {}
     for field in dataclasses.fields(part):
         descriptor = vars(type(part)).get(field.name)
         value = getattr(part, field.name)
-        if value == field.default:
+        if value == (field.default if base is None else getattr(base, field.name)):
             continue
-        if isinstance(descriptor, Quantity):
+        if isinstance(descriptor, Quantity) and descriptor.dimension is RATIO and digits is None:
+            shown[field.name] = value
+        elif isinstance(descriptor, Quantity):
             shown[field.name] = descriptor.show(value, digits)
         elif isinstance(descriptor, Points):
             shown[field.name] = descriptor.show(value)

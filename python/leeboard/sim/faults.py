@@ -20,7 +20,7 @@ Changes = tuple[NDArray[np.uint32], NDArray[np.uint64], NDArray[np.float64]]
 _Spans = tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]
 
 _NEVER = np.uint64(2**64 - 1)
-_MOST_CHANGES = 20_000_000
+_MOST_FAILURES = 10_000_000
 
 
 def _selector(device: Selector | None, link: Selector | None) -> tuple[Selector | None, ...]:
@@ -95,15 +95,18 @@ class RandomFaults:
         object.__setattr__(self, "link", link)
         integer("seed", self.seed, 0, 2**63 - 1)
 
+    def check(self, rows: int) -> None:
+        """Raise PlatformError where so many devices or links would fail too often to count."""
+        expected = rows * self.horizon / (self.mtbf + self.mttr)
+        if expected > _MOST_FAILURES:
+            raise PlatformError(
+                f"mtbf: about {expected:.2g} failures within the horizon, expected at most "
+                f"{_MOST_FAILURES}"
+            )
+
     def spans(self, rows: NDArray[Any]) -> _Spans:
         """The intervals in which the factor holds."""
         rows = np.unique(rows)
-        expected = len(rows) * self.horizon / (self.mtbf + self.mttr)
-        if expected > _MOST_CHANGES / 2:
-            raise PlatformError(
-                f"mtbf: about {expected:.2g} failures within the horizon, expected at most "
-                f"{_MOST_CHANGES // 2}"
-            )
         ids, begins, ends = [], [], []
         now = np.zeros(len(rows))
         draw = 0

@@ -68,12 +68,16 @@ class Builder:
         a, b = np.broadcast_arrays(a, b)
         if a.size == 0:
             return
+        self.room(a.size)
         self.count += a.size
-        if self.count > _MOST_LINKS:
-            raise PlatformError(f"topology: more than {_MOST_LINKS} links")
         self.link_groups.append(Group(name, a.size))
         self.ends.append((a.ravel(), b.ravel()))
         self.kinds.append(kind)
+
+    def room(self, links: int) -> None:
+        """Raise PlatformError where so many more links are too many."""
+        if self.count + links > _MOST_LINKS:
+            raise PlatformError(f"topology: got {links} links, expected at most {_MOST_LINKS}")
 
     def graph(self, island: Any = ()) -> Graph:
         empty = np.zeros(0, np.int64)
@@ -93,7 +97,9 @@ class Builder:
 End = int | str
 
 
-def custom(devices: Names, switches: Names, links: Sequence[tuple[str, End, End, Link]]) -> Graph:
+def custom(
+    devices: Names, switches: Names, links: Sequence[tuple[str, Selector, Selector, Link]]
+) -> Graph:
     """A graph of given links: (name, a, b, link); see `Platform.custom`.
 
     Raises:
@@ -102,15 +108,11 @@ def custom(devices: Names, switches: Names, links: Sequence[tuple[str, End, End,
     """
     built = Builder(len(devices))
     built.switch_groups = list(switches.groups)
+    both = [group.name for group in switches.groups if group.name in devices.starts]
+    if both:
+        raise PlatformError(f"switches: {both[0]!r} is a device's name, too")
     for name, one, other, kind in links:
-        a, b = (_nodes(devices, switches, end, f"link {name!r}") for end in (one, other))
-        if len(a) != len(b) and 1 not in (len(a), len(b)):
-            raise PlatformError(
-                f"link {name!r}: {one!r} is {len(a)} nodes, {other!r} is {len(b)}, expected as "
-                "many, or one"
-            )
-        if (a == b).any():
-            raise PlatformError(f"link {name!r} joins a node to itself")
+        a, b = ends(devices, switches, name, one, other)
         built.link(name, a, b, kind)
         if len(a) == len(b) == 1:
             built.link_groups[-1] = Group(name)
@@ -121,8 +123,30 @@ def custom(devices: Names, switches: Names, links: Sequence[tuple[str, End, End,
     return graph
 
 
-def _nodes(devices: Names, switches: Names, end: End, label: str) -> Index:
-    if isinstance(end, str) and end.split(".")[0] in {group.name for group in switches.groups}:
+def ends(
+    devices: Names, switches: Names, name: str, one: Selector, other: Selector
+) -> tuple[Index, Index]:
+    """The nodes that links of a name join.
+
+    Raises:
+        PlatformError: Unknown names, sides of different sizes, a node joined to itself.
+    """
+    label = f"link {name!r}"
+    a, b = (_nodes(devices, switches, end, label) for end in (one, other))
+    if len(a) != len(b) and 1 not in (len(a), len(b)):
+        raise PlatformError(
+            f"{label}: {one!r} is {len(a)} nodes, {other!r} is {len(b)}, expected as many, or one"
+        )
+    if (a == b).any():
+        raise PlatformError(f"{label} joins a node to itself")
+    return a, b
+
+
+def _nodes(devices: Names, switches: Names, end: Selector, label: str) -> Index:
+    if isinstance(end, (list, tuple)):
+        parts = [_nodes(devices, switches, one, label) for one in end]
+        return index(np.concatenate(parts) if parts else [])
+    if isinstance(end, str) and end.split(".")[0] in switches.starts:
         return index(switches.select(end, label) + np.uint32(len(devices)))
     return devices.select(end, label)
 

@@ -72,7 +72,7 @@ class Names:
 
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
-        if len(self._starts) != len(names):
+        if len(self.starts) != len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             raise PlatformError(f"{self.plural}: the name {twice!r} is given twice")
 
@@ -82,21 +82,44 @@ class Names:
         return self.what + ("es" if self.what.endswith("h") else "s")
 
     @cached_property
-    def _starts(self) -> dict[str, tuple[int, Group]]:
+    def starts(self) -> dict[str, tuple[int, Group]]:
+        """The first row of each group, by its name."""
         starts, start = {}, 0
         for group in self.groups:
             starts[group.name] = start, group
             start += len(group)
         return starts
 
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum([len(group) for group in self.groups], dtype=np.int64)
+
     def __len__(self) -> int:
-        return sum(len(group) for group in self.groups)
+        return int(self._ends[-1]) if self.groups else 0
 
     def __getitem__(self, row: int) -> str:
-        for start, group in self._starts.values():
-            if start <= row < start + len(group):
-                return group.name if group.count is None else f"{group.name}.{row - start}"
-        raise PlatformError(f"{self.what}: got {row}, expected 0 to {len(self) - 1}")
+        if not 0 <= row < len(self):
+            raise PlatformError(f"{self.what}: got {row}, expected 0 to {len(self) - 1}")
+        group = self.groups[int(np.searchsorted(self._ends, row, side="right"))]
+        start, _ = self.starts[group.name]
+        return group.name if group.count is None else f"{group.name}.{row - start}"
+
+    def runs(self, rows: Iterable[int]) -> list[str]:
+        """Selectors that give these rows, in this order: whole groups and runs as one."""
+        column = np.asarray(rows, np.int64)
+        found = []
+        edges = np.flatnonzero(np.diff(column) != 1) + 1
+        for run in np.split(column, edges) if column.size else []:
+            first, last = int(run[0]), int(run[-1])
+            begin, end = np.searchsorted(self._ends, [first, last], side="right")
+            for group in self.groups[begin : end + 1]:
+                start, _ = self.starts[group.name]
+                low, high = max(first - start, 0), min(last - start, len(group) - 1)
+                if high - low + 1 == len(group):
+                    found.append(group.name)
+                else:
+                    found.append(f"{group.name}.{low}" + (f"-{high}" if high > low else ""))
+        return found
 
     def one(self, selector: int | str, what: str | None = None) -> int:
         """The row that a selector names, which must be one."""
@@ -134,12 +157,12 @@ class Names:
     def _range(self, text: str, label: str) -> NDArray[Any]:
         if text == "*":
             return np.arange(len(self))
-        if text in self._starts:
-            start, group = self._starts[text]
+        if text in self.starts:
+            start, group = self.starts[text]
             return np.arange(start, start + len(group))
         match = _MEMBER.fullmatch(text)
-        if match and match[1] in self._starts:
-            start, group = self._starts[match[1]]
+        if match and match[1] in self.starts:
+            start, group = self.starts[match[1]]
             first, last = int(match[2]), int(match[3] or match[2])
             if group.count is None or not first <= last < group.count:
                 range_ = f"{group.name}.0 to {group.name}.{len(group) - 1}"
@@ -150,7 +173,7 @@ class Names:
 
     def _hint(self, text: str) -> str:
         stem, dot, number = text.partition(".")
-        close = difflib.get_close_matches(stem, self._starts, n=1)
+        close = difflib.get_close_matches(stem, self.starts, n=1)
         if close:
             return f" (did you mean {close[0] + dot + number!r}?)"
         known = [str(self[row]) for row in range(min(len(self), 4))]

@@ -35,7 +35,7 @@ class Quantity:
         self.most = most
         # Names for special values.
         self.words = words
-        self.default = default if default is None else self._read("default", default)
+        self.default = default if default is None else self.read("default", default)
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -49,9 +49,10 @@ class Quantity:
         return value
 
     def __set__(self, instance: object, value: units.Value) -> None:
-        instance.__dict__[self.name] = self._read(self.name, value)
+        instance.__dict__[self.name] = self.read(self.name, value)
 
-    def _read(self, name: str, value: units.Value) -> float:
+    def read(self, name: str, value: units.Value) -> float:
+        """The number of a value, for the argument `name`."""
         if isinstance(value, str) and value in self.words:
             return self.words[value]
         if isinstance(value, (int, float)) and value in self.words.values():
@@ -85,27 +86,31 @@ class Points:
         return curve
 
     def __set__(self, instance: object, value: CurvePoints) -> None:
+        instance.__dict__[self.name] = self.read(self.name, value)
+
+    def read(self, name: str, value: CurvePoints) -> Curve:
+        """The points of a value, for the argument `name`."""
         try:
             pairs = [(work, efficiency) for work, efficiency in value]
         except (TypeError, ValueError):
             raise PlatformError(
-                f"{self.name}: got {value!r}, expected pairs of work and efficiency, such as "
+                f"{name}: got {value!r}, expected pairs of work and efficiency, such as "
                 f"({self.dimension.example!r}, 0.5)"
             ) from None
         points = tuple(
-            (units.parse(self.name, work, self.dimension), units.parse(self.name, share, RATIO))
+            (units.parse(name, work, self.dimension), units.parse(name, share, RATIO))
             for work, share in pairs
         )
         works = [work for work, _ in points]
         if works and (works[0] <= 0 or any(a >= b for a, b in itertools.pairwise(works))):
-            raise PlatformError(f"{self.name}: got {value!r}, expected ascending work above 0")
+            raise PlatformError(f"{name}: got {value!r}, expected ascending work above 0")
         if not all(0 < share <= 1 for _, share in points):
-            raise PlatformError(f"{self.name}: got {value!r}, expected efficiencies in (0, 1]")
-        instance.__dict__[self.name] = points
+            raise PlatformError(f"{name}: got {value!r}, expected efficiencies in (0, 1]")
+        return points
 
-    def show(self, value: Curve) -> list[list[str]]:
+    def show(self, value: Curve) -> list[list[str | float]]:
         """The text that gives `value`."""
-        return [[units.show(w, self.dimension), units.show(e, RATIO)] for w, e in value]
+        return [[units.show(work, self.dimension), share] for work, share in value]
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leeboard.sim import graph, presets, units
-from leeboard.sim.core import core
+from leeboard.sim import graph, platform_file, platform_save, presets, units
+from leeboard.sim.core import core, power
 from leeboard.sim.describe import describe, summary
 from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.generators import Generators, Parts
@@ -99,7 +100,7 @@ class Platform(Generators):
     def custom(
         cls,
         devices: Mapping[str, int | None],
-        links: Sequence[tuple[str, int | str, int | str, Link | str]],
+        links: Sequence[tuple[str, Selector, Selector, Link | str]],
         *,
         switches: Mapping[str, int | None] | None = None,
         **parts: Unpack[Parts],
@@ -122,9 +123,33 @@ class Platform(Generators):
         found = [(name, a, b, presets.find(Link, link)) for name, a, b, link in links]
         return cls.on(graph.custom(named, between, found), named, **parts)
 
+    @classmethod
+    def load(cls, path: str | Path) -> Platform:
+        """Read a platform file (YAML, docs/sim/platforms.md).
+
+        Raises:
+            PlatformError: Names file, line, column and key, what was given and what is expected.
+            OSError: The file cannot be read.
+            ImportError: PyYAML is missing.
+        """
+        return platform_file.load(cls, path)
+
+    def save(self, path: str | Path) -> None:
+        """Write a platform file, atomically; `load` gives an equal platform.
+
+        Raises:
+            OSError: The file cannot be written.
+            ImportError: PyYAML is missing.
+        """
+        platform_save.save(self, path)
+
     def core(self) -> dict[str, Any]:
         """The columns that the C++ core takes: SI units, times in picoseconds."""
         return core(self)
+
+    def power(self) -> NDArray[np.float64]:
+        """Idle and active power of each device, watts, [devices, 2]."""
+        return power(self.kinds, self.device_kind)
 
     def describe(self) -> str:
         """Several lines for people: devices, links, protocol, faults."""
@@ -205,13 +230,17 @@ class Platform(Generators):
     def with_faults(self, *faults: Fault | RandomFaults) -> Self:
         """A copy with these faults, and no others; their names must exist."""
         for fault in faults:
-            if not isinstance(fault, (Fault, RandomFaults)):
-                raise PlatformError(f"faults: got {fault!r}, expected Fault or RandomFaults")
-            if fault.device is not None:
-                self.devices.select(fault.device)
-            if fault.link is not None:
-                self.graph.links.select(fault.link)
+            self.check_fault(fault)
         return self._copy(faults=faults)
+
+    def check_fault(self, fault: Fault | RandomFaults) -> None:
+        """Raise PlatformError unless what the fault names exists, and it is not too frequent."""
+        if fault.device is not None:
+            rows = self.devices.select(fault.device, "device")
+        else:
+            rows = self.graph.links.select(() if fault.link is None else fault.link, "link")
+        if isinstance(fault, RandomFaults):
+            fault.check(len(rows))
 
     def with_placement(self, devices: Selector | None) -> Self:
         """A copy in which rank r runs on the r-th of these devices; None: on device r."""

@@ -38,7 +38,7 @@ PROTOCOLS: dict[str, Protocol] = {
 Part = TypeVar("Part", Device, Link, Protocol)
 
 
-_TABLES: dict[type, Mapping[str, Any]] = {Device: DEVICES, Link: LINKS, Protocol: PROTOCOLS}
+TABLES: dict[type, Mapping[str, Any]] = {Device: DEVICES, Link: LINKS, Protocol: PROTOCOLS}
 
 
 def find(kind: type[Part], given: Part | str) -> Part:
@@ -47,7 +47,7 @@ def find(kind: type[Part], given: Part | str) -> Part:
     Raises:
         PlatformError: An unknown name (the nearest one is suggested), or another type.
     """
-    what, table = kind.__name__.lower(), _TABLES[kind]
+    what, table = kind.__name__.lower(), TABLES[kind]
     if isinstance(given, kind):
         return given
     if not isinstance(given, str):

@@ -142,6 +142,7 @@ def dragonfly(
     for name, value in (("groups", groups), ("routers", routers), ("hosts", hosts)):
         integer(name, value, 1, 4096)
     built = Builder(groups * routers * hosts)
+    built.room(groups * math.comb(routers, 2) + math.comb(groups, 2))
     router = built.switches("router", groups * routers).reshape(groups, routers)
     half = _half(latency)
     across = half if global_latency is None else global_latency
