@@ -52,8 +52,7 @@ def test_energy_is_idle_power_throughout_and_active_while_computing() -> None:
 
 
 def test_ranks_of_one_device_share_its_idle_power() -> None:
-    platform = star(2, idle=10.0, active=30.0)
-    platform.core()["placement"] = np.array([1, 1], np.uint32)
+    platform = star(2, idle=10.0, active=30.0).with_placement([1, 1])
     made = result(ping(), platform)
     expected = [31e-6 * 5 + 5e-6 * 20, 31e-6 * 5 + 3e-6 * 20]
     np.testing.assert_allclose(made.ranks["energy"], expected)
@@ -74,7 +73,7 @@ def test_links_have_a_row_for_each_way(pinged: Result) -> None:
 def test_half_duplex_links_have_one_row() -> None:
     raw = ping()
     raw["links"]["bytes"] = np.array([2000.0, 0, 2000.0, 0])
-    made = result(raw, star(2, duplex=False))
+    made = result(raw, star(2, duplex="half"))
     assert list(made.links["bytes"]) == [2000.0, 2000.0]
     np.testing.assert_array_equal(made.link_use, raw["utilisation"][[0, 2]])
 

@@ -99,7 +99,7 @@ def _timeline(result: Result, axis: Any) -> None:
     axis.yaxis.get_major_locator().set_params(integer=True)
     _path(result, axis, scale)
     named = ((COMPUTE, "compute"), (COMMUNICATION, "waiting for communication"), (IDLE, "idle"))
-    shown = [Patch(facecolor=color, label=label) for color, label in named]
+    shown: list[Any] = [Patch(facecolor=color, label=label) for color, label in named]
     shown.append(Line2D([], [], color=PATH, linewidth=1.4, label="critical path"))
     events = (
         (result.failures, "X", "device stopped"),

@@ -126,11 +126,7 @@ class Result:
         ranks = len(raw["ranks"]["finish"])
         placement = np.asarray(core["placement"], np.int64)
         device_of = placement if len(placement) else np.arange(ranks)
-        idle, active = (
-            np.array([getattr(kind, power) for kind in platform.kinds])[platform.device_kind]
-            for power in ("idle_power", "active_power")
-        )
-        energy, total = energies(raw["ranks"]["compute"], makespan, device_of, idle, active)
+        energy, total = energies(raw["ranks"]["compute"], makespan, device_of, platform.power())
         links, rows = link_table(raw["links"], makespan, link_names, [*devices, *switches], core)
         use = np.asarray(raw["utilisation"], np.float32)
         return cls(
