@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "time.h"
+#include "sim_time.h"
 
 namespace leeboard::sim {
 

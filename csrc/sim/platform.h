@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "program.h"
-#include "time.h"
+#include "sim_time.h"
 
 namespace leeboard::sim {
 

@@ -7,17 +7,37 @@ from __future__ import annotations
 
 from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.names import PlatformError
+from leeboard.sim.ops import ProgramError
 from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform import Platform
+from leeboard.sim.program import Program
+from leeboard.sim.trace import Trace
 from leeboard.sim.units import UnitError
+from leeboard.sim.workload import (
+    ArrivalTimes,
+    ClosedLoop,
+    Exponential,
+    Lognormal,
+    Poisson,
+    Uniform,
+)
 
 __all__ = [
+    "ArrivalTimes",
+    "ClosedLoop",
     "Device",
+    "Exponential",
     "Fault",
     "Link",
+    "Lognormal",
     "Platform",
     "PlatformError",
+    "Poisson",
+    "Program",
+    "ProgramError",
     "Protocol",
     "RandomFaults",
+    "Trace",
+    "Uniform",
     "UnitError",
 ]

@@ -1,0 +1,16 @@
+// From Python's dicts of arrays to the simulator's programs and platforms, with everything checked:
+// what passes cannot lead the engine out of bounds.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "platform.h"
+#include "program.h"
+
+namespace leeboard {
+
+// Both raise ValueError (py::value_error) that names the key, what was given and what is expected.
+sim::Program program_of(const pybind11::dict& dict);
+sim::Platform platform_of(const pybind11::dict& dict);
+
+}  // namespace leeboard

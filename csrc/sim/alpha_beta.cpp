@@ -1,0 +1,79 @@
+#include "alpha_beta.h"
+
+#include <algorithm>
+
+namespace leeboard::sim {
+
+AlphaBeta::AlphaBeta(const Platform& platform, Routes& routes, NetworkSink& sink, Usage* usage)
+    : platform_(platform),
+      routes_(routes),
+      sink_(sink),
+      usage_(usage),
+      free_(2 * platform.links.size(), 0),
+      factor_(platform.links.size(), 1.0) {}
+
+double AlphaBeta::bandwidth(const Route& route) const {
+  double least = route.bandwidth;
+  if (!nominal_) {
+    for (const ResourceId resource : route.resources) {
+      least = std::min(least, platform_.links[resource / 2].bandwidth * factor_[resource / 2]);
+    }
+  }
+  least *= platform_.protocol.goodput;
+  const double limit = platform_.protocol.rate_limit;
+  return limit > 0.0 ? std::min(least, limit) : least;
+}
+
+void AlphaBeta::start(uint32_t message, uint32_t source, uint32_t target, uint64_t bytes,
+                      Time delay, Time now) {
+  const Route& route = routes_.find(source, target);
+  const double rate = bandwidth(route);
+  if (rate <= 0.0) {
+    waiting_.push_back({message, source, target, bytes, delay});
+    return;
+  }
+  const Time length = route.overhead + duration(static_cast<double>(bytes), rate);
+  const ResourceId first = route.resources.front(), last = route.resources.back();
+  const Time begin = std::max(now, free_[first]);
+  const Time departed = begin + length;
+  free_[first] = departed;
+  Time arrived = departed + route.latency;
+  if (last != first) {
+    arrived = std::max(begin + route.latency, free_[last]) + length;
+    free_[last] = arrived;
+  }
+  if (usage_ != nullptr) {
+    for (const ResourceId resource : route.resources) {
+      usage_->add(resource, begin, departed, static_cast<double>(bytes));
+    }
+  }
+  sink_.delivered(message, departed, arrived + delay);
+}
+
+Time AlphaBeta::latency(uint32_t source, uint32_t target) {
+  return routes_.find(source, target).latency;
+}
+
+Time AlphaBeta::length(uint32_t source, uint32_t target, uint64_t bytes) {
+  const Route& route = routes_.find(source, target);
+  double rate = route.bandwidth * platform_.protocol.goodput;
+  const double limit = platform_.protocol.rate_limit;
+  if (limit > 0.0) rate = std::min(rate, limit);
+  return route.overhead + duration(static_cast<double>(bytes), rate);
+}
+
+Time AlphaBeta::ideal(uint32_t source, uint32_t target, uint64_t bytes) {
+  return latency(source, target) + length(source, target, bytes);
+}
+
+void AlphaBeta::set_factor(uint32_t link, double factor, Time now) {
+  factor_[link] = factor;
+  nominal_ = std::all_of(factor_.begin(), factor_.end(), [](double f) { return f == 1.0; });
+  std::vector<Waiting> waiting;
+  waiting.swap(waiting_);
+  for (const Waiting& w : waiting) {
+    start(w.message, w.source, w.target, w.bytes, w.delay, now);
+  }
+}
+
+}  // namespace leeboard::sim

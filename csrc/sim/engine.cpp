@@ -1,0 +1,417 @@
+#include "engine.h"
+
+#include <algorithm>
+
+#include "flow.h"
+
+namespace leeboard::sim {
+namespace {
+
+uint64_t event(uint8_t kind, uint64_t data) { return (uint64_t{kind} << 56) | data; }
+
+}  // namespace
+
+Engine::Engine(const Program& program, const Platform& platform, Options options)
+    : program_(program),
+      platform_(platform),
+      options_(std::move(options)),
+      routes_(platform),
+      timeline_(options_.records) {
+  if (options_.bins > 0) {
+    usage_ = std::make_unique<Usage>(2 * platform.links.size(), options_.bins);
+  }
+  if (options_.network == NetworkModel::kFlow) {
+    network_ = std::make_unique<FlowNetwork>(platform_, routes_, *this, usage_.get());
+  } else {
+    auto alpha_beta = std::make_unique<AlphaBeta>(platform_, routes_, *this, usage_.get());
+    alpha_beta_ = alpha_beta.get();
+    network_ = std::move(alpha_beta);
+  }
+  load();
+}
+
+Engine::~Engine() = default;
+
+Outcome Engine::run() {
+  try {
+    for (uint32_t rank = 0; rank < program_.ranks(); ++rank) {
+      queue_.push(0, event(static_cast<uint8_t>(EventKind::kResume), rank));
+    }
+    while (running_ > 0 || in_flight_ > 0) {
+      const bool leaving = queue_.empty() || queue_.next_time() > now_;
+      if (dirty_ && leaving) {
+        dirty_ = false;
+        network_->settle(now_);
+        continue;
+      }
+      if (queue_.empty()) break;
+      const auto next = queue_.pop();
+      if (next.time < now_) throw std::logic_error("an event before the present");
+      now_ = next.time;
+      ++outcome_.events;
+      note(next.time, next.data);
+      handle(next.data);
+      if (++steps_ >= kCheckEvery) {
+        steps_ = 0;
+        if (options_.interrupted && options_.interrupted()) throw Interrupted();
+      }
+    }
+    conclude();
+  } catch (const Mismatch& mismatch) {
+    outcome_.status = Status::kMismatch;
+    outcome_.message = mismatch.what();
+  } catch (const Interrupted&) {
+    throw;
+  } catch (const std::exception& error) {
+    outcome_.status = Status::kError;
+    outcome_.message = error.what();
+  }
+  return std::move(outcome_);
+}
+
+void Engine::handle(uint64_t data) {
+  const uint64_t value = data & ((uint64_t{1} << 56) - 1);
+  const auto index = static_cast<uint32_t>(value);
+  switch (static_cast<EventKind>(data >> 56)) {
+    case EventKind::kResume:
+      processes_[index].clock = std::max(processes_[index].clock, now_);
+      return advance(index);
+    case EventKind::kStart:
+      return leave(index);
+    case EventKind::kInbox:
+      return arrive_in_inbox(index);
+    case EventKind::kNetwork:
+      dirty_ = true;
+      return network_->on_timer(value, now_);
+    case EventKind::kArrival:
+      return arrive(index);
+    case EventKind::kLinkChange: {
+      const auto& changes = platform_.link_changes;
+      dirty_ = true;
+      network_->set_factor(changes[value].index, changes[value].factor, now_);
+      if (value + 1 < changes.size()) {
+        push(EventKind::kLinkChange, value + 1, changes[value + 1].at);
+      }
+      return;
+    }
+  }
+}
+
+void Engine::push(EventKind kind, uint64_t value, Time at) {
+  if (at > kLongest) throw std::overflow_error("the simulation runs past 106 days");
+  queue_.push(at, event(static_cast<uint8_t>(kind), value));
+}
+
+void Engine::schedule(Time at, uint64_t data) { push(EventKind::kNetwork, data, at); }
+
+void Engine::note(uint64_t a, uint64_t b) {
+  outcome_.hash = mix(outcome_.hash ^ (a * 0x9e3779b97f4a7c15 + mix(b)));
+}
+
+// Runs a process until it blocks, ends, or is ahead of what it must do in step with the others.
+void Engine::advance(uint32_t index) {
+  for (;;) {
+    Process& p = processes_[index];
+    if (p.op == nullptr && !fetch(p)) return;
+    if (!execute(index)) return;
+    end(processes_[index]);
+    if (++steps_ >= kCheckEvery) {
+      steps_ = 0;
+      if (options_.interrupted && options_.interrupted()) throw Interrupted();
+      // A loop of compute alone never comes back to the queue.
+      if (processes_[index].clock > kLongest) {
+        throw std::overflow_error("the simulation runs past 106 days");
+      }
+    }
+  }
+}
+
+bool Engine::fetch(Process& p) {
+  if (p.stream != 0) {
+    auto& items = items_[p.items];
+    if (items.empty()) {
+      p.finished = true;
+      --running_;
+      auto& totals = outcome_.ranks[p.rank];
+      totals.finish = std::max(totals.finish, p.clock);
+      if (p.sync_waiter != kNil) {
+        const uint32_t waiter = p.sync_waiter;
+        p.sync_waiter = kNil;
+        resolve_process(waiter, 0, p.clock, p.last);
+      }
+      return false;
+    }
+    p.item = items.front();
+    items.pop_front();
+    p.op = p.item.op;
+    return true;
+  }
+  while (p.pc == p.end) {
+    if (p.return_end == 0) {
+      p.finished = true;
+      --running_;
+      auto& totals = outcome_.ranks[p.rank];
+      totals.finish = std::max(totals.finish, p.clock);
+      return false;
+    }
+    p.pc = p.return_pc;
+    p.end = p.return_end;
+    p.return_end = 0;
+  }
+  p.op = &program_.ops[p.pc++];
+  return true;
+}
+
+// The current op is over: whoever waits for its request may go on.
+void Engine::end(Process& p) {
+  const Op& op = *p.op;
+  p.op = nullptr;
+  p.begun = false;
+  if (p.stream != 0 && op.slot >= 0 && op.kind != OpKind::kWait) {
+    resolve({p.rank, op.slot, 0, Endpoint::Kind::kSlot}, p.clock, p.last, kNil);
+  }
+}
+
+// True when the current op is over, at the process's clock.
+bool Engine::execute(uint32_t index) {
+  Process& p = processes_[index];
+  if (!p.begun) return begin(index);
+  if (p.op->kind == OpKind::kCollective) return run_rounds(index);
+  return finish_wait(index);
+}
+
+bool Engine::begin(uint32_t index) {
+  Process& p = processes_[index];
+  const Op& op = *p.op;
+  if (!devices_[ranks_[p.rank].device].steady() && !up(p)) return false;
+  const bool communicates_beside = op.kind == OpKind::kCollective && op.slot >= 0;
+  if (p.stream == 0 && (op.stream != 0 || communicates_beside)) return launch(index, op);
+  switch (op.kind) {
+    case OpKind::kCompute:
+    case OpKind::kDelay:
+    case OpKind::kRandom:
+      return compute_op(index, op);
+    case OpKind::kSend:
+      return send(index, op);
+    case OpKind::kRecv:
+      return receive(index, op);
+    case OpKind::kWait:
+      return wait(index, op);
+    case OpKind::kSync:
+      return sync(index, op);
+    case OpKind::kCollective:
+      return join(index, op);
+    case OpKind::kLoop:
+      if (op.a == 0) {
+        p.pc = op.b + 1;
+      } else {
+        p.loops.push_back({p.pc, op.a - 1});
+      }
+      return true;
+    case OpKind::kLoopEnd: {
+      LoopFrame& frame = p.loops.back();
+      if (frame.left == 0) {
+        p.loops.pop_back();
+      } else {
+        --frame.left;
+        p.pc = frame.begin;
+      }
+      return true;
+    }
+    case OpKind::kMark:
+      record(p, RecordKind::kMark, p.clock, p.last, 0, -1, static_cast<int32_t>(op.a));
+      return true;
+    case OpKind::kCall:
+      p.return_pc = p.pc;
+      p.return_end = p.end;
+      p.pc = op.a;
+      p.end = op.b;
+      return true;
+    case OpKind::kAlloc:
+      allocate(p, op.a);
+      return true;
+    case OpKind::kFree: {
+      uint64_t& in_use = outcome_.ranks[p.rank].memory;
+      if (op.a > in_use) {
+        throw std::runtime_error("rank " + std::to_string(p.rank) + " frees " +
+                                 std::to_string(op.a) + " bytes and holds " +
+                                 std::to_string(in_use));
+      }
+      in_use -= op.a;
+      memory_[ranks_[p.rank].device] -= op.a;
+      return true;
+    }
+    case OpKind::kTake:
+      return take(index, op);
+    case OpKind::kDone:
+      answer(p, op);
+      return true;
+  }
+  throw std::logic_error("an op of unknown kind");
+}
+
+// Whether the process is at the present; if it is ahead, it comes back when the present gets there.
+bool Engine::in_step(uint32_t index) {
+  const Process& p = processes_[index];
+  if (p.clock <= now_) return true;
+  push(EventKind::kResume, index, p.clock);
+  return false;
+}
+
+// Hands an op to another stream of the rank.
+bool Engine::launch(uint32_t index, const Op& op) {
+  if (!in_step(index)) return false;
+  const uint32_t rank = processes_[index].rank;
+  uint32_t ticket = kNil;
+  if (op.kind == OpKind::kWait) {
+    ticket = tickets_.make();
+    Slot& slot = slot_of(rank, op.slot);
+    if (slot.state == Slot::State::kResolved) {
+      tickets_[ticket].at = slot.at;
+      tickets_[ticket].record = slot.record;
+      tickets_[ticket].resolved = true;
+    } else {
+      tickets_[ticket].next = slot.ticket;
+      slot.ticket = ticket;
+    }
+  } else if (op.slot >= 0) {
+    open_slot(rank, op);
+  }
+  // Collectives that are not waited for have a stream of their own for each group.
+  const int32_t stream = op.stream != 0 ? op.stream : 256 + op.tag;
+  const uint32_t other = stream_of(index, stream);
+  Process& p = processes_[other];
+  items_[p.items].push_back({&op, ticket});
+  if (p.finished) {
+    p.finished = false;
+    ++running_;
+    if (p.clock < now_) p.last = processes_[index].last;
+    push(EventKind::kResume, other, now_);
+  }
+  return true;
+}
+
+uint32_t Engine::stream_of(uint32_t thread, int32_t stream) {
+  for (uint32_t i = processes_[thread].next_stream; i != kNil; i = processes_[i].next_stream) {
+    if (processes_[i].stream == stream) return i;
+  }
+  Process process;
+  process.rank = processes_[thread].rank;
+  process.stream = stream;
+  process.finished = true;
+  process.items = static_cast<uint32_t>(items_.size());
+  process.next_stream = processes_[thread].next_stream;
+  items_.emplace_back();
+  processes_.push_back(std::move(process));
+  processes_[thread].next_stream = static_cast<uint32_t>(processes_.size() - 1);
+  return processes_[thread].next_stream;
+}
+
+// Waits until nothing is pending on a lane; true if that is so now.
+bool Engine::block(uint32_t index, uint32_t lane) {
+  Process& p = processes_[index];
+  p.begun = true;
+  p.since = p.clock;
+  p.lane = lane;
+  p.busy = devices_[ranks_[p.rank].device].busy_until(p.clock);
+  p.blocked = p.pending[lane] > 0;
+  return !p.blocked;
+}
+
+// What the process waited for has happened: its clock moves there.
+void Engine::close(Process& p) {
+  const uint32_t lane = p.lane;
+  p.blocked = false;
+  if (p.resume_at[lane] > p.clock) {
+    p.clock = p.resume_at[lane];
+    if (p.cause[lane] != kNoRecord) p.last = p.cause[lane];
+  }
+  p.resume_at[lane] = 0;
+  p.cause[lane] = kNoRecord;
+}
+
+bool Engine::finish_wait(uint32_t index) {
+  Process& p = processes_[index];
+  const Op& op = *p.op;
+  // It comes back before its time only where the wait was over when it began.
+  close(p);
+  if (p.inherit != kNil) {
+    ranks_[p.rank].request = p.inherit;
+    p.inherit = kNil;
+  }
+  if (op.kind == OpKind::kTake) {
+    if (p.clock > p.since) record(p, RecordKind::kTake, p.since, p.last, 0, -1, op.tag);
+    if (p.released) {
+      p.released = false;
+      leave_loop(p, op);
+    }
+    return true;
+  }
+  if (p.clock > p.since) {
+    account(p);
+    RecordKind kind = RecordKind::kWait;
+    if (op.kind == OpKind::kSend) kind = RecordKind::kSend;
+    if (op.kind == OpKind::kRecv) kind = RecordKind::kRecv;
+    if (op.kind == OpKind::kSync) kind = RecordKind::kSync;
+    const bool moves = op.kind == OpKind::kSend || op.kind == OpKind::kRecv;
+    record(p, kind, p.since, p.last, moves && op.a != kUnknown ? op.a : 0, op.peer, op.tag);
+  }
+  return true;
+}
+
+// Communication that the rank's own computing does not hide.
+void Engine::account(const Process& p) {
+  if (p.stream != 0) return;
+  const DeviceClock& device = devices_[ranks_[p.rank].device];
+  const Time span = p.clock - p.since;
+  const Time busy = device.busy_until(p.clock);
+  outcome_.ranks[p.rank].communication += span - std::min(span, busy - std::min(busy, p.busy));
+}
+
+void Engine::resolve_process(uint32_t index, uint32_t lane, Time at, uint32_t cause) {
+  Process& p = processes_[index];
+  if (at >= p.resume_at[lane]) {
+    p.resume_at[lane] = at;
+    p.cause[lane] = cause;
+  }
+  if (--p.pending[lane] == 0 && p.blocked && p.lane == lane) {
+    push(EventKind::kResume, index, std::max(p.resume_at[lane], now_));
+  }
+}
+
+void Engine::resolve(const Endpoint& endpoint, Time at, uint32_t cause, uint32_t request) {
+  if (endpoint.kind == Endpoint::Kind::kNobody) return;
+  if (endpoint.kind == Endpoint::Kind::kProcess) {
+    if (request != kNil) processes_[endpoint.index].inherit = request;
+    return resolve_process(endpoint.index, endpoint.lane, at, cause);
+  }
+  Slot& slot = slot_of(endpoint.index, endpoint.slot);
+  slot.at = at;
+  slot.record = cause;
+  slot.request = request;
+  slot.state = Slot::State::kResolved;
+  for (uint32_t ticket = slot.ticket; ticket != kNil;) {
+    Ticket& t = tickets_[ticket];
+    const uint32_t next = t.next;
+    t.at = at;
+    t.record = cause;
+    t.resolved = true;
+    t.next = kNil;
+    if (t.waiter != kNil) {
+      const uint32_t waiter = t.waiter;
+      tickets_.release(ticket);
+      resolve_process(waiter, 0, at, cause);
+    }
+    ticket = next;
+  }
+  slot.ticket = kNil;
+  if (slot.waiter != kNil) {
+    const uint32_t waiter = slot.waiter;
+    slot.waiter = kNil;
+    slot.state = Slot::State::kIdle;
+    if (request != kNil) processes_[waiter].inherit = request;
+    resolve_process(waiter, 0, at, cause);
+  }
+}
+
+}  // namespace leeboard::sim

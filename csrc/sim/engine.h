@@ -1,0 +1,364 @@
+// The discrete-event engine: logical processes run programs over a network, in one global order.
+//
+// A process (a rank's own thread, or one of its streams) runs ahead of the others on its own clock
+// through compute, and comes back to the common order (time, sequence) before it communicates.
+// Nothing is ever rolled back, and the same input gives the same events.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "alpha_beta.h"
+#include "collective.h"
+#include "device_clock.h"
+#include "event_queue.h"
+#include "mailbox.h"
+#include "network.h"
+#include "platform.h"
+#include "program.h"
+#include "random.h"
+#include "record.h"
+#include "route.h"
+#include "usage.h"
+
+namespace leeboard::sim {
+
+enum class NetworkModel { kAlphaBeta = 0, kFlow = 1 };
+
+struct Options {
+  NetworkModel network = NetworkModel::kFlow;
+  uint64_t seed = 0;
+  uint64_t records = 0;  // at most; 0: no timeline
+  uint32_t bins = 0;     // of link use over time; 0: links are not watched
+  // Asked now and then; true ends the run with Interrupted.
+  std::function<bool()> interrupted;
+};
+
+struct Interrupted : std::runtime_error {
+  Interrupted() : std::runtime_error("interrupted") {}
+};
+
+// Ranks do not agree on a collective.
+struct Mismatch : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+enum class Status { kDone, kDeadlock, kMismatch, kError };
+
+struct Blocked {
+  uint32_t rank;
+  uint8_t stream;
+  uint32_t op;  // that waits, or whose request is waited for
+  Time since;
+  // A collective: which of its group, and up to a few ranks that have not come.
+  uint32_t number;
+  std::vector<uint32_t> missing;
+};
+
+struct RankTotals {
+  Time finish = 0, compute = 0, communication = 0;
+  uint64_t sent = 0, received = 0, memory = 0, peak_memory = 0;
+};
+
+struct Request {
+  uint32_t queue;
+  Time arrived, taken, done;
+};
+
+struct OutOfMemory {
+  uint32_t rank;
+  Time at;
+  uint64_t in_use, limit, requested;
+};
+
+struct Outcome {
+  Status status = Status::kDone;
+  std::string message;
+  Time makespan = 0;
+  uint64_t events = 0, messages = 0, hash = 0;
+  // Messages and receives that nobody met.
+  uint64_t unmatched = 0;
+  std::vector<RankTotals> ranks;
+  std::vector<Request> requests;  // in order of arrival
+  std::vector<Blocked> blocked;
+  std::vector<std::pair<uint32_t, Time>> failed;
+  std::vector<OutOfMemory> out_of_memory;
+};
+
+class Engine final : public NetworkSink {
+ public:
+  // Both must outlive the engine. Throws std::runtime_error if they do not fit together.
+  Engine(const Program& program, const Platform& platform, Options options);
+  ~Engine() override;
+
+  // To the end, once.
+  Outcome run();
+  const Timeline& timeline() const { return timeline_; }
+  const Usage* usage() const { return usage_.get(); }
+
+  void delivered(uint32_t message, Time departed, Time arrived) override;
+  void schedule(Time at, uint64_t data) override;
+
+ private:
+  // Receives of later rounds of a collective may be outstanding beside the round's own.
+  static constexpr uint32_t kLanes = 4;
+  static constexpr uint64_t kCheckEvery = 1 << 18;
+
+  enum class EventKind : uint8_t {
+    kResume,      // process
+    kStart,       // message: it leaves now
+    kInbox,       // message: it is there to be matched
+    kNetwork,     // the network's timer
+    kArrival,     // request
+    kLinkChange,  // index of the change
+  };
+
+  // Whom to tell that something is over.
+  struct Endpoint {
+    enum class Kind : uint8_t { kNobody, kProcess, kSlot };
+    uint32_t index = 0;  // process, or rank
+    int32_t slot = kNoSlot;
+    uint8_t lane = 0;
+    Kind kind = Kind::kNobody;
+  };
+
+  struct Message {
+    uint32_t source = 0, target = 0;  // ranks
+    int32_t tag = 0;
+    uint32_t channel = 0;
+    uint64_t bytes = 0;
+    Endpoint sender, receiver;
+    Time ready = 0;  // when the sender offered it; then when it began to leave
+    Time arrived = kNever;
+    uint32_t sender_record = kNoRecord, receiver_record = kNoRecord;
+    uint32_t record = kNoRecord;
+    uint32_t request = kNil;
+    uint32_t op = 0;
+    uint32_t next = kNil;
+    bool eager = false, matched = false;
+  };
+
+  struct Receive {
+    uint32_t source = 0;        // or kNil: any
+    int32_t tag = 0;            // or kAny
+    uint64_t bytes = kUnknown;  // at most
+    Endpoint endpoint;
+    Time posted = 0;
+    uint32_t op = 0;
+    uint32_t record = kNoRecord;
+    uint32_t next = kNil;
+  };
+
+  // Matching with wildcards goes by arrival, in lists.
+  struct Inbox {
+    std::deque<uint32_t> messages, receives;
+  };
+
+  struct Slot {
+    enum class State : uint8_t { kIdle, kOutstanding, kResolved };
+    Time at = 0;
+    uint32_t waiter = kNil;  // process
+    uint32_t ticket = kNil;  // of streams that wait for it
+    uint32_t record = kNoRecord;
+    uint32_t request = kNil;
+    uint32_t op = 0;  // that opened it
+    State state = State::kIdle;
+  };
+
+  // A wait that was queued on a stream.
+  struct Ticket {
+    Time at = kNever;
+    uint32_t record = kNoRecord;
+    uint32_t waiter = kNil;
+    uint32_t next = kNil;  // of the slot, or of the pool
+    bool resolved = false;
+  };
+
+  struct LoopFrame {
+    uint64_t begin, left;
+  };
+
+  struct Item {
+    const Op* op;
+    uint32_t ticket;
+  };
+
+  struct Process {
+    Time clock = 0;
+    Time since = 0;  // when it blocked
+    Time resume_at[kLanes] = {};
+    uint32_t pending[kLanes] = {};
+    uint32_t cause[kLanes] = {kNoRecord, kNoRecord, kNoRecord, kNoRecord};
+    uint32_t rank = 0;
+    uint32_t last = kNoRecord;    // the record that ends at `clock`
+    uint32_t next_stream = kNil;  // of the rank
+    uint32_t inherit = kNil;      // the request that came with what it waits for
+    int32_t stream = 0;
+    const Op* op = nullptr;  // the current one
+    Time busy = 0;           // of the device when the process blocked
+    uint32_t lane = 0;       // that it blocks on
+    bool begun = false;      // the current op
+    bool blocked = false;
+    bool finished = false;  // a thread's program, or for now a stream
+    bool stopped = false;   // its device is down for good
+    bool released = false;  // the queue it waited for has run dry
+    // Threads.
+    uint64_t pc = 0, end = 0, return_pc = 0, return_end = 0;
+    std::vector<LoopFrame> loops;
+    // Streams.
+    uint32_t items = kNil;
+    Item item{};
+    uint32_t sync_waiter = kNil;
+    // The collective it is in.
+    uint32_t instance = kNil, me = 0, round = 0, rounds = 0, posted = 0;
+    uint64_t reduced = 0;
+  };
+
+  struct Rank {
+    uint32_t device = 0;
+    uint32_t request = kNil;
+    uint32_t world_collectives = 0;
+    bool wildcard = false;  // it has receives from anywhere or of any tag
+    bool shared = false;    // others compute on its device, or its own streams do
+    RandomStream random;
+  };
+
+  struct Instance {
+    Schedule schedule;
+    const Op* op = nullptr;
+    uint32_t group = 0, number = 0;
+    uint32_t first_rank = 0;
+    uint32_t joined = 0, left = 0;
+    std::vector<uint32_t> islands;
+    std::vector<bool> here;
+    uint32_t next = kNil;
+  };
+
+  struct QueueState {
+    std::deque<uint32_t> waiting;  // requests
+    std::deque<uint32_t> takers;   // processes
+    uint64_t issued = 0, taken = 0;
+    RandomStream random;
+  };
+
+  // engine.cpp: the loop, and what a thread does next.
+  void handle(uint64_t data);
+  void note(uint64_t a, uint64_t b);
+  void resume(uint32_t process);
+  void advance(uint32_t process);
+  bool fetch(Process& p);
+  bool execute(uint32_t process);
+  bool begin(uint32_t process);
+  void end(Process& p);
+  bool launch(uint32_t process, const Op& op);
+  bool in_step(uint32_t process);
+  bool up(Process& p);
+  void stop(Process& p, Time at);
+  bool block(uint32_t process, uint32_t lane);
+  void close(Process& p);
+  bool finish_wait(uint32_t process);
+  void resolve(const Endpoint& endpoint, Time at, uint32_t record, uint32_t request);
+  void resolve_process(uint32_t process, uint32_t lane, Time at, uint32_t record);
+  uint32_t stream_of(uint32_t thread, int32_t stream);
+  void account(const Process& p);
+  void push(EventKind kind, uint64_t value, Time at);
+  void load();
+  void conclude();
+  uint32_t op_index(const Op* op) const {
+    return op == nullptr ? 0 : static_cast<uint32_t>(op - program_.ops.data());
+  }
+  uint32_t record(Process& p, RecordKind kind, Time start, uint32_t prev, uint64_t bytes = 0,
+                  int32_t peer = -1, int32_t tag = 0, uint16_t flags = 0);
+
+  // engine_local.cpp: compute, memory, slots, streams.
+  bool compute(Process& p, Time length);
+  Time latency(uint32_t source, uint32_t target);
+  bool compute_op(uint32_t process, const Op& op);
+  void allocate(Process& p, uint64_t bytes);
+  bool wait(uint32_t process, const Op& op);
+  bool sync(uint32_t process, const Op& op);
+  Slot& slot_of(uint32_t rank, int32_t slot);
+  void open_slot(uint32_t rank, const Op& op);
+
+  // engine_messages.cpp: matching, protocols.
+  bool send(uint32_t process, const Op& op);
+  bool receive(uint32_t process, const Op& op);
+  void offer(Process& p, uint32_t target, int32_t tag, uint32_t channel, uint64_t bytes,
+             const Endpoint& sender, Time ready);
+  void expect(uint32_t target, uint32_t source, int32_t tag, uint32_t channel,
+              const Receive& receive);
+  void match(uint32_t message, const Receive& receive);
+  void start(uint32_t message, Time at);
+  void leave(uint32_t message);
+  void arrive_in_inbox(uint32_t message);
+
+  // engine_collectives.cpp
+  bool join(uint32_t process, const Op& op);
+  bool run_rounds(uint32_t process);
+  uint32_t instance_of(uint32_t rank, const Op& op, uint32_t* me);
+  std::string describe(const Op& op) const;
+  Algorithm choose(const Op& op, uint32_t ranks) const;
+
+  // engine_fold.cpp: rings of all ranks that nobody watches, without their messages.
+  bool can_fold() const;
+  bool folds(const Instance& instance) const;
+  bool join_folded(uint32_t process);
+  void fold(Instance& instance);
+  uint64_t reduced_by(const Schedule& schedule, uint32_t rank, uint32_t round);
+
+  // engine_requests.cpp
+  bool take(uint32_t process, const Op& op);
+  void leave_loop(Process& p, const Op& op);
+  void answer(Process& p, const Op& op);
+  void arrive(uint32_t request);
+  void issue(uint32_t queue, Time from);
+  void release_takers(uint32_t queue);
+
+  const Program& program_;
+  const Platform& platform_;
+  Options options_;
+  Outcome outcome_;
+  Time now_ = 0;
+  EventQueue queue_;
+  Routes routes_;
+  std::unique_ptr<Usage> usage_;
+  std::unique_ptr<Network> network_;
+  AlphaBeta* alpha_beta_ = nullptr;  // the network, if it is one
+  bool dirty_ = false;               // the network heard something at now_
+  Timeline timeline_;
+
+  std::vector<Process> processes_;  // the first are the ranks' threads
+  std::vector<Rank> ranks_;
+  std::vector<DeviceClock> devices_;
+  std::vector<uint64_t> memory_;  // in use, by device
+  std::vector<bool> reported_;    // ranks that ran out of memory
+  std::vector<std::vector<Slot>> slots_;
+  std::deque<std::deque<Item>> items_;
+  Pool<Message> messages_;
+  Pool<Receive> receives_;
+  Pool<Ticket> tickets_;
+  Mailbox mailbox_;
+  std::unordered_map<uint32_t, Inbox> inboxes_;
+  std::deque<Instance> instances_;
+  uint32_t free_instance_ = kNil;
+  std::unordered_map<uint64_t, uint32_t> instance_index_;  // group << 32 | number
+  // rank << 32 | group -> (place in the group, collectives so far)
+  std::unordered_map<uint64_t, std::pair<uint32_t, uint32_t>> membership_;
+  std::vector<QueueState> queues_;
+  std::vector<Change> device_changes_;  // by device
+  Round round_, uneven_;
+  bool can_fold_ = false;
+  std::vector<Time> entered_;  // by rank: when it came to the collective that is folded
+  // Of each pair of ranks, under jitter or loss: when its last message came in.
+  std::unordered_map<uint64_t, Time> last_arrival_;
+  uint64_t steps_ = 0;
+  uint64_t in_flight_ = 0;
+  uint32_t running_ = 0;  // threads, and streams that have work
+};
+
+}  // namespace leeboard::sim

@@ -1,0 +1,218 @@
+// Collectives: ranks meet in an instance, and each walks through its rounds of messages.
+#include <algorithm>
+
+#include "engine.h"
+
+namespace leeboard::sim {
+namespace {
+
+// For platforms whose table says nothing.
+Algorithm usual(Collective collective) {
+  switch (collective) {
+    case Collective::kAllReduce:
+    case Collective::kAllGather:
+    case Collective::kReduceScatter:
+      return Algorithm::kRing;
+    case Collective::kBroadcast:
+    case Collective::kReduce:
+    case Collective::kGather:
+    case Collective::kScatter:
+      return Algorithm::kBinomialTree;
+    case Collective::kAllToAll:
+      return Algorithm::kPairwise;
+    case Collective::kBarrier:
+      return Algorithm::kRecursiveDoubling;
+  }
+  throw std::logic_error("an unknown collective");
+}
+
+}  // namespace
+
+std::string Engine::describe(const Op& op) const {
+  std::string text = name_of(static_cast<Collective>(op.flags));
+  text += " of " + std::to_string(op.a) + " bytes";
+  if (op.peer > 0) text += ", root " + std::to_string(op.peer);
+  const auto algorithm = static_cast<uint32_t>(op.b);
+  if (algorithm != 0) text += std::string(", ") + name_of(static_cast<Algorithm>(algorithm));
+  return text;
+}
+
+Algorithm Engine::choose(const Op& op, uint32_t ranks) const {
+  const auto collective = static_cast<Collective>(op.flags);
+  auto algorithm = static_cast<Algorithm>(op.b & UINT32_MAX);
+  if (algorithm == Algorithm::kAuto) {
+    algorithm = usual(collective);
+    for (const SelectorRow& row : platform_.selector) {
+      if (row.collective == collective && row.min_ranks <= ranks && ranks <= row.max_ranks &&
+          row.min_bytes <= op.a && op.a <= row.max_bytes) {
+        algorithm = static_cast<Algorithm>(row.algorithm);
+        break;
+      }
+    }
+  }
+  if (!supports(collective, algorithm)) {
+    throw std::runtime_error(std::string(name_of(collective)) + " has no algorithm " +
+                             name_of(algorithm));
+  }
+  return algorithm;
+}
+
+uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t* me) {
+  const auto group = static_cast<uint32_t>(op.tag);
+  const uint64_t begin = program_.group_offsets[group];
+  const auto size = static_cast<uint32_t>(program_.group_offsets[group + 1] - begin);
+  uint32_t number;
+  if (group == 0) {
+    *me = rank;
+    number = ranks_[rank].world_collectives++;
+  } else {
+    const auto member = membership_.find((uint64_t{rank} << 32) | group);
+    if (member == membership_.end()) {
+      throw std::runtime_error("rank " + std::to_string(rank) + " calls " + describe(op) +
+                               " on group " + std::to_string(group) + ", which it is not in");
+    }
+    *me = member->second.first;
+    number = member->second.second++;
+  }
+  const uint64_t key = (uint64_t{group} << 32) | number;
+  const auto [it, fresh] = instance_index_.try_emplace(key, kNil);
+  if (!fresh) return it->second;
+  if (free_instance_ != kNil) {
+    it->second = free_instance_;
+    free_instance_ = instances_[free_instance_].next;
+    instances_[it->second] = Instance{};
+  } else {
+    instances_.emplace_back();
+    it->second = static_cast<uint32_t>(instances_.size() - 1);
+  }
+  Instance& instance = instances_[it->second];
+  instance.op = &op;
+  instance.group = group;
+  instance.number = number;
+  instance.first_rank = rank;
+  instance.here.assign(size, false);
+  const Algorithm algorithm = choose(op, size);
+  if (algorithm == Algorithm::kHierarchical && !platform_.island.empty()) {
+    std::unordered_map<uint32_t, uint32_t> names;
+    for (uint32_t k = 0; k < size; ++k) {
+      const auto member = static_cast<uint32_t>(program_.group_members[begin + k]);
+      const uint32_t island = platform_.island[ranks_[member].device];
+      instance.islands.push_back(
+          names.try_emplace(island, static_cast<uint32_t>(names.size())).first->second);
+    }
+  }
+  std::span<const uint64_t> sizes;
+  if (const uint64_t table = op.b >> 32; table > 0) {
+    sizes = {program_.sizes.data() + program_.size_offsets[table - 1], uint64_t{size} * size};
+  }
+  instance.schedule = {static_cast<Collective>(op.flags),
+                       algorithm,
+                       size,
+                       static_cast<uint32_t>(std::max(op.peer, 0)),
+                       op.a,
+                       sizes,
+                       instance.islands};
+  return it->second;
+}
+
+bool Engine::join(uint32_t index, const Op& op) {
+  if (!in_step(index)) return false;
+  Process& p = processes_[index];
+  p.instance = instance_of(p.rank, op, &p.me);
+  Instance& instance = instances_[p.instance];
+  const Op& first = *instance.op;
+  if (first.flags != op.flags || first.a != op.a || first.peer != op.peer || first.b != op.b) {
+    std::string agree;
+    for (uint32_t k = 0; k < instance.here.size(); ++k) {
+      if (!instance.here[k] || agree.size() > 60) continue;
+      const uint64_t at = program_.group_offsets[instance.group] + k;
+      agree += (agree.empty() ? "" : ", ") + std::to_string(program_.group_members[at]);
+    }
+    throw Mismatch("collective number " + std::to_string(instance.number) + " of group " +
+                   std::to_string(instance.group) + ": rank " + std::to_string(p.rank) + " calls " +
+                   describe(op) + ", but " + describe(first) + " was called by rank(s) " + agree);
+  }
+  instance.here[p.me] = true;
+  ++instance.joined;
+  p.begun = true;
+  p.since = p.clock;
+  p.busy = devices_[ranks_[p.rank].device].busy_until(p.clock);
+  p.round = p.posted = 0;
+  if (folds(instance)) return join_folded(index);
+  p.rounds = instance.schedule.rounds(p.me);
+  return run_rounds(index);
+}
+
+// From round to round, until one of them waits; true when there are no more.
+bool Engine::run_rounds(uint32_t index) {
+  for (;;) {
+    Process& p = processes_[index];
+    Instance& instance = instances_[p.instance];
+    if (p.blocked) {
+      close(p);
+      if (p.reduced > 0) {
+        const double rate = platform_.devices[ranks_[p.rank].device].reduce_bandwidth;
+        if (rate > 0.0) p.clock += duration(static_cast<double>(p.reduced), rate);
+      }
+    }
+    if (p.round == p.rounds) break;
+    if (!in_step(index)) return false;
+    const Schedule& schedule = instance.schedule;
+    const uint32_t channel = instance.group + 1;
+    const auto tag = static_cast<int32_t>(instance.number);
+    const uint64_t members = program_.group_offsets[instance.group];
+    const auto rank_of = [&](uint32_t member) {
+      return instance.group == 0 ? member
+                                 : static_cast<uint32_t>(program_.group_members[members + member]);
+    };
+    const auto endpoint = [&](uint32_t round) {
+      return Endpoint{index, kNoSlot, static_cast<uint8_t>(round % kLanes),
+                      Endpoint::Kind::kProcess};
+    };
+    const uint32_t until = std::min(p.rounds, p.round + 1 + schedule.ahead());
+    bool own = false;  // round_ holds the round that begins
+    for (; p.posted < until; ++p.posted) {
+      schedule.round(p.me, p.posted, round_);
+      own = p.posted == p.round;
+      Receive posted;
+      posted.endpoint = endpoint(p.posted);
+      posted.posted = now_;
+      posted.record = p.last;
+      posted.tag = tag;
+      p.pending[p.posted % kLanes] += static_cast<uint32_t>(round_.recvs.size());
+      for (const Transfer& transfer : round_.recvs) {
+        posted.source = rank_of(transfer.peer);
+        expect(p.rank, posted.source, tag, channel, posted);
+      }
+    }
+    if (!own) schedule.round(p.me, p.round, round_);
+    const uint32_t lane = p.round % kLanes;
+    p.reduced = round_.reduced;
+    p.pending[lane] += static_cast<uint32_t>(round_.sends.size());
+    Time ready = now_;
+    for (const Transfer& transfer : round_.sends) {
+      ready += platform_.protocol.send_overhead;
+      offer(p, rank_of(transfer.peer), tag, channel, transfer.bytes, endpoint(p.round), ready);
+    }
+    ++p.round;
+    p.lane = lane;
+    p.blocked = true;
+    if (p.pending[lane] > 0) return false;
+  }
+  Process& p = processes_[index];
+  Instance& instance = instances_[p.instance];
+  if (p.clock > p.since) {
+    account(p);
+    record(p, RecordKind::kCollective, p.since, p.last, p.op->a, p.op->peer, p.op->tag,
+           p.op->flags);
+  }
+  if (++instance.left == instance.schedule.ranks) {
+    instance_index_.erase((uint64_t{instance.group} << 32) | instance.number);
+    instance.next = free_instance_;
+    free_instance_ = p.instance;
+  }
+  p.instance = kNil;
+  return true;
+}
+
+}  // namespace leeboard::sim

@@ -1,0 +1,232 @@
+// Point to point: what meets what, and when a message may leave.
+#include <algorithm>
+
+#include "engine.h"
+
+namespace leeboard::sim {
+
+bool Engine::send(uint32_t index, const Op& op) {
+  if (!in_step(index)) return false;
+  Process& p = processes_[index];
+  const auto target = static_cast<uint32_t>(op.peer);
+  const Time ready = now_ + platform_.protocol.send_overhead;
+  if (p.stream == 0 && op.slot >= 0) {
+    open_slot(p.rank, op);
+    offer(p, target, op.tag, 0, op.a, {p.rank, op.slot, 0, Endpoint::Kind::kSlot}, ready);
+    processes_[index].clock = ready;
+    return true;
+  }
+  p.pending[0] = 1;
+  offer(p, target, op.tag, 0, op.a, {index, kNoSlot, 0, Endpoint::Kind::kProcess}, ready);
+  return block(index, 0) && finish_wait(index);
+}
+
+bool Engine::receive(uint32_t index, const Op& op) {
+  if (!in_step(index)) return false;
+  Process& p = processes_[index];
+  Receive posted;
+  posted.source = op.peer == kAny ? kNil : static_cast<uint32_t>(op.peer);
+  posted.tag = op.tag;
+  posted.bytes = op.a;
+  posted.posted = now_;
+  posted.record = p.last;
+  posted.op = op_index(&op);
+  if (p.stream == 0 && op.slot >= 0) {
+    open_slot(p.rank, op);
+    posted.endpoint = {p.rank, op.slot, 0, Endpoint::Kind::kSlot};
+    expect(p.rank, posted.source, op.tag, 0, posted);
+    return true;
+  }
+  p.pending[0] = 1;
+  posted.endpoint = {index, kNoSlot, 0, Endpoint::Kind::kProcess};
+  expect(p.rank, posted.source, op.tag, 0, posted);
+  return block(index, 0) && finish_wait(index);
+}
+
+void Engine::offer(Process& p, uint32_t target, int32_t tag, uint32_t channel, uint64_t bytes,
+                   const Endpoint& sender, Time ready) {
+  const uint32_t index = messages_.make();
+  Message& m = messages_[index];
+  m.source = p.rank;
+  m.target = target;
+  m.tag = tag;
+  m.channel = channel;
+  m.bytes = bytes;
+  m.sender = sender;
+  m.ready = ready;
+  m.sender_record = p.last;
+  m.request = ranks_[p.rank].request;
+  m.op = op_index(p.op);
+  m.eager = bytes <= platform_.protocol.eager_limit;
+  outcome_.ranks[p.rank].sent += bytes;
+  ++in_flight_;
+  if (m.eager) {
+    // The message is buffered: its sender goes on.
+    m.sender = {};
+    resolve(sender, ready, kNoRecord, kNil);
+  }
+  if (channel == 0 && ranks_[target].wildcard) {
+    // Matched by arrival: of the message itself, or of the word that it is there.
+    if (m.eager) return start(index, ready);
+    const Time word = ready + latency(m.source, target);
+    return push(EventKind::kInbox, index, word);
+  }
+  Mailbox::Entry& entry = mailbox_.at({target, p.rank, tag, channel});
+  if (entry.head != kNil && entry.receives) {
+    const uint32_t met = mailbox_.take(entry, receives_);
+    match(index, receives_[met]);
+    receives_.release(met);
+  } else {
+    mailbox_.link(entry, messages_, index, false);
+  }
+  if (messages_[index].eager) start(index, ready);
+}
+
+void Engine::expect(uint32_t target, uint32_t source, int32_t tag, uint32_t channel,
+                    const Receive& receive) {
+  if (channel == 0 && ranks_[target].wildcard) {
+    Inbox& inbox = inboxes_[target];
+    for (auto it = inbox.messages.begin(); it != inbox.messages.end(); ++it) {
+      const Message& m = messages_[*it];
+      if ((source == kNil || m.source == source) && (tag == kAny || m.tag == tag)) {
+        const uint32_t met = *it;
+        inbox.messages.erase(it);
+        return match(met, receive);
+      }
+    }
+    const uint32_t index = receives_.make();
+    receives_[index] = receive;
+    inbox.receives.push_back(index);
+    return;
+  }
+  Mailbox::Entry& entry = mailbox_.at({target, source, tag, channel});
+  if (entry.head != kNil && !entry.receives) {
+    return match(mailbox_.take(entry, messages_), receive);
+  }
+  const uint32_t index = receives_.make();
+  receives_[index] = receive;
+  mailbox_.link(entry, receives_, index, true);
+}
+
+void Engine::arrive_in_inbox(uint32_t index) {
+  Message& m = messages_[index];
+  Inbox& inbox = inboxes_[m.target];
+  for (auto it = inbox.receives.begin(); it != inbox.receives.end(); ++it) {
+    const Receive& r = receives_[*it];
+    if ((r.source == kNil || r.source == m.source) && (r.tag == kAny || r.tag == m.tag)) {
+      const uint32_t met = *it;
+      inbox.receives.erase(it);
+      match(index, receives_[met]);
+      receives_.release(met);
+      return;
+    }
+  }
+  inbox.messages.push_back(index);
+}
+
+// A message and its receive have met, now.
+void Engine::match(uint32_t index, const Receive& receive) {
+  Message& m = messages_[index];
+  if (m.bytes > receive.bytes) {
+    throw std::runtime_error("rank " + std::to_string(m.target) + " expects " +
+                             std::to_string(receive.bytes) + " bytes of rank " +
+                             std::to_string(m.source) + " (tag " + std::to_string(m.tag) +
+                             "), which sends " + std::to_string(m.bytes));
+  }
+  m.matched = true;
+  m.receiver = receive.endpoint;
+  if (m.eager) {
+    if (m.arrived == kNever) return;
+    // It was on its way already.
+    const Time at = std::max(m.arrived, now_) + platform_.protocol.recv_overhead;
+    const uint32_t cause = m.arrived > receive.posted ? m.record : receive.record;
+    const Endpoint receiver = m.receiver;
+    const uint32_t request = m.request;
+    messages_.release(index);
+    return resolve(receiver, at, cause, request);
+  }
+  Time from_sender = m.ready;
+  const Time back = latency(m.target, m.source);
+  const bool asks = platform_.protocol.handshake == Handshake::kRequest;
+  const bool by_arrival = m.channel == 0 && ranks_[m.target].wildcard;
+  if (asks || by_arrival) from_sender += latency(m.source, m.target) + back;
+  const Time from_receiver = receive.posted + back;
+  if (from_receiver > from_sender) m.sender_record = receive.record;
+  start(index, std::max({from_sender, from_receiver, now_}));
+}
+
+Time Engine::latency(uint32_t source, uint32_t target) {
+  const uint32_t a = ranks_[source].device, b = ranks_[target].device;
+  return a == b ? platform_.protocol.loopback_latency : network_->latency(a, b);
+}
+
+void Engine::start(uint32_t index, Time at) {
+  if (at > now_) return push(EventKind::kStart, index, at);
+  leave(index);
+}
+
+void Engine::leave(uint32_t index) {
+  Message& m = messages_[index];
+  const Protocol& protocol = platform_.protocol;
+  m.ready = now_;
+  const uint32_t a = ranks_[m.source].device, b = ranks_[m.target].device;
+  if (a == b) {
+    const double rate = protocol.loopback_bandwidth;
+    const Time length = rate > 0.0 ? duration(static_cast<double>(m.bytes), rate) : 0;
+    return delivered(index, now_ + length, now_ + length + protocol.loopback_latency);
+  }
+  uint64_t bytes = m.bytes;
+  Time delay = 0;
+  if (protocol.jitter > 0.0 || protocol.loss > 0.0) {
+    RandomStream& random = ranks_[m.source].random;
+    const Time one_way = network_->latency(a, b);
+    if (protocol.jitter > 0.0) {
+      // May be negative; the sum with the latency is not.
+      delay += from_seconds(to_seconds(one_way) * random.lognormal(protocol.jitter)) - one_way;
+    }
+    // Every round of retransmission costs the lost packets again, and a round trip.
+    uint64_t packets = (m.bytes + protocol.packet - 1) / protocol.packet;
+    while (protocol.loss > 0.0 && packets > 0) {
+      packets = random.binomial(packets, protocol.loss);
+      if (packets == 0) break;
+      bytes += packets * std::min(protocol.packet, m.bytes);
+      delay += one_way + network_->latency(b, a);
+    }
+  }
+  dirty_ = true;
+  network_->start(index, a, b, bytes, delay, now_);
+}
+
+void Engine::delivered(uint32_t index, Time departed, Time arrived) {
+  Message& m = messages_[index];
+  --in_flight_;
+  ++outcome_.messages;
+  if (arrived > kLongest) throw std::overflow_error("the simulation runs past 106 days");
+  if (platform_.protocol.jitter > 0.0 || platform_.protocol.loss > 0.0) {
+    // A pair's messages are handed over in order.
+    Time& last = last_arrival_[(uint64_t{m.source} << 32) | m.target];
+    arrived = last = std::max(last, arrived);
+  }
+  outcome_.ranks[m.target].received += m.bytes;
+  note(arrived, (uint64_t{m.source} << 32) | m.target);
+  m.arrived = arrived;
+  if (timeline_.on()) {
+    const uint32_t a = ranks_[m.source].device, b = ranks_[m.target].device;
+    const Time ideal = a == b ? arrived - m.ready : network_->ideal(a, b, m.bytes);
+    m.record = timeline_.add({m.ready, arrived, m.bytes, ideal, m.sender_record, m.source,
+                              static_cast<int32_t>(m.target), m.op, m.tag, RecordKind::kMessage, 0,
+                              static_cast<uint16_t>(m.channel > 0)});
+  }
+  const uint32_t record = m.record;
+  const Endpoint sender = m.sender, receiver = m.receiver;
+  const uint32_t request = m.request;
+  if (m.matched) {
+    messages_.release(index);
+    resolve(receiver, arrived + platform_.protocol.recv_overhead, record, request);
+  } else if (m.channel == 0 && ranks_[m.target].wildcard) {
+    push(EventKind::kInbox, index, arrived);
+  }
+  resolve(sender, departed, record, kNil);
+}
+
+}  // namespace leeboard::sim

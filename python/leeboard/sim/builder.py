@@ -1,0 +1,241 @@
+"""What a rank, a group of ranks or all ranks of a program can be told to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from leeboard.sim.collective_builder import CollectiveBuilder
+from leeboard.sim.handles import Handle
+from leeboard.sim.ops import ALL_SLOTS, ANY, ENDLESS, NO_SLOT, UNKNOWN, Draw, OpKind, ProgramError
+from leeboard.sim.units import FLOP, TIME, Value, parse, picoseconds
+from leeboard.sim.workload import Distribution, Exponential, Lognormal, Uniform
+
+if TYPE_CHECKING:
+    from leeboard.sim.members import Queue
+
+_LARGEST_TAG = 2**31 - 1
+_MOST_ROUNDS = 2**62
+
+
+class Builder(CollectiveBuilder):
+    """The operations of a program; see `Program`.
+
+    Every operation may be queued on a stream of the rank with `stream=k`, k from 1 to 254: it then
+    runs beside the rank's own thread (stream 0), in the order of that stream.
+    """
+
+    def compute(
+        self,
+        *,
+        flops: Value | None = None,
+        bytes: Value | None = None,  # noqa: A002
+        seconds: Value | Distribution | None = None,
+        stream: int = 0,
+    ) -> None:
+        """Compute: work that the device turns into time, or a time.
+
+        Args:
+            flops: Floating-point operations ("2 GFLOP").
+            bytes: Memory traffic; with `flops`, the slower of both counts (roofline).
+            seconds: On a device of speed 1; a number, text ("3 ms") or a distribution.
+            stream: See the class.
+
+        Raises:
+            ValueError: Neither or both of work and time are given, or one is out of range.
+        """
+        if (seconds is None) == (flops is None and bytes is None):
+            raise ProgramError(
+                f"{self._at('compute')}: got {'neither' if seconds is None else 'both'}, expected "
+                "either flops and bytes (or one of them) or seconds"
+            )
+        lane = self._stream("compute", stream)
+        if isinstance(seconds, Exponential):
+            mean = picoseconds(float(seconds.mean))
+            self._add(OpKind.RANDOM, lane, Draw.EXPONENTIAL, a=mean)
+        elif isinstance(seconds, Lognormal):
+            mean, sigma = picoseconds(float(seconds.mean)), round(seconds.sigma * 1e6)
+            self._add(OpKind.RANDOM, lane, Draw.LOGNORMAL, a=mean, b=sigma)
+        elif isinstance(seconds, Uniform):
+            low, high = picoseconds(float(seconds.low)), picoseconds(float(seconds.high))
+            half = (high - low) // 2
+            self._add(OpKind.RANDOM, lane, Draw.UNIFORM, a=low + half, b=half)
+        elif seconds is not None:
+            length = picoseconds(parse(self._at("compute", "seconds"), seconds, TIME))
+            self._add(OpKind.DELAY, lane, a=length)
+        else:
+            work = 0
+            if flops is not None:
+                work = round(parse(self._at("compute", "flops"), flops, FLOP))
+                if work > UNKNOWN:
+                    raise ProgramError(
+                        f"{self._at('compute', 'flops')}: got {flops!r}, expected less than 2^64"
+                    )
+            traffic = 0 if bytes is None else self._size("compute", bytes)
+            self._add(OpKind.COMPUTE, lane, a=work, b=traffic)
+
+    def send(self, to: int, bytes: Value, tag: int = 0, *, stream: int = 0) -> None:  # noqa: A002
+        """Send a message and go on when it has left (a small one: at once).
+
+        Args:
+            to: The receiving rank; it may be the sender.
+            bytes: Its size.
+            tag: 0 to 2^31 - 1.
+            stream: See the class.
+        """
+        self._send("send", to, bytes, tag, stream, NO_SLOT)
+
+    def isend(self, to: int, bytes: Value, tag: int = 0, *, stream: int = 0) -> Handle:  # noqa: A002
+        """Like `send`, but go on at once; returns a handle to wait for."""
+        return self._under_way(
+            "isend", stream, lambda slot: self._send("isend", to, bytes, tag, stream, slot)
+        )
+
+    def recv(
+        self,
+        source: int | None = None,
+        tag: int | None = None,
+        bytes: Value | None = None,  # noqa: A002
+        *,
+        stream: int = 0,
+    ) -> None:
+        """Receive a message and go on when it is there.
+
+        Args:
+            source: Of which rank; None: of any.
+            tag: Which; None: any.
+            bytes: The most that it may hold; None: any size.
+            stream: See the class.
+        """
+        self._recv("recv", source, tag, bytes, stream, NO_SLOT)
+
+    def irecv(
+        self,
+        source: int | None = None,
+        tag: int | None = None,
+        bytes: Value | None = None,  # noqa: A002
+        *,
+        stream: int = 0,
+    ) -> Handle:
+        """Like `recv`, but go on at once; returns a handle to wait for."""
+        return self._under_way(
+            "irecv", stream, lambda slot: self._recv("irecv", source, tag, bytes, stream, slot)
+        )
+
+    def wait(self, *handles: Handle, stream: int = 0) -> None:
+        """Go on when all these are over.
+
+        Args:
+            handles: Each may be waited for once by the rank's own thread.
+            stream: k > 0: that stream waits instead, as often as it likes; the rank's own thread
+                goes on, and the handle remains to be waited for.
+        """
+        lane = self._stream("wait", stream)
+        for handle in handles:
+            if not isinstance(handle, Handle):
+                raise ProgramError(f"{self._at('wait')}: got {handle!r}, expected a handle")
+            self._program._wait(self, handle, lane)
+
+    def wait_all(self) -> None:
+        """Go on when all operations under way of the rank are over."""
+        self._add(OpKind.WAIT, slot=ALL_SLOTS)
+        self._program._settle(self._ranks, waited=True, stream=None)
+
+    def synchronize(self, stream: int | None = None) -> None:
+        """Wait until a stream, or every one (None), has done all that it was given."""
+        lane = ANY if stream is None else self._stream("synchronize", stream)
+        if lane == 0:
+            raise ProgramError(
+                f"{self._at('synchronize', 'stream')}: got 0, the rank's own thread; expected 1 to "
+                "254, or None"
+            )
+        self._add(OpKind.SYNC, peer=lane)
+        self._program._settle(self._ranks, waited=False, stream=stream)
+
+    @contextmanager
+    def loop(self, times: int) -> Iterator[None]:
+        """Repeat what is added inside the `with` block, `times` times (0: not at all)."""
+        rounds = self._integer("loop", "times", times, 0, _MOST_ROUNDS)
+        loop = self._program._open_loop(self, rounds, None, self._at(f"loop({times})"))
+        yield
+        self._program._close_loop(self, loop)
+
+    @contextmanager
+    def serve(self, queue: Queue) -> Iterator[None]:
+        """Take a request, do what is added inside the `with` block, and again until none is left.
+
+        The block answers with `done(queue)`, or sends a message to a rank that goes on with it.
+        """
+        number = self._queue("serve", queue)
+        loop = self._program._open_loop(self, ENDLESS, number, self._at(f"serve({queue.name!r})"))
+        yield
+        self._program._close_loop(self, loop)
+
+    def take(self, queue: Queue) -> None:
+        """Wait for a request and work on it from now on; an error if none is ever left."""
+        self._add(OpKind.TAKE, tag=self._queue("take", queue), b=UNKNOWN)
+
+    def done(self, queue: Queue) -> None:
+        """Answer the request that the rank works on.
+
+        A rank works on the request that it took, or that came with the last message it received:
+        messages carry the request that their sender works on.
+        """
+        number = self._queue("done", queue)
+        self._add(OpKind.DONE, tag=number)
+        self._program._answered.add(number)
+
+    def mark(self, name: str, *, stream: int = 0) -> None:
+        """Note a name in the timeline."""
+        given: object = name
+        if not isinstance(given, str) or not 1 <= len(given) <= 1000:
+            raise ProgramError(
+                f"{self._at('mark', 'name')}: got {name!r}, expected text of 1 to 1000 characters"
+            )
+        lane = self._stream("mark", stream)
+        self._add(OpKind.MARK, lane, a=self._program._name(name))
+
+    def alloc(self, bytes: Value, *, stream: int = 0) -> None:  # noqa: A002
+        """Take device memory; more than there is is reported in the result."""
+        self._add(OpKind.ALLOC, self._stream("alloc", stream), a=self._size("alloc", bytes))
+
+    def free(self, bytes: Value, *, stream: int = 0) -> None:  # noqa: A002
+        """Give device memory back."""
+        self._add(OpKind.FREE, self._stream("free", stream), a=self._size("free", bytes))
+
+    def _send(self, call: str, to: int, bytes: Value, tag: int, stream: int, slot: int) -> None:  # noqa: A002
+        self._add(
+            OpKind.SEND,
+            self._stream(call, stream),
+            peer=self._rank(call, "to", to),
+            tag=self._integer(call, "tag", tag, 0, _LARGEST_TAG),
+            slot=slot,
+            a=self._size(call, bytes),
+        )
+
+    def _recv(
+        self,
+        call: str,
+        source: int | None,
+        tag: int | None,
+        bytes: Value | None,  # noqa: A002
+        stream: int,
+        slot: int,
+    ) -> None:
+        self._add(
+            OpKind.RECV,
+            self._stream(call, stream),
+            peer=ANY if source is None else self._rank(call, "source", source),
+            tag=ANY if tag is None else self._integer(call, "tag", tag, 0, _LARGEST_TAG),
+            slot=slot,
+            a=UNKNOWN if bytes is None else self._size(call, bytes, most=2**63),
+        )
+
+    def _queue(self, call: str, queue: Queue) -> int:
+        if queue not in self._program._queues:
+            raise ProgramError(
+                f"{self._at(call, 'queue')}: got {queue!r}, expected what this program's "
+                "arrivals() returned"
+            )
+        return queue.number

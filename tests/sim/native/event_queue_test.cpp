@@ -1,0 +1,218 @@
+// The event queue against std::priority_queue, and what it takes of memory.
+#include "sim/event_queue.h"
+
+#include <string>
+
+#include "allocated.h"
+#include "check.h"
+#include "sim/hold.h"
+
+namespace leeboard::sim {
+namespace {
+
+using test::context;
+
+constexpr Time kLast = kNever - 1;
+
+// Both queues side by side.
+class Pair {
+ public:
+  size_t size() const { return expected_.size(); }
+  Time now() const { return now_; }
+  void push(Time time) {
+    queue_.push(time, ++pushed_);
+    expected_.push(time, pushed_);
+    CHECK(queue_.size() == expected_.size());
+  }
+  void push_after(Time jump) { push(jump > kLast - now_ ? kLast : now_ + jump); }
+  void pop() {
+    const Event got = queue_.pop();
+    const Event wanted = expected_.pop();
+    CHECK(got.time == wanted.time);
+    CHECK(got.sequence == wanted.sequence);
+    CHECK(got.data == wanted.data);
+    now_ = got.time;
+  }
+  void look() { CHECK(queue_.next_time() == expected_.next_time()); }
+  void drain() {
+    while (size() > 0) pop();
+    CHECK(queue_.empty());
+    CHECK(queue_.next_time() == kNever);
+  }
+
+ private:
+  EventQueue queue_;
+  StandardQueue expected_;
+  uint64_t pushed_ = 0;
+  Time now_ = 0;
+};
+
+// A jump of one of many kinds and scales.
+Time some_jump(SplitMix& random, uint64_t kinds, int scale, Time common) {
+  const uint64_t kind = random.next() % 8;
+  if ((kinds >> kind & 1) == 0) return random.next() >> scale;
+  switch (kind) {
+    case 0:
+      return 0;
+    case 1:
+      return common;
+    case 2:
+      return 1;
+    case 3:
+      return random.next() % 3;
+    case 4:
+      return random.next() >> (random.next() % 64);
+    case 5:
+      return kLongest;
+    case 6:
+      return (random.next() >> scale) & ~Time{0xff};
+    default:
+      return common + random.next() % 2;
+  }
+}
+
+LEEBOARD_TEST(queue_random_interleavings) {
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    context = "seed " + std::to_string(seed);
+    SplitMix random(seed);
+    Pair pair;
+    const int phases = 1 + static_cast<int>(random.next() % 8);
+    for (int phase = 0; phase < phases; ++phase) {
+      const uint64_t kinds = random.next() & random.next();
+      const int scale = 8 + static_cast<int>(random.next() % 48);
+      const Time common = random.next() >> scale;
+      // Of 16 steps so many push: the queue grows, stays, shrinks or runs dry.
+      const uint64_t pushes = random.next() % 16;
+      const uint64_t burst = random.next() % 4 == 0 ? random.next() % 400 : 1;
+      const uint64_t steps = random.next() % 1200;
+      for (uint64_t i = 0; i < steps; ++i) {
+        if (random.next() % 16 < pushes) {
+          const Time jump = some_jump(random, kinds, scale, common);
+          const bool alike = random.next() % 2 == 0;
+          for (uint64_t k = 0; k < burst && pair.size() < 20000; ++k) {
+            pair.push_after(alike ? jump : some_jump(random, kinds, scale, common));
+          }
+        } else if (pair.size() > 0) {
+          pair.pop();
+        }
+        if (random.next() % 4 == 0) pair.look();
+      }
+      if (random.next() % 3 == 0) pair.drain();
+    }
+    pair.drain();
+  }
+}
+
+LEEBOARD_TEST(queue_holds_like_the_standard_one) {
+  for (int jumps = 0; jumps < kJumps; ++jumps) {
+    for (const uint64_t pending : {1, 2, 31, 127, 128, 129, 1000, 20000}) {
+      context = "jumps " + std::to_string(jumps) + ", pending " + std::to_string(pending);
+      EventQueue queue;
+      HeapQueue heap;
+      StandardQueue standard;
+      const auto kind = static_cast<Jumps>(jumps);
+      const uint64_t wanted = hold(standard, pending, 20000, kind, 7).checksum;
+      CHECK(hold(queue, pending, 20000, kind, 7).checksum == wanted);
+      CHECK(hold(heap, pending, 20000, kind, 7).checksum == wanted);
+    }
+  }
+}
+
+// Ranks of one program: everybody at once, again and again, with a straggler in between.
+LEEBOARD_TEST(queue_ties) {
+  Pair pair;
+  for (int round = 0; round < 20; ++round) {
+    for (int i = 0; i < 3000; ++i) pair.push_after(1000);
+    pair.push_after(999);
+    pair.push_after(1001);
+    for (int i = 0; i < 1500; ++i) pair.pop();
+    for (int i = 0; i < 3000; ++i) {
+      pair.push(pair.now());
+      pair.pop();
+    }
+    for (int i = 0; i < 500; ++i) pair.push_after(i % 2 == 0 ? 1000 : 0);
+    while (pair.size() > 200) pair.pop();
+  }
+  pair.drain();
+}
+
+LEEBOARD_TEST(queue_last_moments) {
+  Pair pair;
+  for (Time back = 3000; back > 0; --back) pair.push(kLast - back % 700);
+  for (int i = 0; i < 1000; ++i) pair.pop();
+  for (int i = 0; i < 1000; ++i) pair.push_after(kLongest);
+  pair.drain();
+  for (int i = 0; i < 1000; ++i) pair.push(kLast);
+  pair.drain();
+}
+
+// A rung beside one whose last bucket would reach beyond the end of the parent's bucket.
+LEEBOARD_TEST(queue_nested_clusters) {
+  SplitMix random(3);
+  Pair pair;
+  for (int round = 0; round < 8; ++round) {
+    for (int i = 0; i < 4000; ++i) {
+      const int depth = static_cast<int>(random.next() % 6);
+      pair.push_after((Time{1} << 9 * depth) + (random.next() & ((Time{1} << 7 * depth) - 1)));
+    }
+    for (int i = 0; i < 3500; ++i) {
+      pair.pop();
+      if (i % 3 == 0) pair.push_after(random.next() >> (20 + random.next() % 44));
+    }
+  }
+  pair.drain();
+}
+
+// What a queue occupies when `pending` events have been held for a while.
+size_t bytes_of(uint64_t pending, uint64_t holds, Jumps jumps) {
+  const size_t before = test::allocated();
+  EventQueue queue;
+  const JumpTable table(jumps, 5);
+  const size_t own = test::allocated();
+  for (uint64_t i = 0; i < pending; ++i) queue.push(table[i], i);
+  for (uint64_t i = 0; i < holds; ++i) {
+    const Event event = queue.pop();
+    queue.push(event.time + table[i], event.data);
+  }
+  const size_t held = test::allocated() - own;
+  while (queue.size() > 10) queue.pop();
+  for (uint64_t i = 0; i < 3 * pending; ++i) {
+    const Event event = queue.pop();
+    queue.push(event.time + table[i], event.data);
+  }
+  // Few left: the ladder's memory has been given back.
+  CHECK(test::allocated() - own <= std::max<size_t>(1 << 18, 60 * pending));
+  CHECK(own - before >= (1 << 16));
+  return held;
+}
+
+LEEBOARD_TEST(queue_memory_follows_what_is_pending) {
+  for (int jumps = 0; jumps < kJumps; ++jumps) {
+    context = "jumps " + std::to_string(jumps);
+    // Nothing piles up behind a present that never ends, nor in spent buckets.
+    const size_t some = bytes_of(1000, 10000, static_cast<Jumps>(jumps));
+    const size_t later = bytes_of(1000, 300000, static_cast<Jumps>(jumps));
+    CHECK(later <= std::max<size_t>(2 * some, 1 << 17));
+    // 24 bytes an event, and room to grow.
+    const size_t many = bytes_of(100000, 100000, static_cast<Jumps>(jumps));
+    std::printf("  jumps %d: %zu, %zu, %zu bytes\n", jumps, some, later, many);
+    CHECK(many <= 100000 * 24 * 5);
+  }
+}
+
+LEEBOARD_TEST(queue_clear_starts_over) {
+  EventQueue queue;
+  for (uint64_t i = 0; i < 5000; ++i) queue.push(i * i % 4999, i);
+  for (int i = 0; i < 100; ++i) queue.pop();
+  queue.clear();
+  CHECK(queue.empty());
+  CHECK(queue.next_time() == kNever);
+  queue.push(0, 42);
+  const Event event = queue.pop();
+  CHECK(event.time == 0);
+  CHECK(event.sequence == 0);
+  CHECK(event.data == 42);
+}
+
+}  // namespace
+}  // namespace leeboard::sim
