@@ -97,4 +97,6 @@ def result(
 ) -> Result:
     """What a run with this outcome gives back."""
     platform = platform or star(len(raw["ranks"]["finish"]))
-    return Result.from_core(raw, SimpleNamespace(names=names), platform, network="flow", seed=7)
+    queues = [{"name": f"queue {number}"} for number in range(len(raw["requests"]))]
+    trace = SimpleNamespace(names=names, queues=queues)
+    return Result.from_core(raw, trace, platform, network="flow", seed=7)

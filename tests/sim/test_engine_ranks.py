@@ -235,9 +235,7 @@ def test_equal_runs_have_equal_events_whatever_the_threads(network: str) -> None
     assert {result.makespan for result in beside} == {alone.makespan}
     assert sim.replay(trace, platform, network=network, seed=8).event_hash != alone.event_hash
     # Looking on changes nothing.
-    unwatched = sim.replay(
-        trace, platform, network=network, seed=9, timeline=False, links=False
-    )
+    unwatched = sim.replay(trace, platform, network=network, seed=9, timeline=False, links=False)
     assert unwatched.event_hash == alone.event_hash
 
 

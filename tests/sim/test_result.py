@@ -233,6 +233,7 @@ def assert_same(a: Result, b: Result) -> None:
     np.testing.assert_array_equal(a.link_use, b.link_use)
     assert len(a.queues) == len(b.queues)
     for ours, theirs in zip(a.queues, b.queues, strict=True):
+        assert ours.name == theirs.name
         for name in ("arrived", "taken", "done"):
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
     assert str(a) == str(b)
@@ -273,7 +274,7 @@ def change(path: Path, **keys: Any) -> None:
         ({"format": "leeboard.sim.trace"}, "not a result"),
         ({"makespan_ps": 1.5}, "makespan_ps: got 1.5, expected int"),
         ({"ranks": {}}, "no 'rank'"),
-        ({"queues": [{}]}, "no 'arrived'"),
+        ({"queues": [{"name": "a"}]}, "no 'arrived'"),
         ({"records": {"shape": [1 << 50], "zlib": ""}}, "shape"),
         ({"records": {"shape": [1], "zlib": "eJwDAAAAAAE="}}, "got 0 bytes, expected 56"),
         ({"records": {"shape": [1], "zlib": "%%"}}, "damaged"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from leeboard.sim.critical_path import CriticalPath, critical_path
 from leeboard.sim.records import PICOSECONDS, RECORD
-from leeboard.sim.requests import Requests, summary
+from leeboard.sim.requests import TIMES, Requests, summary
 from leeboard.sim.result_tables import energies, link_table, rank_table
 from leeboard.sim.table import Table, text_of
 
@@ -140,8 +140,8 @@ class Result:
             links=links,
             energy=total,
             queues=tuple(
-                Requests(*(np.asarray(q[key], np.uint64) for key in ("arrived", "taken", "done")))
-                for q in raw["requests"]
+                Requests(about["name"], *(np.asarray(times[key], np.uint64) for key in TIMES))
+                for about, times in zip(trace.queues, raw["requests"], strict=True)
             ),
             records=np.asarray(raw["records"], RECORD),
             records_dropped=bool(raw["records_dropped"]),

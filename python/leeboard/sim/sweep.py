@@ -177,10 +177,10 @@ def _rows(
                 for task in chunk:
                     yield task[0], _failed(error), False
         for future in as_completed(chunks):
-            error = future.exception()
-            if error is not None:
+            died = future.exception()
+            if died is not None:
                 for task in chunks[future]:
-                    yield task[0], _failed(error), False
+                    yield task[0], _failed(died), False
             else:
                 yield from future.result()
     finally:
@@ -190,7 +190,7 @@ def _rows(
 
 def _run_chunk(name: str, trace: Trace, tasks: Sequence[Task]) -> list[tuple[str, Any, bool]]:
     """In a worker."""
-    return [(key, *_run(trace, *rest)) for key, *rest in tasks]
+    return [(key, *_run(trace, platform, network, seed)) for key, platform, network, seed in tasks]
 
 
 def _run(trace: Trace, platform: Platform, network: Any, seed: int) -> tuple[dict[str, Any], bool]:
