@@ -8,7 +8,7 @@
 #include <cstdio>
 
 #include "bindings.h"
-#include "engine.h"
+#include "sim/engine.h"
 #include "sim_convert.h"
 
 namespace py = pybind11;
@@ -69,32 +69,32 @@ py::list requests_of(const Outcome& outcome, size_t queues) {
   return out;
 }
 
-// What each link carried, each way: bytes, busy time, and its share of the bandwidth over time.
-py::dict links_of(const sim::Usage* usage, const sim::Platform& platform) {
-  py::dict links;
-  if (usage == nullptr) return links;
-  const auto resources = static_cast<py::ssize_t>(usage->resources());
-  const auto bins = static_cast<py::ssize_t>(usage->bins());
+// What each link carried, each way: bytes, busy time, and its share of the bandwidth over time. All
+// empty where links were not watched.
+void add_links(py::dict& result, const sim::Usage* usage, const sim::Platform& platform) {
+  const py::ssize_t resources = usage == nullptr ? 0 : static_cast<py::ssize_t>(usage->resources());
+  const py::ssize_t bins = usage == nullptr ? 0 : static_cast<py::ssize_t>(usage->bins());
+  const double width = usage == nullptr ? 0.0 : sim::to_seconds(usage->bin_width());
   py::array_t<double> bytes(resources);
   py::array_t<uint64_t> busy(resources);
   py::array_t<float> utilisation({resources, bins});
-  const double width = sim::to_seconds(usage->bin_width());
   for (py::ssize_t i = 0; i < resources; ++i) {
     const auto id = static_cast<sim::ResourceId>(i);
     bytes.mutable_at(i) = usage->bytes(id);
     busy.mutable_at(i) = usage->busy(id);
-    const auto bin = usage->bytes_by_bin(id);
     // A link that carried nothing has no bins.
+    const auto bin = usage->bytes_by_bin(id);
     const double most = platform.links[id / 2].bandwidth * width;
     for (py::ssize_t j = 0; j < bins; ++j) {
       utilisation.mutable_at(i, j) = bin.empty() ? 0.0F : static_cast<float>(bin[j] / most);
     }
   }
+  py::dict links;
   links["bytes"] = bytes;
   links["busy"] = busy;
-  links["utilisation"] = utilisation;
-  links["bin_ps"] = usage->bin_width();
-  return links;
+  result["links"] = links;
+  result["utilisation"] = utilisation;
+  result["bin_ps"] = usage == nullptr ? Time{0} : usage->bin_width();
 }
 
 py::list blocked_of(const Outcome& outcome) {
@@ -130,7 +130,7 @@ py::dict result_of(const Outcome& outcome, const Engine& engine, const sim::Plat
   result["hash"] = hash.data();
   result["unmatched"] = outcome.unmatched;
   result["ranks"] = ranks_of(outcome);
-  result["links"] = links_of(engine.usage(), platform);
+  add_links(result, engine.usage(), platform);
   result["records"] = records_of(engine.timeline());
   result["records_dropped"] = engine.timeline().dropped();
   result["requests"] = requests_of(outcome, queues);

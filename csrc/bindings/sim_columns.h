@@ -23,7 +23,7 @@ inline py::object entry(const py::dict& dict, const char* key) {
 
 // A one-dimensional array of exactly this type.
 template <class T>
-std::vector<T> numbers(const py::object& value, const std::string& key) {
+std::vector<T> array_of(const py::object& value, const std::string& key) {
   if (!py::isinstance<py::array>(value)) refuse(key, "expected a numpy array");
   const auto array = py::array::ensure(value);
   if (array.ndim() != 1 || !array.dtype().equal(py::dtype::of<T>())) {
@@ -37,7 +37,7 @@ std::vector<T> numbers(const py::object& value, const std::string& key) {
 
 template <class T>
 std::vector<T> numbers(const py::dict& dict, const char* key) {
-  return numbers<T>(entry(dict, key), key);
+  return array_of<T>(entry(dict, key), key);
 }
 
 template <class T>

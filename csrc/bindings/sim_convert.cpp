@@ -4,9 +4,9 @@
 #include <limits>
 #include <unordered_set>
 
-#include "collective.h"
+#include "sim/collective.h"
+#include "sim/sim_time.h"
 #include "sim_columns.h"
-#include "sim_time.h"
 
 namespace leeboard {
 namespace {
@@ -388,9 +388,9 @@ std::vector<SelectorRow> selector_of(const py::dict& dict) {
 std::vector<Change> changes_of(const py::dict& dict, const char* key, size_t count) {
   const auto columns = entry(dict, key).cast<py::tuple>();
   if (columns.size() != 3) refuse(key, "expected (index, at, factor)");
-  const auto index = numbers<uint32_t>(columns[0], key);
-  const auto at = numbers<uint64_t>(columns[1], key);
-  const auto factor = numbers<double>(columns[2], key);
+  const auto index = array_of<uint32_t>(columns[0], key);
+  const auto at = array_of<uint64_t>(columns[1], key);
+  const auto factor = array_of<double>(columns[2], key);
   if (at.size() != index.size() || factor.size() != index.size()) {
     refuse(key, "columns of unequal length");
   }
@@ -416,7 +416,7 @@ Platform platform_of(const py::dict& dict) {
     const auto route = given.cast<py::tuple>();
     if (route.size() != 3) refuse("routes", "expected (source, target, links)");
     GivenRoute out{route[0].cast<uint32_t>(), route[1].cast<uint32_t>(),
-                   numbers<uint32_t>(route[2], "routes")};
+                   array_of<uint32_t>(route[2], "routes")};
     below(out.source, devices, "routes, source");
     below(out.target, devices, "routes, target");
     for (const uint32_t link : out.links) below(link, platform.links.size(), "routes, link");

@@ -4,8 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
-#include "platform.h"
-#include "program.h"
+#include "sim/platform.h"
+#include "sim/program.h"
 
 namespace leeboard {
 

@@ -3,6 +3,8 @@
 Kernel entry points return False, with nothing touched, for arguments that they do not take.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 # Outputs of at least this many bytes are written around the cache.
@@ -11,6 +13,12 @@ STREAM_BYTES: int
 def isa_levels() -> list[tuple[int, str]]: ...
 def has_thread_pool() -> bool: ...
 def has_exchange_table() -> bool: ...
+
+class SimProgram:
+    def __init__(self, program: dict[str, Any]) -> None: ...
+    @property
+    def ranks(self) -> int: ...
+
 def sim_hold(
     structure: str, pending: int, holds: int, distribution: str, seed: int
 ) -> tuple[float, int]: ...
@@ -160,3 +168,7 @@ def verify_sample_forward(
 ) -> bool: ...
 def first_bad_distribution(probs: Tensor, tolerance: float, level: int) -> int | None:
     """The first row that is no distribution, or -1; None for a tensor that is not taken."""
+
+def sim_run(
+    program: SimProgram, platform: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]: ...

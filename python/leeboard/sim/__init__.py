@@ -5,12 +5,20 @@ Quantities are numbers in plain SI units or text with a unit ("10 Gbit/s", "50 u
 
 from __future__ import annotations
 
+from leeboard.sim.errors import (
+    Blocked,
+    CollectiveMismatchError,
+    DeadlockError,
+    SimulationError,
+)
 from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.names import PlatformError
 from leeboard.sim.ops import ProgramError
 from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform import Platform
 from leeboard.sim.program import Program
+from leeboard.sim.result import Result
+from leeboard.sim.run import replay, run
 from leeboard.sim.trace import Trace
 from leeboard.sim.units import UnitError
 from leeboard.sim.workload import (
@@ -24,7 +32,10 @@ from leeboard.sim.workload import (
 
 __all__ = [
     "ArrivalTimes",
+    "Blocked",
     "ClosedLoop",
+    "CollectiveMismatchError",
+    "DeadlockError",
     "Device",
     "Exponential",
     "Fault",
@@ -37,7 +48,11 @@ __all__ = [
     "ProgramError",
     "Protocol",
     "RandomFaults",
+    "Result",
+    "SimulationError",
     "Trace",
     "Uniform",
     "UnitError",
+    "replay",
+    "run",
 ]

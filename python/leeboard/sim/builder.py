@@ -95,7 +95,7 @@ class Builder(CollectiveBuilder):
     def recv(
         self,
         source: int | None = None,
-        tag: int | None = None,
+        tag: int | None = 0,
         bytes: Value | None = None,  # noqa: A002
         *,
         stream: int = 0,
@@ -104,7 +104,8 @@ class Builder(CollectiveBuilder):
 
         Args:
             source: Of which rank; None: of any.
-            tag: Which; None: any.
+            tag: Which; None: any. A rank that receives from anywhere, or with any tag, matches by
+                arrival, and large messages ask it first.
             bytes: The most that it may hold; None: any size.
             stream: See the class.
         """
@@ -113,7 +114,7 @@ class Builder(CollectiveBuilder):
     def irecv(
         self,
         source: int | None = None,
-        tag: int | None = None,
+        tag: int | None = 0,
         bytes: Value | None = None,  # noqa: A002
         *,
         stream: int = 0,
