@@ -166,10 +166,14 @@ def test_marks_are_of_their_rank_and_hold_from_their_time_on() -> None:
             record(Kind.COMPUTE, 0, 0, 2),
             record(Kind.MARK, 0, 5, 5, tag=6),
             record(Kind.COMPUTE, 0, 6, 7, stream=3),
+            record(Kind.MARK, 0, 6, 6, stream=3, tag=9),
+            record(Kind.COMPUTE, 0, 7, 8, stream=3),
+            record(Kind.COMPUTE, 0, 7, 8),
+            record(Kind.COMPUTE, 0, 5, 6, stream=3),
         ],
         RECORD,
     )
-    assert marks_in_force(records).tolist() == [-1, 4, 4, -1, 6, 6]
+    assert marks_in_force(records).tolist() == [-1, 4, 4, -1, 6, 9, 9, 9, 6, 6]
     assert marks_in_force(records[:0]).tolist() == []
 
 

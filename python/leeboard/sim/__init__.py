@@ -18,7 +18,9 @@ from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform import Platform
 from leeboard.sim.program import Program
 from leeboard.sim.result import Result
+from leeboard.sim.result_file import ResultError
 from leeboard.sim.run import replay, run
+from leeboard.sim.sweep import Sweep, grid, sweep
 from leeboard.sim.trace import Trace
 from leeboard.sim.units import UnitError
 from leeboard.sim.workload import (
@@ -49,10 +51,14 @@ __all__ = [
     "Protocol",
     "RandomFaults",
     "Result",
+    "ResultError",
     "SimulationError",
+    "Sweep",
     "Trace",
     "Uniform",
     "UnitError",
+    "grid",
     "replay",
     "run",
+    "sweep",
 ]
