@@ -44,7 +44,8 @@ void AlphaBeta::start(uint32_t message, uint32_t source, uint32_t target, uint64
   }
   if (usage_ != nullptr) {
     for (const ResourceId resource : route.resources) {
-      usage_->add(resource, begin, departed, static_cast<double>(bytes));
+      usage_->add(resource, begin, departed,
+                  static_cast<double>(bytes) / platform_.protocol.goodput);
     }
   }
   sink_.delivered(message, departed, arrived + delay);

@@ -1,0 +1,76 @@
+// The network in which messages are flows: all that are under way share the links of their routes
+// max-min fairly, and every change of the traffic changes their rates.
+#pragma once
+
+#include <deque>
+#include <unordered_map>
+#include <vector>
+
+#include "max_min.h"
+#include "network.h"
+#include "platform.h"
+#include "route.h"
+#include "usage.h"
+
+namespace leeboard::sim {
+
+// A message of a pair of devices: the overheads of its links, then its bytes at the rate that it
+// gets; it has arrived a latency after its last byte left. The pair's next message begins then. Its
+// acknowledgements take `cross_traffic` of its rate on the way back. Rates are of payload:
+// capacities are bandwidth times goodput.
+class FlowNetwork final : public Network {
+ public:
+  FlowNetwork(const Platform& platform, Routes& routes, NetworkSink& sink, Usage* usage);
+
+  void start(uint32_t message, uint32_t source, uint32_t target, uint64_t bytes, Time delay,
+             Time now) override;
+  void on_timer(uint64_t data, Time now) override;
+  void settle(Time now) override;
+  Time latency(uint32_t source, uint32_t target) override;
+  Time ideal(uint32_t source, uint32_t target, uint64_t bytes) override;
+  void set_factor(uint32_t link, double factor, Time now) override;
+
+ private:
+  // Completion times are searched by blocks.
+  static constexpr uint32_t kBlock = 64;
+
+  struct Waiting {
+    uint32_t message;
+    uint64_t bytes;
+    Time delay;
+  };
+  // Of devices; also the number of its flow, of which there is one at a time.
+  struct Pair {
+    Time latency, overhead;
+    double alone;                 // its rate when nothing else moves
+    std::deque<Waiting> waiting;  // the first is under way
+    double left = 0.0;            // bytes, at `since`
+    Time since = 0;
+  };
+
+  uint32_t pair_of(uint32_t source, uint32_t target);
+  void begin(uint32_t pair, Time now);
+  void flow(uint32_t pair, Time now);
+  void finish(uint32_t pair, Time now);
+  void set_end(uint32_t pair, Time end);
+  Time first_end();
+  void watch(Time now);
+
+  const Platform& platform_;
+  Routes& routes_;
+  NetworkSink& sink_;
+  Usage* usage_;
+  MaxMin shares_;
+  std::vector<Pair> pairs_;
+  std::unordered_map<uint64_t, uint32_t> index_;
+  // When each pair's flow ends as things are, and the first of each block of them.
+  std::vector<Time> ends_, block_ends_;
+  std::vector<bool> block_stale_;
+  std::vector<uint32_t> stale_, ended_;
+  Time timer_ = kNever;
+  // Of resources, if links are watched: what they carry, since when.
+  std::vector<double> load_;
+  std::vector<Time> load_since_;
+};
+
+}  // namespace leeboard::sim
