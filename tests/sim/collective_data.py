@@ -19,6 +19,9 @@ COLLECTIVES = _C.sim_collectives()
 ALGORITHMS = _C.sim_algorithms()
 SEGMENT = 1 << 19
 
+# Island of a rank: of three ranks each, two interleaved, four in no order.
+LAYOUTS: list[Callable[[int], int]] = [lambda r: r // 3, lambda r: r % 2, lambda r: r * 5 % 4]
+
 Sends = list[tuple[int, Any]]
 
 
@@ -129,8 +132,9 @@ def reduces(case: Case, dtype: type = np.uint64) -> list[np.ndarray[Any, Any]]:
     rng = np.random.default_rng(case.ranks * 1000 + case.size)
     most = np.iinfo(dtype).max
     data = [rng.integers(0, most, case.size, dtype=dtype) for _ in range(case.ranks)]
-    total = np.add.reduce(np.stack(data)) if case.size else np.zeros(0, dtype)
+    total = np.add.reduce(np.stack(data), dtype=dtype) if case.size else np.zeros(0, dtype)
     contents = [iter(list(content(case, rank))) for rank in range(case.ranks)]
+
     def load(rank: int, k: int, peer: int, size: int) -> Any:
         expected_peer, elements = next(contents[rank])
         assert expected_peer == peer, (case, rank, k)
@@ -194,7 +198,7 @@ def content(case: Case, me: int) -> Iterator[tuple[int, Any]]:
         "recursive_doubling": _doubling,
         "hierarchical": _hierarchical,
         "binomial_tree": lambda *_: (
-            up(team, case.root, me, everything)
+            up(team, case.root if case.collective == "reduce" else 0, me, everything)
             + (down(team, 0, me, lambda _: everything) if case.collective == "all_reduce" else [])
         ),
         "direct": lambda *_: [
@@ -227,7 +231,8 @@ def _gloo(case: Case, me: int, everything: Any) -> Sends:
     most = -(-case.size // (1 << 20))
     count = -(-max(most, 2 * n) // n) * n
     each = count // n
-    length = -(-(-(-case.size // count)) // 4) * 4
+    length = (case.size + count - 1) // count
+    length = (length + 3) // 4 * 4
     segments = [everything[i * length : (i + 1) * length] for i in range(count)]
     left = (me - 1) % n
     order = [((me + 1) * each + i) % count for i in range(count - each)]
@@ -268,7 +273,7 @@ def _hierarchical(case: Case, me: int, everything: Any) -> Sends:
     groups = case.groups()
     mine = next(group for group in groups if me in group)
     parts = blocks(everything, case.ranks)
-    of = lambda ranks: np.concatenate([parts[r] for r in sorted(ranks)])  # noqa: E731
+    of = lambda ranks: np.concatenate([parts[r] for r in sorted(ranks)])
     if case.collective == "reduce":
         leaders = [case.root if case.root in group else group[0] for group in groups]
         top = case.root if case.root in mine else mine[0]
