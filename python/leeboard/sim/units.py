@@ -25,7 +25,6 @@ PICOSECONDS = 10**12
 _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?)\s*(.*)", re.ASCII)
 _LONE_B = re.compile(r"([kKmMgGtTpPeE]?i?)b(?:/s|ps)?")
 _TOO_LONG = 64
-_SMALLEST, _LARGEST = 1e-18, 1e24
 
 _LARGE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 _BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
@@ -47,7 +46,8 @@ class Dimension:
     # Units to print in.
     shown: tuple[str, ...]
     whole: bool = False
-    largest: float = _LARGEST
+    smallest: float = 1e-9
+    largest: float = 1e24
 
 
 def _scaled(
@@ -86,6 +86,7 @@ TIME = Dimension(
     "50 us",
     _fractions("s", "muµμnp") | {"min": Fraction(60), "h": Fraction(3600), "d": Fraction(86400)},
     ("s", "ms", "us", "ns", "ps"),
+    smallest=1e-15,
     largest=math.nextafter(LONGEST, 0.0),
 )
 FLOPS = Dimension("rate", "FLOP/s", "8 TFLOP/s", _scaled("FLOP/s", _LARGE), _shown("FLOP/s"))
@@ -118,14 +119,17 @@ def parse(name: str, value: Value, dimension: Dimension) -> float:
         exact = _read(name, value, dimension)
     else:
         exact = _number(name, value, dimension)
-    if exact < 0 or exact > dimension.largest or 0 < exact < _SMALLEST:
-        limits = f"0, or {_SMALLEST:g} to {dimension.largest:.3g} {dimension.plain}".rstrip()
+    number = float(exact)
+    if number < 0 or number > dimension.largest or 0 < number < dimension.smallest:
+        limits = (
+            f"0, or {dimension.smallest:g} to {dimension.largest:.3g} {dimension.plain}".rstrip()
+        )
         raise UnitError(f"{name}: got {value!r}, expected a {dimension.name} of {limits}")
     if dimension.whole:
         if exact.denominator != 1:
             raise UnitError(f"{name}: got {value!r}, expected a whole number of bytes")
         return int(exact)
-    return float(exact)
+    return number
 
 
 def _number(name: str, value: object, dimension: Dimension) -> Fraction:
