@@ -101,6 +101,7 @@ def test_read_exactly() -> None:
         (True, TIME, ["got True"]),
         (None, TIME, ["got None"]),
         ([1], TIME, [r"got [1]"]),
+        (10**400, TIME, ["expected a time"]),
         (2**64, SIZE, ["expected a size"]),
     ],
 )

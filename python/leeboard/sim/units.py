@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -133,9 +134,15 @@ def parse(name: str, value: Value, dimension: Dimension) -> float:
 
 
 def _number(name: str, value: object, dimension: Dimension) -> Fraction:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise UnitError(_message(name, value, dimension))
-    return Fraction(int(value)) if isinstance(value, Integral) else Fraction(float(value))
+    if not isinstance(value, bool):
+        if isinstance(value, Integral):
+            # What no float holds is out of any range.
+            exact = Fraction(int(value))
+            if abs(exact) <= sys.float_info.max:
+                return exact
+        elif isinstance(value, Real) and math.isfinite(value):
+            return Fraction(float(value))
+    raise UnitError(_message(name, value, dimension))
 
 
 def _read(name: str, text: str, dimension: Dimension) -> Fraction:
