@@ -61,13 +61,13 @@ std::vector<double> fill(const Traffic& traffic) {
 }
 
 LEEBOARD_TEST(flow_rates_are_those_of_progressive_filling) {
-  for (uint64_t seed = 0; seed < 40; ++seed) {
+  for (uint64_t seed = 0; seed < 300; ++seed) {
     context = "seed " + std::to_string(seed);
     RandomStream random(seed, 2);
     Traffic traffic;
     const uint64_t resources = 1 + random.bits() % 20;
     for (uint64_t i = 0; i < resources; ++i) {
-      traffic.capacities.push_back(1e6 * (1 + random.bits() % 50));
+      traffic.capacities.push_back(1e6 * static_cast<double>(1 + random.bits() % 50));
     }
     traffic.limit = random.bits() % 2 == 0 ? kInfinity : 7e6;
     MaxMin solver(traffic.capacities, traffic.limit);
@@ -94,7 +94,7 @@ LEEBOARD_TEST(flow_rates_are_those_of_progressive_filling) {
       }
       if (random.bits() % 10 == 0) {
         const auto r = static_cast<ResourceId>(random.bits() % resources);
-        traffic.capacities[r] = 1e6 * (1 + random.bits() % 50);
+        traffic.capacities[r] = 1e6 * static_cast<double>(1 + random.bits() % 50);
         solver.set_capacity(r, traffic.capacities[r]);
       }
       solver.solve();
@@ -109,18 +109,12 @@ LEEBOARD_TEST(flow_rates_are_those_of_progressive_filling) {
 // Runs a network alone: starts messages at random times and keeps its timers.
 class Driver final : public NetworkSink {
  public:
-  Driver(const Platform& platform, uint32_t messages, RandomStream& random)
-      : routes_(platform), network_(platform, routes_, *this, nullptr) {
-    const auto devices = static_cast<uint32_t>(platform.devices.size());
-    for (uint32_t m = 0; m < messages; ++m) {
-      Message message{};
-      message.source = static_cast<uint32_t>(random.bits() % devices);
-      message.target = (message.source + 1 + random.bits() % (devices - 1)) % devices;
-      message.bytes = random.bits() % 5 == 0 ? 0 : random.bits() % 3'000'000;
-      message.start = random.bits() % 4 * 1'000'000'000;
-      messages_.push_back(message);
-      queue_.push(message.start, m);
-    }
+  explicit Driver(const Platform& platform)
+      : routes_(platform), network_(platform, routes_, *this, nullptr) {}
+
+  void add(uint32_t source, uint32_t target, uint64_t bytes, Time start) {
+    queue_.push(start, messages_.size());
+    messages_.push_back({source, target, bytes, start, 0, false});
   }
 
   void delivered(uint32_t message, Time departed, Time arrived) override {
@@ -176,7 +170,7 @@ class Driver final : public NetworkSink {
 };
 
 LEEBOARD_TEST(flow_delivers_every_message_once_and_in_order) {
-  for (uint64_t seed = 0; seed < 60; ++seed) {
+  for (uint64_t seed = 0; seed < 200; ++seed) {
     context = "seed " + std::to_string(seed);
     RandomStream random(seed, 3);
     Platform platform = test::random_graph(2 + static_cast<uint32_t>(random.bits() % 8),
@@ -184,8 +178,24 @@ LEEBOARD_TEST(flow_delivers_every_message_once_and_in_order) {
     platform.protocol.cross_traffic = seed % 2 == 0 ? 0.09 : 0.0;
     platform.protocol.goodput = seed % 3 == 0 ? 0.956 : 1.0;
     platform.protocol.rate_limit = seed % 5 == 0 ? 2e8 : 0.0;
-    Driver(platform, 120, random).run();
+    Driver driver(platform);
+    const uint64_t devices = platform.devices.size();
+    for (int m = 0; m < 120; ++m) {
+      const uint64_t source = random.bits() % devices;
+      const uint64_t target = (source + 1 + random.bits() % (devices - 1)) % devices;
+      driver.add(static_cast<uint32_t>(source), static_cast<uint32_t>(target),
+                 random.bits() % 5 == 0 ? 0 : random.bits() % 3'000'000,
+                 random.bits() % 4 * 1'000'000'000);
+    }
+    driver.run();
   }
+}
+
+LEEBOARD_TEST(flow_delivers_any_number_of_empty_messages) {
+  const Platform platform = test::star(2);
+  Driver driver(platform);
+  for (int m = 0; m < 100'000; ++m) driver.add(0, 1, m == 0 ? 1000 : 0, 0);
+  driver.run();
 }
 
 }  // namespace
