@@ -107,4 +107,28 @@ inline void add_rank(Program& program, const std::vector<Op>& ops) {
   program.end.push_back(program.ops.size());
 }
 
+// Messages between random ranks under way together, with computing in between; it cannot deadlock.
+inline Program random_exchange(uint32_t ranks, uint32_t messages, RandomStream& random) {
+  std::vector<std::vector<Op>> ops(ranks);
+  std::vector<int32_t> slots(ranks, 0);
+  for (uint32_t m = 0; m < messages; ++m) {
+    const uint64_t source = random.bits() % ranks, target = random.bits() % ranks;
+    const auto tag = static_cast<int32_t>(random.bits() % 4);
+    const uint64_t bytes = random.bits() % 4 == 0 ? 0 : random.bits() % 100'000;
+    ops[source].push_back(
+        op(OpKind::kSend, static_cast<int32_t>(target), tag, bytes, 0, slots[source]++));
+    ops[target].push_back(
+        op(OpKind::kRecv, static_cast<int32_t>(source), tag, kUnknown, 0, slots[target]++));
+    if (random.bits() % 3 == 0) {
+      ops[random.bits() % ranks].push_back(op(OpKind::kDelay, 0, 0, random.bits() % 100'000'000));
+    }
+  }
+  Program program;
+  for (auto& list : ops) {
+    list.push_back(op(OpKind::kWait, 0, 0, 0, 0, kAllSlots));
+    add_rank(program, list);
+  }
+  return program;
+}
+
 }  // namespace leeboard::sim::test
