@@ -71,7 +71,7 @@ Time some_jump(RandomStream& random, uint64_t kinds, int scale, Time common) {
 }
 
 LEEBOARD_TEST(queue_random_interleavings) {
-  for (uint64_t seed = 0; seed < 300; ++seed) {
+  for (uint64_t seed = 0; seed < 200; ++seed) {
     context = "seed " + std::to_string(seed);
     RandomStream random(seed, 1);
     Pair pair;
