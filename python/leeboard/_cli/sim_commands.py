@@ -11,10 +11,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from leeboard.sim import Platform, Program, Trace
+from leeboard.sim import Platform, Program, Trace, presets
 from leeboard.sim.describe import fields
 from leeboard.sim.errors import DeadlockError
-from leeboard.sim.presets import TABLES
 from leeboard.sim.result import Result
 from leeboard.sim.result_file import readable
 from leeboard.sim.run import run as simulate
@@ -67,23 +66,24 @@ def trace(args: argparse.Namespace) -> int:
 
 
 def platforms(args: argparse.Namespace) -> int:
-    """List presets."""
-    found = False
-    for kind, table in TABLES.items():
-        chosen = {name: part for name, part in table.items() if args.name in (None, name)}
-        if not chosen:
-            continue
-        found = True
-        print(f"{kind.__name__.lower()}s")
-        for name, part in chosen.items():
-            shown = fields(part, digits=4)
-            shown.pop("name", None)
-            plain = [f"{key} {value}" for key, value in shown.items()]
-            print(f"  {name:<20} {', '.join(plain)}")
-    if not found:
+    """List presets, or one of them with the source of its figures."""
+    chosen = [preset for preset in presets() if args.name in (None, preset.name)]
+    if not chosen:
         raise ValueError(f"there is no device, link or protocol {args.name!r}")
+    heading = ""
+    for preset in chosen:
+        kind = f"{type(preset.part).__name__.lower()}s"
+        if kind != heading:
+            print(kind)
+            heading = kind
+        shown = fields(preset.part, digits=4)
+        figures = [f"{key} {value}" for key, value in shown.items() if key != "name"]
+        print(f"  {preset.name:<20} {', '.join(figures)}".rstrip())
+        if args.name is not None:
+            print(f"    {'measured' if preset.measured else 'nominal'}: {preset.source}")
     if args.name is None:
         print(f"topologies\n  {', '.join(GENERATORS)}")
+        print("`leeboard sim platforms NAME` tells where figures come from")
     return 0
 
 
