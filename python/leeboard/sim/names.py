@@ -25,6 +25,12 @@ class PlatformError(ValueError):
     """A platform that cannot be built or read: what is wrong, and where."""
 
 
+def nearest(given: str, known: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)", where a known name is like the given one."""
+    close = difflib.get_close_matches(given[:60], known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def index(values: Any) -> Index:
     """A column of unsigned 32-bit numbers that nobody writes to."""
     column = np.array(values, dtype=np.uint32)
@@ -177,10 +183,10 @@ class Names:
         raise PlatformError(f"{label}: unknown {self.what} {text!r}{self._hint(text)}")
 
     def _hint(self, text: str) -> str:
-        stem, dot, number = text.partition(".")
-        close = difflib.get_close_matches(stem, self.starts, n=1)
-        if close:
-            return f" (did you mean {close[0] + dot + number!r}?)"
+        _, dot, number = text.partition(".")
+        hint = nearest(text, [name + dot + number for name in self.starts])
+        if hint:
+            return hint
         known = [str(self[row]) for row in range(min(len(self), 4))]
         more = ", ..." if len(self) > len(known) else ""
         return f"; there are {', '.join(known)}{more}" if known else f"; there are no {self.plural}"

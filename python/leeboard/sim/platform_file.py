@@ -13,7 +13,7 @@ import numpy as np
 from leeboard.sim import graph, library, topology, units, yaml_nodes
 from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.graph import Route
-from leeboard.sim.names import Group, Index, Names, PlatformError, index
+from leeboard.sim.names import Group, Index, Names, index, nearest
 from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform_parts import Part, field, name_or_number, part, selector
 from leeboard.sim.selector import Rule
@@ -90,7 +90,7 @@ def _generated(platform: type[Platform], keys: dict[str, At]) -> Platform:
         at.fail(f"kind missing, expected {', '.join(kinds)}")
     kind = raw["kind"].text()
     if kind not in kinds:
-        raw["kind"].call(_unknown, kind, kinds)
+        raw["kind"].fail(f"got {kind!r}{nearest(kind, kinds)}, expected {', '.join(kinds)}")
     function: Callable[..., Any] = topology.GENERATORS[kind]
     parameters = inspect.signature(function).parameters
     given = at.mapping(("kind", *parameters))
@@ -105,10 +105,6 @@ def _generated(platform: type[Platform], keys: dict[str, At]) -> Platform:
         return at.call(platform.generate, kind, arguments)
     names = keys["devices"].call(_names, "device", groups)
     return _with_kinds(at.call(platform.generate, kind, arguments, names), groups)
-
-
-def _unknown(kind: str, kinds: tuple[str, ...]) -> None:
-    raise PlatformError(f"got {kind!r}, expected {', '.join(kinds)}")
 
 
 def _argument(at: At, name: str) -> Any:

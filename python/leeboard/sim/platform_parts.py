@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any, TypeVar
 
@@ -49,6 +50,7 @@ def part(at: At, kind: type[Part], *also: str, base: Part | None = None) -> Part
     return changed
 
 
+@functools.cache
 def _fields(kind: type) -> dict[str, tuple[str, bool]]:
     """By key: the field, and whether it must be given."""
     renamed = _RENAMED.get(kind, {})
