@@ -51,7 +51,7 @@ def part(at: At, kind: type[Part], *also: str, base: Part | None = None) -> Part
 
 
 @functools.cache
-def _fields(kind: type) -> dict[str, tuple[str, bool]]:
+def _fields(kind: Any) -> dict[str, tuple[str, bool]]:
     """By key: the field, and whether it must be given."""
     renamed = _RENAMED.get(kind, {})
     return {
