@@ -19,8 +19,10 @@ from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform import Platform
 from leeboard.sim.program import Program
 from leeboard.sim.result import Result
+from leeboard.sim.result_file import ResultError
 from leeboard.sim.run import replay, run
 from leeboard.sim.selector import Rule
+from leeboard.sim.sweep import Sweep, grid, sweep
 from leeboard.sim.trace import Trace
 from leeboard.sim.units import UnitError
 from leeboard.sim.workload import (
@@ -52,12 +54,16 @@ __all__ = [
     "Protocol",
     "RandomFaults",
     "Result",
+    "ResultError",
     "Rule",
     "SimulationError",
+    "Sweep",
     "Trace",
     "Uniform",
     "UnitError",
+    "grid",
     "presets",
     "replay",
     "run",
+    "sweep",
 ]

@@ -22,8 +22,9 @@ _MOST_ROUNDS = 2**62
 class Builder(CollectiveBuilder):
     """The operations of a program; see `Program`.
 
-    Every operation may be queued on a stream of the rank with `stream=k`, k from 1 to 254: it then
-    runs beside the rank's own thread (stream 0), in the order of that stream.
+    Computing, messages, collectives and `wait` may be queued on a stream of the rank with
+    `stream=k`, k from 1 to 254: they then run beside the rank's own thread (stream 0), in the order
+    of that stream.
     """
 
     def compute(
@@ -187,23 +188,22 @@ class Builder(CollectiveBuilder):
         self._add(OpKind.DONE, tag=number)
         self._program._answered.add(number)
 
-    def mark(self, name: str, *, stream: int = 0) -> None:
+    def mark(self, name: str) -> None:
         """Note a name in the timeline."""
         given: object = name
         if not isinstance(given, str) or not 1 <= len(given) <= 1000:
             raise ProgramError(
                 f"{self._at('mark', 'name')}: got {name!r}, expected text of 1 to 1000 characters"
             )
-        lane = self._stream("mark", stream)
-        self._add(OpKind.MARK, lane, a=self._program._name(name))
+        self._add(OpKind.MARK, a=self._program._name(name))
 
-    def alloc(self, bytes: Value, *, stream: int = 0) -> None:  # noqa: A002
+    def alloc(self, bytes: Value) -> None:  # noqa: A002
         """Take device memory; more than there is is reported in the result."""
-        self._add(OpKind.ALLOC, self._stream("alloc", stream), a=self._size("alloc", bytes))
+        self._add(OpKind.ALLOC, a=self._size("alloc", bytes))
 
-    def free(self, bytes: Value, *, stream: int = 0) -> None:  # noqa: A002
+    def free(self, bytes: Value) -> None:  # noqa: A002
         """Give device memory back."""
-        self._add(OpKind.FREE, self._stream("free", stream), a=self._size("free", bytes))
+        self._add(OpKind.FREE, a=self._size("free", bytes))
 
     def _send(self, call: str, to: int, bytes: Value, tag: int, stream: int, slot: int) -> None:  # noqa: A002
         self._add(
@@ -230,7 +230,7 @@ class Builder(CollectiveBuilder):
             peer=ANY if source is None else self._rank(call, "source", source),
             tag=ANY if tag is None else self._integer(call, "tag", tag, 0, _LARGEST_TAG),
             slot=slot,
-            a=UNKNOWN if bytes is None else self._size(call, bytes, most=2**63),
+            a=UNKNOWN if bytes is None else self._size(call, bytes),
         )
 
     def _queue(self, call: str, queue: Queue) -> int:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from leeboard.sim.program import Program
 
 _MOST_STREAMS = 254
-_MOST_BYTES = 2**63
+# kMostBytes in csrc/bindings/sim_convert.cpp.
+_MOST_BYTES = 2**62
 # Of collectives that are not queued on a stream the rank knows of.
 _BESIDE = -1
 
@@ -145,7 +146,7 @@ class CollectiveBuilder:
     def _sizes(self, name: str, bytes: Any, ranks: int) -> tuple[int, int]:  # noqa: A002
         """Bytes of a collective, and the number of its table of sizes (0: none)."""
         if name != "all_to_all" or np.ndim(bytes) == 0:
-            return self._size(name, bytes, most=_MOST_BYTES), 0
+            return self._size(name, bytes), 0
         matrix = np.asarray(bytes)
         place = self._at(name, "bytes")
         if matrix.shape != (ranks, ranks) or matrix.dtype.kind not in "iu":
@@ -156,7 +157,7 @@ class CollectiveBuilder:
         if (matrix < 0).any():
             raise ProgramError(f"{place}: got {matrix.min()}, expected no negative size")
         if int(matrix.max()) * ranks**2 >= _MOST_BYTES:
-            raise ProgramError(f"{place}: got {matrix.max()}, expected less in all than 2^63")
+            raise ProgramError(f"{place}: got {matrix.max()}, expected less in all than 2^62")
         most = int(matrix.sum(axis=1, dtype=np.uint64).max())
         return most, self._program._size_table(matrix.astype("<u8"))
 
@@ -209,10 +210,10 @@ class CollectiveBuilder:
     def _stream(self, call: str, stream: object) -> int:
         return self._integer(call, "stream", stream, 0, _MOST_STREAMS)
 
-    def _size(self, call: str, bytes: Value, most: int = 2**64 - 1) -> int:  # noqa: A002
-        if type(bytes) is int and 0 <= bytes <= most:
+    def _size(self, call: str, bytes: Value) -> int:  # noqa: A002
+        if type(bytes) is int and 0 <= bytes <= _MOST_BYTES:
             return bytes
         size = int(parse(self._at(call, "bytes"), bytes, SIZE))
-        if size > most:
-            raise ProgramError(f"{self._at(call, 'bytes')}: got {bytes!r}, expected at most {most}")
+        if size > _MOST_BYTES:
+            raise ProgramError(f"{self._at(call, 'bytes')}: got {bytes!r}, expected at most 2^62")
         return size

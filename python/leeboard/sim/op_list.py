@@ -24,6 +24,7 @@ class OpList:
         self.data = bytearray()
         # Positions of loops' first ops that are still open, innermost last.
         self.open: list[int] = []
+        self.loops = False
 
     def __len__(self) -> int:
         return len(self.data) // _SIZE
@@ -49,6 +50,7 @@ class OpList:
             times: Rounds, ENDLESS where there is a queue.
             queue: Number of the queue, or None.
         """
+        self.loops = True
         self.open.append(len(self))
         OpList.add(self, _LOOP, a=times)
         if queue is not None:
@@ -170,11 +172,12 @@ def assemble(
         ops.catch_up()
         key = hashlib.blake2b(ops.data, digest_size=16).digest()
         if key not in known:
-            part = np.frombuffer(bytearray(ops.data), dtype=OP)
-            kind = part["kind"]
-            moved = (kind == _LOOP) | (kind == _LOOP_END)
-            moved |= (kind == _TAKE) & (part["b"] != UNKNOWN)
-            part["b"][moved] += np.uint64(length)
+            part = np.frombuffer(ops.data, dtype=OP).copy()
+            if ops.loops:
+                kind = part["kind"]
+                moved = (kind == _LOOP) | (kind == _LOOP_END)
+                moved |= (kind == _TAKE) & (part["b"] != UNKNOWN)
+                part["b"][moved] += np.uint64(length)
             parts.append(part)
             known[key] = length, length + len(part)
             length += len(part)

@@ -15,19 +15,18 @@ from leeboard.sim.ops import (
     OpKind,
     integer,
 )
-from leeboard.sim.table import text_of
-from leeboard.sim.units import PICOSECONDS
+from leeboard.sim.units import FLOP, PICOSECONDS, SIZE, TIME, show
 
 if TYPE_CHECKING:
     from leeboard.sim.trace import Trace
 
 
 def _time(picoseconds: int) -> str:
-    return text_of(picoseconds / PICOSECONDS, "s")
+    return show(picoseconds / PICOSECONDS, TIME, digits=4)
 
 
 def _size(count: int) -> str:
-    return text_of(count, "B")
+    return show(count, SIZE, digits=4)
 
 
 def describe_op(trace: Trace, index: int) -> str:
@@ -42,7 +41,7 @@ def _text(
     queue = trace.queues[tag]["name"] if kind in (OpKind.TAKE, OpKind.DONE) else ""
     match kind:
         case OpKind.COMPUTE:
-            text = f"compute {text_of(a, 'FLOP')}, {_size(b)} of memory traffic"
+            text = f"compute {show(a, FLOP, digits=4)}, {_size(b)} of memory traffic"
         case OpKind.DELAY:
             text = f"compute {_time(a)}"
         case OpKind.RANDOM:
@@ -135,6 +134,13 @@ def describe(trace: Trace) -> str:
     groups = len(trace.group_offsets) - 2
     distinct = len({*zip(trace.begin.tolist(), trace.end.tolist(), strict=True)})
     count = f"{trace.ranks} ranks, {distinct} of them different"
-    lines = [f"{count}; {len(trace.ops)} ops stored, {groups} groups"]
+    total = trace.stats()
+    collectives = ", ".join(f"{n} {name}" for name, n in total.collectives.items()) or "none"
+    lines = [
+        f"{count}; {len(trace.ops)} ops stored, {groups} groups",
+        f"compute: {show(total.flops, FLOP, digits=4)}, {_size(total.memory_bytes)} of memory traffic",
+        f"messages: {total.messages}, {_size(total.message_bytes)}",
+        f"collectives (calls of all ranks): {collectives}",
+    ]
     lines += [f"queue {queue['name']!r}: {queue['count']} requests" for queue in trace.queues]
     return "\n".join(lines)

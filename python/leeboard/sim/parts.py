@@ -195,7 +195,8 @@ class Protocol:
 
     Attributes:
         name: "gloo", "mpi", "nccl", "ideal", or of one's own.
-        eager_limit: Messages up to this many bytes leave without a handshake; "unlimited": all.
+        eager_limit: Messages up to this many bytes leave without a handshake; 0: none, not even
+            empty ones; "unlimited": all.
         handshake: "notify": the receiver tells when it is ready (two latencies unless it told
             before); "request": the sender asks and is told (three latencies).
         send_overhead: Seconds of the sending rank's own time a message.

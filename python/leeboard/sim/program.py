@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from leeboard.sim.collective_builder import CollectiveBuilder
 
 _MOST_RANKS = 2**24
+# kMostSlots in csrc/bindings/sim_convert.cpp.
+_MOST_SLOTS = 2**20
 
 
 def _offsets(parts: Sequence[Sized]) -> NDArray[np.uint64]:
@@ -200,13 +202,18 @@ class Program(Builder):
 
     def _free_slot(self, ranks: Scope) -> int:
         """A slot that is free on all these ranks: odd for those of all ranks, else even."""
-        books = [slots for slots, _ in self._books(ranks)]
+        if ranks is None:
+            books = [self._shared_slots]
+        else:
+            books = [self._states[rank].slots for rank in ranks if rank in self._states]
         odd = 1 if ranks is None else 0
-        slot = max(slots.low for slots in books) | odd
+        slot = max((slots.low for slots in books), default=0) | odd
         while any(slot in slots.used for slots in books):
             slot += 2
         if len(books) == 1:
             books[0].low = slot
+        if slot >= _MOST_SLOTS:
+            raise ProgramError(f"more than {_MOST_SLOTS // 2} operations are under way at once")
         return slot
 
     def _new_handle(self, ranks: Scope, slot: int, what: str, stream: int) -> Handle:

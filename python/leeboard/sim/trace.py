@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 
 from leeboard import _C
 from leeboard.sim import op_text
+from leeboard.sim.op_ranges import TraceStats, stats
 from leeboard.sim.ops import OP, OpKind
 
-__all__ = ["OpKind", "Trace"]
+__all__ = ["OpKind", "Trace", "TraceError", "TraceStats"]
 
-_COLUMNS = {
+COLUMNS = {
     "ops": OP,
     "begin": np.dtype("<u8"),
     "end": np.dtype("<u8"),
@@ -27,6 +29,10 @@ _COLUMNS = {
     "size_offsets": np.dtype("<u8"),
     "sizes": np.dtype("<u8"),
 }
+
+
+class TraceError(ValueError):
+    """A trace that cannot be read: which file, and what is wrong with it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,7 +67,7 @@ class Trace:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, dtype in _COLUMNS.items():
+        for name, dtype in COLUMNS.items():
             column = np.array(getattr(self, name), dtype=dtype)
             column.setflags(write=False)
             object.__setattr__(self, name, column)
@@ -79,7 +85,7 @@ class Trace:
         if not isinstance(other, Trace):
             return NotImplemented
         return (
-            all(np.array_equal(getattr(self, name), getattr(other, name)) for name in _COLUMNS)
+            all(np.array_equal(getattr(self, name), getattr(other, name)) for name in COLUMNS)
             and self.queues == other.queues
             and self.names == other.names
         )
@@ -95,9 +101,37 @@ class Trace:
     def __repr__(self) -> str:
         return f"<Trace of {self.ranks} ranks: {len(self.ops)} ops>"
 
+    def stats(self) -> TraceStats:
+        """Ops by kind, messages, bytes and flops of all ranks together, loops multiplied out."""
+        return stats(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace to a file, whole or not at all (docs/sim/trace.md)."""
+        from leeboard.sim import trace_file
+
+        trace_file.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, *, max_bytes: int | None = None) -> Trace:
+        """Read a file of `save`.
+
+        Args:
+            path: Of the file.
+            max_bytes: A file that holds more, unpacked, is refused; None: 8 GiB.
+
+        Raises:
+            TraceError: It is no trace, cut off, damaged, of a newer version, or too large.
+            OSError: It cannot be opened.
+        """
+        from leeboard.sim import trace_file
+
+        return trace_file.load(
+            path, max_bytes=trace_file.MAX_BYTES if max_bytes is None else max_bytes
+        )
+
     def core(self) -> dict[str, Any]:
         """What `leeboard._C.SimProgram` takes."""
-        core: dict[str, Any] = {name: getattr(self, name) for name in _COLUMNS}
+        core: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
         core["queues"] = [
             {
                 **{key: value for key, value in queue.items() if key != "name"},
