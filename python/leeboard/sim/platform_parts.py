@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any, TypeVar
 
@@ -29,7 +28,7 @@ def part(at: At, kind: type[Part], *also: str, base: Part | None = None) -> Part
     if isinstance(at.node.value, str) and not also:
         named: Part = at.call(library.find, kind, at.text())
         return named
-    fields: dict[str, tuple[str, bool]] = _fields(kind)
+    fields: dict[str, tuple[str, bool]] = _FIELDS[kind]
     keys = at.mapping((*also, "preset", *fields))
     if "preset" in keys:
         preset = keys["preset"].text()
@@ -50,14 +49,18 @@ def part(at: At, kind: type[Part], *also: str, base: Part | None = None) -> Part
     return changed
 
 
-@functools.cache
-def _fields(kind: Any) -> dict[str, tuple[str, bool]]:
+def _fields(kind: type) -> dict[str, tuple[str, bool]]:
     """By key: the field, and whether it must be given."""
     renamed = _RENAMED.get(kind, {})
     return {
         renamed.get(name, name): (name, parameter.default is parameter.empty)
         for name, parameter in inspect.signature(kind).parameters.items()
     }
+
+
+_FIELDS: dict[type, dict[str, tuple[str, bool]]] = {
+    kind: _fields(kind) for kind in (Device, Link, Protocol)
+}
 
 
 def field(at: At, kind: type, name: str) -> Any:
