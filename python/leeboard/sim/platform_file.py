@@ -27,8 +27,6 @@ KEYS = (
     *("collectives", "stragglers", "faults", "islands", "placement"),
 )
 _MOST = 1 << 24
-# Fields whose key in a file differs.
-_FILE_KEYS = {"duration": "for"}
 _RANKS = ("min_ranks", "max_ranks")
 _WHOLE = {"n", "k", "radix", "levels", "groups", "routers", "hosts", "sites", "devices", "nodes"}
 
@@ -110,7 +108,7 @@ def _generated(platform: type[Platform], keys: dict[str, At]) -> Platform:
 def _argument(at: At, name: str) -> Any:
     if name == "dims":
         return tuple(size.integer(1, _MOST) for size in at.items())
-    if name in _WHOLE:
+    if is_whole(name):
         return at.integer(1, _MOST)
     if name == "hub":
         return at.boolean()
@@ -123,6 +121,16 @@ def _argument(at: At, name: str) -> Any:
         dimension = units.TIME
     number = at.call(units.parse, name, at.text(), dimension)
     return at.text() if dimension is not units.RATIO else number
+
+
+def is_whole(argument: str) -> bool:
+    """Whether an argument of a generator is a whole number."""
+    return argument in _WHOLE
+
+
+def file_key(field: str) -> str:
+    """What files call the field of a fault."""
+    return "for" if field == "duration" else field
 
 
 def _groups(at: At, kind: type[Device] | None) -> list[tuple[Group, Device]]:
@@ -237,7 +245,7 @@ def _factors(made: Platform, at: At) -> dict[str, str]:
 
 def _fault(made: Platform, at: At) -> Fault | RandomFaults:
     kind: type[Any] = RandomFaults if "mtbf" in at.mapping() else Fault
-    names = {_FILE_KEYS.get(name, name): name for name in inspect.signature(kind).parameters}
+    names = {file_key(name): name for name in inspect.signature(kind).parameters}
     keys = at.mapping(tuple(names))
     given: dict[str, Any] = {}
     for key, value in keys.items():

@@ -63,6 +63,11 @@ _FIELDS: dict[type, dict[str, tuple[str, bool]]] = {
 }
 
 
+def keys_of(kind: type) -> dict[str, str]:
+    """The fields of a device, link or protocol, by their key in files."""
+    return {key: name for key, (name, _) in _FIELDS[kind].items()}
+
+
 def field(at: At, kind: type, name: str) -> Any:
     """The value of a field: a number, the points of a curve, or text."""
     descriptor = vars(kind).get(name)
