@@ -25,6 +25,18 @@ class PlatformError(ValueError):
     """A platform that cannot be built or read: what is wrong, and where."""
 
 
+class Columns:
+    """A frozen dataclass whose arrays nobody writes to, in copies in other processes neither."""
+
+    def __post_init__(self) -> None:
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(vars(self).values())
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """ " (did you mean 'x'?)", where a known name is like the given one."""
     close = difflib.get_close_matches(given[:60], known, n=1)
