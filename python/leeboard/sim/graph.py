@@ -78,7 +78,8 @@ class Builder:
     def room(self, links: int) -> None:
         """Raise PlatformError where so many more links are too many."""
         if self.count + links > _MOST_LINKS:
-            raise PlatformError(f"topology: got {links} links, expected at most {_MOST_LINKS}")
+            total = self.count + links
+            raise PlatformError(f"topology: got {total} links or more, expected {_MOST_LINKS}")
 
     def graph(self, island: Any = ()) -> Graph:
         empty = np.zeros(0, np.int64)
