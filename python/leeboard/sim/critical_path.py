@@ -26,7 +26,7 @@ REQUESTS = "no request"
 OTHER = "other"
 _KINDS = (COMPUTE, TRANSFER, CONTENTION, HANDSHAKE, REQUESTS, OTHER)
 _LONGEST_PATTERN = 8
-_LINES = 24
+_LINES, _FIRST = 24, 12
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,12 @@ class CriticalPath(Sequence[Segment]):
             if part
         ]
         repeats = self.merged()
-        rows = [_line(repeat) for repeat in repeats[:_LINES]]
+        whole = len(repeats) <= _LINES
+        rows = [_line(repeat) for repeat in (repeats if whole else repeats[:_FIRST])]
         lines += ["", aligned(("from", "for", "what", "where"), rows)]
-        if len(repeats) > _LINES:
-            lines.append(f"... {len(repeats) - _LINES} more lines; the longest segments:")
-            rows = [_line(Repeat(1, (segment,))) for segment in self.top(8)]
+        if not whole:
+            lines += [f"... {len(repeats) - _FIRST:,} more lines", "", "the longest segments:"]
+            rows = [_line(Repeat(1, (segment,))) for segment in self.top(_LINES - _FIRST)]
             lines.append(aligned(("from", "for", "what", "where"), rows))
         return "\n".join(lines)
 
