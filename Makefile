@@ -6,7 +6,8 @@ export PYTHON
 
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard cmake/*) $(wildcard csrc/*/*)
-CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp bench/*.cpp)
+CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp bench/*.cpp bench/*/*.cpp tests/sim/native/*.h \
+	tests/sim/native/*.cpp)
 PYTHON_DIRS := python kernels tests bench examples docs
 
 .PHONY: help demo test bench lint format docs wheel clean

@@ -24,7 +24,8 @@ from bench.run import ALLOCATOR, RESULTS, ROOT
 VARIANTS = ("leeboard", "eager", "reference")
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
+    """A field of this process's /proc/self/status that is in kB, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
@@ -55,10 +56,10 @@ def _measure(op: str, case_id: str, variant: str) -> dict[str, Any]:
     _once(Prepared(subject, small), variant, training)
 
     prepared = Prepared(subject, case)
-    before = _status("VmRSS")
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     made = _once(prepared, variant, training)
-    peak = _status("VmHWM")
+    peak = status("VmHWM")
     made_bytes = sum({t.data_ptr(): t.nbytes for t in made}.values())
     return {
         "op": op,
@@ -71,13 +72,16 @@ def _measure(op: str, case_id: str, variant: str) -> dict[str, Any]:
     }
 
 
+def ordinary_environment() -> dict[str, str]:
+    """The allocator's ordinary settings: large temporaries are mapped when made, and unmapped."""
+    return {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
+
+
 def _in_fresh_process(job: tuple[str, str, str]) -> dict[str, Any]:
-    # The allocator's ordinary settings: each large temporary is mapped when made, and unmapped.
-    ordinary = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
     done = subprocess.run(
         [sys.executable, "-m", "bench.memory", "--one", *job],
         cwd=ROOT,
-        env=ordinary,
+        env=ordinary_environment(),
         check=False,
         capture_output=True,
         text=True,

@@ -24,6 +24,8 @@ from bench.run import RESULTS, ROOT
 TARGET = ROOT / "bench" / "RESULTS.md"
 README = ROOT / "README.md"
 README_MARKS = ("<!-- speed:begin -->", "<!-- speed:end -->")
+# The simulator's section, which bench.sim writes.
+SIM_MARKS = ("<!-- simulator:begin -->", "<!-- simulator:end -->")
 
 READING = """\
 Times are microseconds of one public call, medians; p99 is over rounds, and a round of a short call
@@ -288,13 +290,22 @@ def write(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def into_readme(text: str, lines: Sequence[str]) -> str:
-    """The README with `lines` between its marks."""
-    begin, end = README_MARKS
+def between(text: str, marks: tuple[str, str], lines: Sequence[str], name: str) -> str:
+    """The text of a file with `lines` between its marks."""
+    begin, end = marks
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"README.md: expected one {begin} and one {end}")
+        raise ValueError(f"{name}: expected one {begin} and one {end}")
     before, after = text.split(begin)[0], text.split(end)[1]
     return "\n".join([before + begin, "", *lines, "", end + after])
+
+
+def keep_simulator(text: str, old: str) -> str:
+    """A new report with the simulator's section of the old one."""
+    begin, end = SIM_MARKS
+    if begin not in old:
+        return text
+    kept = old[old.index(begin) : old.index(end) + len(end)]
+    return f"{text}\n{kept}\n"
 
 
 def main() -> None:
@@ -316,10 +327,10 @@ def main() -> None:
         "memory": memory,
     }
     write(RESULTS / "latest.json", json.dumps(latest, separators=(",", ":")) + "\n")
-    write(TARGET, text)
+    write(TARGET, keep_simulator(text, TARGET.read_text() if TARGET.exists() else ""))
     cpu = f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, {date}:"
     shown = [cpu, "", *_glance(_points(timings))]
-    write(README, into_readme(README.read_text(), shown))
+    write(README, between(README.read_text(), README_MARKS, shown, README.name))
     print(f"{TARGET.relative_to(ROOT)}: " + " ".join(_summary(_points(timings))))
 
 

@@ -1,8 +1,9 @@
-"""Runs the benchmarks: measures, then memory, then the report.
+"""Runs the benchmarks: measures, then memory, then the report, then the simulator.
 
     python bench/run.py              everything; rewrites bench/RESULTS.md
     python bench/run.py --quick      a few cases in a few minutes; prints the report
     python bench/run.py -k rms_norm  times that match (as in pytest -k); prints the report
+    python bench/run.py --sim        the simulator alone; rewrites its section of bench/RESULTS.md
 
 Needs the standard library alone: every step is a process of its own, so that the allocator's
 settings are in force before torch loads.
@@ -56,8 +57,14 @@ def main() -> None:
     parser.add_argument(
         "--publish", action="store_true", help="with --quick: rewrite the report too"
     )
+    parser.add_argument("--sim", action="store_true", help="the simulator alone")
     options = parser.parse_args()
 
+    quick = ["--quick"] if options.quick else []
+    if options.sim:
+        show = [] if options.quick and not options.publish else ["--publish"]
+        _step("simulator", "bench.sim", *quick, *show)
+        return
     RESULTS.mkdir(parents=True, exist_ok=True)
     run, memory = RESULTS / "run.json", RESULTS / "memory.json"
     for stale in (run, memory):
@@ -71,11 +78,13 @@ def main() -> None:
         measure += ["-k", options.k]
     _step("measure", *measure)
     if not (options.k or options.no_memory):
-        _step("memory", "bench.memory", *(["--quick"] if options.quick else []))
+        _step("memory", "bench.memory", *quick)
     whole = not (options.quick or options.k or options.no_memory)
     publish = whole or (options.quick and options.publish and not options.k)
-    report = [*(["--publish"] if publish else []), *(["--quick"] if options.quick else [])]
-    _step("report", "bench.report", *report)
+    publishing = ["--publish"] if publish else []
+    _step("report", "bench.report", *publishing, *quick)
+    if not options.k:
+        _step("simulator", "bench.sim", *publishing, *quick)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ LIGHT: dict[str, set[str]] = {
     "ops": {"torch", "numpy"},
     "nn": {"torch", "numpy"},
 }
-EXTRAS = {"transformers", "tokenizers", "safetensors", "tqdm", "matplotlib", "triton"}
+EXTRAS = {"transformers", "tokenizers", "safetensors", "tqdm", "matplotlib", "triton", "yaml"}
 
 
 def sources(part: str) -> list[Path]:

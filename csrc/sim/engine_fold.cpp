@@ -126,7 +126,7 @@ void Engine::fold(Instance& instance) {
         outcome_.ranks[to].received += sent;
       }
       const Time ready = at[r] + protocol.send_overhead;
-      const bool eager = sent <= protocol.eager_limit;
+      const bool eager = protocol.eager(sent);
       Time leaves = ready;
       if (!eager) {
         const bool asks = protocol.handshake == Handshake::kRequest;

@@ -57,7 +57,7 @@ void Engine::offer(Process& p, uint32_t target, int32_t tag, uint32_t channel, u
   m.sender_record = p.last;
   m.request = ranks_[p.rank].request;
   m.op = op_index(p.op);
-  m.eager = bytes <= platform_.protocol.eager_limit;
+  m.eager = platform_.protocol.eager(bytes);
   outcome_.ranks[p.rank].sent += bytes;
   ++in_flight_;
   if (m.eager) {

@@ -84,11 +84,6 @@ class EventHeap {
     data_.clear();
   }
 
-  void release() {
-    keys_ = {};
-    data_ = {};
-  }
-
  private:
   __extension__ using Key = unsigned __int128;
 

@@ -37,7 +37,7 @@ class EventQueue {
     const Event event{time, sequence_++, data};
     ++size_;
     if (time == ready_time_) {
-      ready_.push_back(event);
+      append(ready_, event);
     } else if (time < near_end_ || near_end_ == kNever) {
       near_.push(event);
       if (near_.size() > spill_limit_) spill();
@@ -49,29 +49,24 @@ class EventQueue {
   // Of the first event; kNever if there is none.
   Time next_time() {
     if (size_ == 0) return kNever;
-    if (near_.empty() && ready_head_ == ready_.size()) refill();
+    if (near_.empty() && ready_.count == 0) refill();
     return near_first() ? near_.next_time() : ready_time_;
   }
 
   // The queue is not empty.
   Event pop() {
     assert(size_ > 0);
-    if (near_.empty() && ready_head_ == ready_.size()) refill();
+    if (near_.empty() && ready_.count == 0) refill();
     --size_;
     if (near_first()) {
       const Event event = near_.pop();
       now_ = event.time;
       // What is pushed for this time from here on comes after all that the heap holds of it.
-      if (ready_head_ == ready_.size()) ready_time_ = event.time;
+      if (ready_.count == 0) ready_time_ = event.time;
       return event;
     }
-    const Event event = ready_[ready_head_++];
+    const Event event = take_ready();
     now_ = event.time;
-    // At the end, and now and then in a present that goes on and on.
-    if (ready_head_ == ready_.size() || (ready_head_ >= 1024 && 2 * ready_head_ > ready_.size())) {
-      ready_.erase(ready_.begin(), ready_.begin() + static_cast<std::ptrdiff_t>(ready_head_));
-      ready_head_ = 0;
-    }
     return event;
   }
 
@@ -85,7 +80,7 @@ class EventQueue {
   static constexpr size_t kPour = 32;
   static constexpr size_t kPerBucket = 8;
   static constexpr size_t kMaxBuckets = 1024;
-  // An empty ladder keeps so many chunks.
+  // So many are kept when no event lies in any.
   static constexpr size_t kKeep = 256;
   static constexpr uint32_t kNone = UINT32_MAX;
 
@@ -115,7 +110,7 @@ class EventQueue {
   };
 
   bool near_first() const {
-    return !near_.empty() && (ready_head_ == ready_.size() || near_.next_time() <= ready_time_);
+    return !near_.empty() && (ready_.count == 0 || near_.next_time() <= ready_time_);
   }
 
   // The narrowest bucket that takes this time, which is not before near_end_.
@@ -151,6 +146,36 @@ class EventQueue {
     bucket.room = Chunk::kEvents;
   }
 
+  // Returns the chunk after it.
+  uint32_t give_back(uint32_t chunk) {
+    const uint32_t next = chunks_[chunk].next;
+    chunks_[chunk].next = free_;
+    free_ = chunk;
+    return next;
+  }
+
+  Event take_ready() {
+    const Event event = chunks_[ready_.first].events[ready_taken_++];
+    if (--ready_.count == 0) {
+      give_back(ready_.first);
+      ready_ = Bucket{};
+      ready_taken_ = 0;
+      if (near_.size() == size_) trim();
+    } else if (ready_taken_ == Chunk::kEvents) {
+      ready_.first = give_back(ready_.first);
+      ready_taken_ = 0;
+    }
+    return event;
+  }
+
+  // All chunks are free.
+  void trim() {
+    if (chunks_.size() <= kKeep) return;
+    // Assigning {} would keep the capacity.
+    chunks_ = std::vector<Chunk>();
+    free_ = kNone;
+  }
+
   // Calls take(event) for all events of a bucket, in order.
   template <typename Take>
   void each(const Bucket& bucket, Take take) {
@@ -175,10 +200,7 @@ class EventQueue {
         take(event);
       }
       left -= here;
-      const uint32_t next = chunks_[c].next;
-      chunks_[c].next = free_;
-      free_ = c;
-      c = next;
+      c = give_back(c);
     }
   }
 
@@ -251,9 +273,8 @@ class EventQueue {
         pour(*bucket, end);
         if (depth_ > 0) {
           ++rungs_[depth_ - 1].current;
-        } else if (chunks_.size() > kKeep) {
-          chunks_ = {};
-          free_ = kNone;
+        } else {
+          trim();
         }
         return;
       }
@@ -264,7 +285,8 @@ class EventQueue {
         last = std::max(last, event.time);
       });
       if (first == last) {
-        consume(*bucket, [this](const Event& event) { ready_.push_back(event); });
+        ready_ = *bucket;
+        *bucket = Bucket{};
         ready_time_ = first;
         near_end_ = first + 1;
         return;
@@ -283,8 +305,9 @@ class EventQueue {
   uint64_t sequence_ = 0;
   Time now_ = 0;
 
-  std::vector<Event> ready_;
-  size_t ready_head_ = 0;
+  Bucket ready_;
+  // What has been taken of its first chunk.
+  uint32_t ready_taken_ = 0;
   Time ready_time_ = 0;
 
   EventHeap near_;

@@ -106,6 +106,12 @@ class JumpTable {
   std::vector<Time> table_;
 };
 
+// The last moment at most.
+inline Time later(Time time, Time jump) {
+  constexpr Time kLast = kNever - 1;
+  return jump > kLast - time ? kLast : time + jump;
+}
+
 struct HoldResult {
   double nanoseconds;  // a hold
   uint64_t checksum;   // of everything popped, in order
@@ -114,14 +120,11 @@ struct HoldResult {
 template <typename Queue>
 HoldResult hold(Queue& queue, uint64_t pending, uint64_t holds, Jumps jumps, uint64_t seed) {
   const JumpTable table(jumps, seed);
-  // Times that do not fit would wrap: events then stay where they are.
-  constexpr Time kLast = kLongest + (kLongest - 2);
   uint64_t checksum = 0;
   const auto step = [&](uint64_t i) {
     const Event event = queue.pop();
     checksum = (checksum ^ event.time ^ event.sequence << 32 ^ event.data) * 0x9e3779b97f4a7c15;
-    const Time jump = table[i];
-    queue.push(jump > kLast - event.time ? event.time : event.time + jump, event.data);
+    queue.push(later(event.time, table[i]), event.data);
   };
   for (uint64_t i = 0; i < pending; ++i) queue.push(table[i], i);
   // The spread of pending times settles first.

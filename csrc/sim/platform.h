@@ -50,7 +50,8 @@ enum class Handshake : uint8_t {
 };
 
 struct Protocol {
-  uint64_t eager_limit;  // messages up to this many bytes leave without a handshake
+  // Messages up to this many bytes leave without a handshake; 0: not even empty ones.
+  uint64_t eager_limit;
   Handshake handshake;
   Time send_overhead;         // the sending rank's own time a message
   Time recv_overhead;         // the receiving rank's own time a message
@@ -62,6 +63,8 @@ struct Protocol {
   uint64_t packet;            // bytes
   double loopback_bandwidth;  // between ranks of one device; 0: costs nothing
   Time loopback_latency;
+
+  bool eager(uint64_t bytes) const { return eager_limit > 0 && bytes <= eager_limit; }
 };
 
 // The first row that fits names the algorithm.

@@ -51,6 +51,14 @@ def _add_draft(parser: argparse.ArgumentParser) -> Command:
     return run
 
 
+def _add_sim(parser: argparse.ArgumentParser) -> Command:
+    from leeboard._cli import sim
+
+    sim.add_arguments(parser)
+    run: Command = sim.run
+    return run
+
+
 # name, line in the overview, and what fills the subparser in.
 _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], Command]], ...] = (
     (
@@ -67,6 +75,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], Command]], 
         "draft",
         "drafters: measure their steps and what a target accepts, convert checkpoints",
         _add_draft,
+    ),
+    (
+        "sim",
+        "rehearse a distributed deployment in simulated time",
+        _add_sim,
     ),
 )
 

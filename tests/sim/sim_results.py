@@ -7,42 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from leeboard.sim import Device, Platform
 from leeboard.sim.records import NEVER, NO_RECORD, RECORD, Kind
 from leeboard.sim.result import Result
 
 US = 10**6
-GIGABIT = 125e6
 
 
-class Numbered:
-    """Names of a kind of thing, as a platform gives them."""
-
-    def __init__(self, name: str, count: int) -> None:
-        self.name, self.count = name, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, row: int) -> str:
-        return f"{self.name}.{row}"
-
-
-def star(ranks: int, *, idle: float = 10.0, active: float = 30.0, duplex: bool = True) -> Any:
-    """A platform of devices around a switch, as far as results look at it."""
-    core = {
-        "placement": np.zeros(0, np.uint32),
-        "link_a": np.arange(ranks, dtype=np.uint32),
-        "link_b": np.full(ranks, ranks, np.uint32),
-        "link_bandwidth": np.full(ranks, GIGABIT),
-        "link_full_duplex": np.full(ranks, duplex, np.uint8),
-    }
-    return SimpleNamespace(
-        devices=Numbered("device", ranks),
-        kinds=(SimpleNamespace(idle_power=idle, active_power=active),),
-        device_kind=np.zeros(ranks, np.uint32),
-        graph=SimpleNamespace(switches=Numbered("switch", 1), links=Numbered("link", ranks)),
-        core=lambda: core,
-    )
+def star(ranks: int, *, idle: float = 10.0, active: float = 30.0, duplex: str = "full") -> Platform:
+    """A platform of devices around a switch."""
+    device = Device(idle_power=idle, active_power=active)
+    return Platform.star(ranks, bandwidth="1 Gbit/s", device=device, duplex=duplex)
 
 
 def record(kind: Kind, rank: int, start: float, end: float, **fields: Any) -> tuple[Any, ...]:
@@ -117,7 +92,11 @@ def served(count: int = 100) -> dict[str, Any]:
     return {"arrived": arrived, "taken": taken, "done": done}
 
 
-def result(raw: dict[str, Any], platform: Any = None, names: tuple[str, ...] = ()) -> Result:
+def result(
+    raw: dict[str, Any], platform: Platform | None = None, names: tuple[str, ...] = ()
+) -> Result:
     """What a run with this outcome gives back."""
     platform = platform or star(len(raw["ranks"]["finish"]))
-    return Result.from_core(raw, SimpleNamespace(names=names), platform, network="flow", seed=7)
+    queues = [{"name": f"queue {number}"} for number in range(len(raw["requests"]))]
+    trace = SimpleNamespace(names=names, queues=queues)
+    return Result.from_core(raw, trace, platform, network="flow", seed=7)

@@ -65,7 +65,7 @@ def test_the_checker_sees_what_is_wrong(tmp_path: Path) -> None:
 def test_perfetto_reads_all_of_it(tmp_path: Path) -> None:
     made = everything()
     made.to_perfetto(tmp_path / "trace.json")
-    slices, flows, counters, lost, names, instants = query(
+    slices, flows, counters, lost, names, instants, requests = query(
         tmp_path / "trace.json",
         "select p.name, t.name, s.name, s.ts, s.dur from slice s join thread_track k "
         "on s.track_id = k.id join thread t using (utid) join process p using (upid) "
@@ -80,6 +80,8 @@ def test_perfetto_reads_all_of_it(tmp_path: Path) -> None:
         "select name, value from stats where value > 0 and severity != 'info'",
         "select distinct name from process where name is not null order by name",
         "select s.name from slice s join thread_track k on s.track_id = k.id where dur = 0",
+        "select name, count(*), min(dur), max(dur) from slice where category = 'request' "
+        "group by name order by name",
     )
     assert lost == []
     ranks = [row for row in slices if row[0].startswith("rank")]
@@ -115,11 +117,6 @@ def test_perfetto_reads_all_of_it(tmp_path: Path) -> None:
     ]
     assert [row[0] for row in names] == ["critical path", "links", one, two, "requests"]
     assert sorted(row[0] for row in instants) == ["forward", "out of memory", "stopped"]
-    (requests,) = query(
-        tmp_path / "trace.json",
-        "select name, count(*), min(dur), max(dur) from slice where category glob 'queue *' "
-        "group by name order by name",
-    )
     # The last of each queue is answered never: it lasts to the end of the run.
     assert requests == [
         ["request", 5, 3000, 21000],
@@ -169,10 +166,14 @@ def test_marks_are_of_their_rank_and_hold_from_their_time_on() -> None:
             record(Kind.COMPUTE, 0, 0, 2),
             record(Kind.MARK, 0, 5, 5, tag=6),
             record(Kind.COMPUTE, 0, 6, 7, stream=3),
+            record(Kind.MARK, 0, 6, 6, stream=3, tag=9),
+            record(Kind.COMPUTE, 0, 7, 8, stream=3),
+            record(Kind.COMPUTE, 0, 7, 8),
+            record(Kind.COMPUTE, 0, 5, 6, stream=3),
         ],
         RECORD,
     )
-    assert marks_in_force(records).tolist() == [-1, 4, 4, -1, 6, 6]
+    assert marks_in_force(records).tolist() == [-1, 4, 4, -1, 6, 9, 9, 9, 6, 6]
     assert marks_in_force(records[:0]).tolist() == []
 
 

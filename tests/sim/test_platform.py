@@ -17,6 +17,7 @@ from leeboard.sim import (
     PlatformError,
     Protocol,
     RandomFaults,
+    Rule,
     UnitError,
 )
 
@@ -202,6 +203,17 @@ def test_survives_pickling_to_another_process(site: Platform) -> None:
     assert pickle.loads(pickle.dumps(site)) == site
 
 
+def test_rules_for_collectives() -> None:
+    rules = [Rule("all_gather", "ring", min_bytes="1 MiB"), Rule("barrier", "direct", max_ranks=4)]
+    platform = STAR.with_collectives(rules)
+    assert platform.core()["selector"].tolist() == [
+        [1, 1, 2**32 - 1, 1 << 20, 2**64 - 1, 1],
+        [8, 1, 4, 0, 2**64 - 1, 4],
+    ]
+    assert Platform.star(4, bandwidth="1 Gbit/s", latency="100 us", collectives=rules) == platform
+    assert platform != STAR
+
+
 def test_routes(site: Platform) -> None:
     routed = site.with_routes(("jetson.0", "hub", ["wifi.0", "wan"]), (4, 0, ["wan", 0]))
     routes = routed.core()["routes"]
@@ -258,6 +270,19 @@ def test_random_faults() -> None:
     assert not np.array_equal(other[1], at)
 
 
+def test_random_faults_of_equal_seeds_are_independent() -> None:
+    one = RandomFaults(link=0, mtbf=10, mttr=1, horizon=1e5, factor=0.5)
+    platform = Platform.star(2, bandwidth=1)
+    alone = platform.with_faults(one).core()["link_changes"]
+    both = platform.with_faults(one, dataclasses.replace(one, factor=0.25)).core()["link_changes"]
+    # Mostly apart, sometimes together; the same draws would always multiply.
+    factors, counts = np.unique(both[2], return_counts=True)
+    assert factors.tolist() == [0.125, 0.25, 0.5, 1]
+    assert counts[0] < 0.2 * counts.sum()
+    # The first one's failures are those that it has alone.
+    assert set(alone[1].tolist()) <= set(both[1].tolist())
+
+
 def test_random_faults_do_not_depend_on_the_other_devices() -> None:
     def times(devices: int) -> Any:
         faults = RandomFaults(device="*", mtbf=10, mttr=1, seed=1, horizon=100)
@@ -294,6 +319,7 @@ def test_words(site: Platform) -> None:
         (lambda p: p.with_devices(5), ["device: got 5, expected 0 to 4"]),
         (lambda p: p.with_devices(-1), ["device: got -1"]),
         (lambda p: p.with_devices(2.5), ["got 2.5"]),
+        (lambda p: p.with_devices(np.array([0, 5])), ["device: got 5, expected 0 to 4"]),
         (lambda p: p.with_devices("hub", flop=1), ["'flop'", "did you mean 'flops'?"]),
         (lambda p: p.with_devices("hub", "jetson-oron"), ["unknown preset", "expected generic"]),
         (lambda p: p.with_links("wan", bandwith=1), ["did you mean 'bandwidth'?"]),
@@ -301,6 +327,9 @@ def test_words(site: Platform) -> None:
         (lambda p: p.with_protocol("glo"), ["did you mean 'gloo'?"]),
         (lambda p: p.with_protocol(3), ["expected a Protocol or a preset's name"]),
         (lambda p: p.with_protocol(handshake="wave"), ["'notify' or 'request'"]),
+        (lambda p: Rule("all_reduce", "auto"), ["algorithm: got 'auto'", "expected one of ring"]),
+        (lambda p: Rule("reduce", "ring", max_ranks=0), ["max_ranks: got 0"]),
+        (lambda p: p.with_collectives(["ring"]), ["got 'ring', expected a Rule"]),
         (lambda p: p.with_stragglers({"hub": 0}), ["factor: got 0, expected more than 0"]),
         (lambda p: p.with_faults(Fault(device="hug")), ["did you mean 'hub'?"]),
         (lambda p: p.with_faults(Fault()), ["expected one of them"]),
@@ -341,6 +370,8 @@ def test_words(site: Platform) -> None:
         (lambda p: Device(flops_curve=3), ["expected pairs"]),
         (lambda p: Device(idle_power="5 W"), ["expected at least idle_power"]),
         (lambda p: Protocol(goodput=1.5), ["goodput: got 1.5, expected at most 1"]),
+        (lambda p: Protocol(goodput=1e-7), ["goodput: got 1e-07, expected at least 1e-06"]),
+        (lambda p: Link(1, latency="1 h"), ["latency: got '1 h', expected at most 900"]),
         (lambda p: Protocol(loss=1), ["loss: got 1, expected at most 0.99"]),
     ],
 )

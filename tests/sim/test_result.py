@@ -52,8 +52,7 @@ def test_energy_is_idle_power_throughout_and_active_while_computing() -> None:
 
 
 def test_ranks_of_one_device_share_its_idle_power() -> None:
-    platform = star(2, idle=10.0, active=30.0)
-    platform.core()["placement"] = np.array([1, 1], np.uint32)
+    platform = star(2, idle=10.0, active=30.0).with_placement([1, 1])
     made = result(ping(), platform)
     expected = [31e-6 * 5 + 5e-6 * 20, 31e-6 * 5 + 3e-6 * 20]
     np.testing.assert_allclose(made.ranks["energy"], expected)
@@ -74,7 +73,7 @@ def test_links_have_a_row_for_each_way(pinged: Result) -> None:
 def test_half_duplex_links_have_one_row() -> None:
     raw = ping()
     raw["links"]["bytes"] = np.array([2000.0, 0, 2000.0, 0])
-    made = result(raw, star(2, duplex=False))
+    made = result(raw, star(2, duplex="half"))
     assert list(made.links["bytes"]) == [2000.0, 2000.0]
     np.testing.assert_array_equal(made.link_use, raw["utilisation"][[0, 2]])
 
@@ -234,6 +233,7 @@ def assert_same(a: Result, b: Result) -> None:
     np.testing.assert_array_equal(a.link_use, b.link_use)
     assert len(a.queues) == len(b.queues)
     for ours, theirs in zip(a.queues, b.queues, strict=True):
+        assert ours.name == theirs.name
         for name in ("arrived", "taken", "done"):
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
     assert str(a) == str(b)
@@ -274,7 +274,7 @@ def change(path: Path, **keys: Any) -> None:
         ({"format": "leeboard.sim.trace"}, "not a result"),
         ({"makespan_ps": 1.5}, "makespan_ps: got 1.5, expected int"),
         ({"ranks": {}}, "no 'rank'"),
-        ({"queues": [{}]}, "no 'arrived'"),
+        ({"queues": [{"name": "a"}]}, "no 'arrived'"),
         ({"records": {"shape": [1 << 50], "zlib": ""}}, "shape"),
         ({"records": {"shape": [1], "zlib": "eJwDAAAAAAE="}}, "got 0 bytes, expected 56"),
         ({"records": {"shape": [1], "zlib": "%%"}}, "damaged"),

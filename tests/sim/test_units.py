@@ -84,7 +84,7 @@ def test_read_exactly() -> None:
         ("8 TFLOP", FLOPS, ["did you mean 'TFLOP/s'?"]),
         ("50 us", BANDWIDTH, ["unknown unit 'us'", "such as '10 Gbit/s'"]),
         ("10 Gbit/s", TIME, ["unknown unit 'Gbit/s'", "such as '50 us'"]),
-        ("-1 s", TIME, ["a time of 0, or 1e-18 to"]),
+        ("-1 s", TIME, ["a time of 0, or 1e-15 to"]),
         ("1e99 s", TIME, ["a time of 0"]),
         ("1e999999999 s", TIME, ["expected a time"]),
         ("1.5 B", SIZE, ["whole number of bytes"]),
@@ -101,6 +101,7 @@ def test_read_exactly() -> None:
         (True, TIME, ["got True"]),
         (None, TIME, ["got None"]),
         ([1], TIME, [r"got [1]"]),
+        (10**400, TIME, ["expected a time"]),
         (2**64, SIZE, ["expected a size"]),
     ],
 )
@@ -114,7 +115,7 @@ def test_refused(text: object, dimension: Dimension, words: list[str]) -> None:
 
 @given(
     st.sampled_from([d for d in DIMENSIONS if d is not SIZE]),
-    st.floats(1e-15, 1e6, allow_nan=False),
+    st.floats(1e-9, 1e6, allow_nan=False),
 )
 def test_printed_numbers_read_back(dimension: Dimension, value: float) -> None:
     assert units.parse("x", units.show(value, dimension), dimension) == value

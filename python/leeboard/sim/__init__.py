@@ -12,13 +12,17 @@ from leeboard.sim.errors import (
     SimulationError,
 )
 from leeboard.sim.faults import Fault, RandomFaults
+from leeboard.sim.library import Preset, presets
 from leeboard.sim.names import PlatformError
 from leeboard.sim.ops import ProgramError
 from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform import Platform
 from leeboard.sim.program import Program
 from leeboard.sim.result import Result
+from leeboard.sim.result_file import ResultError
 from leeboard.sim.run import replay, run
+from leeboard.sim.selector import Rule
+from leeboard.sim.sweep import Sweep, grid, sweep
 from leeboard.sim.trace import Trace
 from leeboard.sim.units import UnitError
 from leeboard.sim.workload import (
@@ -44,15 +48,22 @@ __all__ = [
     "Platform",
     "PlatformError",
     "Poisson",
+    "Preset",
     "Program",
     "ProgramError",
     "Protocol",
     "RandomFaults",
     "Result",
+    "ResultError",
+    "Rule",
     "SimulationError",
+    "Sweep",
     "Trace",
     "Uniform",
     "UnitError",
+    "grid",
+    "presets",
     "replay",
     "run",
+    "sweep",
 ]

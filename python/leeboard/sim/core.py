@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leeboard.sim import selector
 from leeboard.sim.faults import changes
 from leeboard.sim.parts import Curve, Device, Link
 from leeboard.sim.units import picoseconds
@@ -31,7 +32,7 @@ def core(platform: Platform) -> dict[str, Any]:
             for route in platform.routes
         ],
         "protocol": protocol,
-        "selector": _selector(platform.collectives),
+        "selector": selector.core(platform.collectives),
         "device_changes": changes(platform.faults, platform.devices, "device"),
         "link_changes": changes(platform.faults, graph.links, "link"),
         "placement": platform.placement,
@@ -94,12 +95,6 @@ def _links(kinds: tuple[Link, ...], column: NDArray[np.uint32]) -> dict[str, Any
         "link_overhead": _whole(picoseconds(kind.overhead) for kind in kinds)[column],
         "link_full_duplex": duplex[column],
     }
-
-
-def _selector(collectives: Any) -> NDArray[np.uint64]:
-    """Rows (collective, min_ranks, max_ranks, min_bytes, max_bytes, algorithm)."""
-    rows = () if collectives is None else collectives
-    return np.array(rows, np.uint64).reshape(-1, 6)
 
 
 def power(kinds: tuple[Device, ...], column: NDArray[np.uint32]) -> NDArray[np.float64]:

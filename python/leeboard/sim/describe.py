@@ -64,9 +64,9 @@ def describe(platform: Platform) -> str:
     lines.append(f"  protocol {_words(platform.protocol)}")
     if platform.routes:
         lines.append(f"  {len(platform.routes)} given routes")
-    if platform.collectives is not None:
+    if platform.collectives:
         named = isinstance(platform.collectives, str)
-        rows = platform.collectives if named else f"{len(platform.collectives)} rows"
+        rows = platform.collectives if named else f"{len(platform.collectives)} rules"
         lines.append(f"  collectives: {rows}")
     lines.extend(f"  fault: {_words(fault)}" for fault in platform.faults)
     if graph.island.size:

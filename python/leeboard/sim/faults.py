@@ -26,10 +26,16 @@ _MOST_FAILURES = 10_000_000
 def _selector(device: Selector | None, link: Selector | None) -> tuple[Selector | None, ...]:
     if (device is None) == (link is None):
         raise PlatformError(f"fault: got device={device!r}, link={link!r}, expected one of them")
-    return tuple(
-        part if part is None or isinstance(part, (int, str)) else tuple(part)
-        for part in (device, link)
-    )
+    return _plain(device), _plain(link)
+
+
+def _plain(selector: Selector | None) -> Selector | None:
+    """The selector as a value that compares and is written: no arrays, no generators."""
+    if selector is None or isinstance(selector, str):
+        return selector
+    if isinstance(selector, (int, np.integer)):
+        return int(selector)
+    return tuple(one if isinstance(one, str) else int(one) for one in selector)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +61,12 @@ class Fault:
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "link", link)
 
-    def spans(self, rows: NDArray[Any]) -> _Spans:
+    def spans(self, rows: NDArray[Any], number: int) -> _Spans:
         """The intervals in which the factor holds."""
         begin = units.picoseconds(self.at)
-        end = begin + units.picoseconds(self.duration) if self.duration else int(_NEVER)
+        end = begin + units.picoseconds(self.duration)
+        if not self.duration or end >= 2**63:
+            end = int(_NEVER)
         size = len(rows)
         first, last = np.full(size, begin, np.uint64), np.full(size, end, np.uint64)
         return rows.astype(np.int64), first, last, np.full(size, self.factor)
@@ -68,8 +76,8 @@ class Fault:
 class RandomFaults:
     """Devices or links that fail at random and come back: exponential times, seeded.
 
-    The draws of a device or link depend on the seed and on its number alone, so that they stay when
-    the platform grows.
+    The draws of a device or link depend on the seed, on the place of this among the platform's
+    faults, and on its own number, so that they stay when the platform grows.
 
     Attributes:
         device: Which devices (see `Selector`), each on its own; or
@@ -104,19 +112,20 @@ class RandomFaults:
                 f"{_MOST_FAILURES}"
             )
 
-    def spans(self, rows: NDArray[Any]) -> _Spans:
-        """The intervals in which the factor holds."""
+    def spans(self, rows: NDArray[Any], number: int) -> _Spans:
+        """The intervals in which the factor holds; `number` tells apart what has equal seeds."""
         rows = np.unique(rows)
+        base = _mix(_mix(np.array([self.seed], np.uint64)) ^ np.uint64(number))
         ids, begins, ends = [], [], []
         now = np.zeros(len(rows))
         draw = 0
         while rows.size:
-            now = now + self.mtbf * _exponential(self.seed, rows, draw)
+            now = now + self.mtbf * _exponential(base, rows, draw)
             alive = now < self.horizon
             rows, now = rows[alive], now[alive]
             ids.append(rows)
             begins.append(now)
-            now = now + self.mttr * _exponential(self.seed, rows, draw + 1)
+            now = now + self.mttr * _exponential(base, rows, draw + 1)
             ends.append(now)
             draw += 2
         who, begin, end = (np.concatenate(column) for column in (ids, begins, ends))
@@ -128,9 +137,8 @@ def _ps(seconds: NDArray[np.float64]) -> NDArray[np.uint64]:
     return whole.astype(np.uint64)
 
 
-def _exponential(seed: int, rows: NDArray[Any], draw: int) -> NDArray[np.float64]:
-    """Draw number `draw` of each row, of mean 1: a hash of (seed, row, draw), no state."""
-    base = _mix(np.array([seed], np.uint64))
+def _exponential(base: NDArray[np.uint64], rows: NDArray[Any], draw: int) -> NDArray[np.float64]:
+    """Draw number `draw` of each row, of mean 1: a hash of (base, row, draw), no state."""
     word = _mix(base ^ rows.astype(np.uint64))
     word = _mix(word ^ np.uint64(draw + 1))
     # In (0, 1]: the logarithm is finite.
@@ -156,8 +164,8 @@ def changes(faults: Iterable[Fault | RandomFaults], names: Names, part: str) -> 
         part: "device" or "link".
     """
     spans = [
-        fault.spans(names.select(getattr(fault, part), part))
-        for fault in faults
+        fault.spans(names.select(getattr(fault, part), part), number)
+        for number, fault in enumerate(faults)
         if getattr(fault, part) is not None
     ]
     if not spans:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from leeboard.sim import topology
 from leeboard.sim.graph import Graph
 from leeboard.sim.names import Group, Names, PlatformError
 from leeboard.sim.parts import Device, Protocol
+from leeboard.sim.selector import Rule
 from leeboard.sim.units import Value
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ class Parts(TypedDict, total=False):
 
     `device`: the kind of all devices, a `Device` or a preset's name; or a mapping from devices (see
     `Selector`) to kinds, with "*" for all others. `protocol`: a `Protocol` or a preset's name.
-    `collectives`: the name of a table of algorithms, or its rows. `name`: of the platform.
+    `collectives`: the name of a table of algorithms, or its rules. `name`: of the platform.
     """
 
     device: Device | str | Mapping[Any, Device | str]
     protocol: Protocol | str
-    collectives: Any
+    collectives: str | Iterable[Rule]
     name: str
 
 
@@ -67,7 +68,7 @@ class Generators:
                 f"devices: got {len(devices)}, expected the {shape.devices} of this {kind}"
             )
         kept = tuple(
-            (key, tuple(value) if isinstance(value, Sequence) and key == "dims" else value)
+            (key, tuple(value) if key == "dims" else value)
             for key, value in arguments.items()
             if value is not None
         )

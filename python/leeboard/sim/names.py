@@ -141,6 +141,11 @@ class Names:
             PlatformError: Unknown names (the nearest one is suggested), rows beyond the end.
         """
         label = what or self.what
+        if isinstance(selector, np.ndarray) and selector.dtype.kind in "iu":
+            wrong = selector[(selector < 0) | (selector >= len(self))]
+            if wrong.size:
+                raise PlatformError(f"{label}: got {wrong[0]}, expected 0 to {len(self) - 1}")
+            return index(selector.ravel())
         if isinstance(selector, str):
             return index(self._range(selector, label))
         if isinstance(selector, (int, np.integer)) and not isinstance(selector, bool):

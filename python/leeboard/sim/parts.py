@@ -16,6 +16,8 @@ Curve = tuple[tuple[float, float], ...]
 CurvePoints = Iterable[tuple[units.Value, units.Value]]
 
 UNLIMITED = 2**64 - 1
+# Sums along a route stay far from the end of simulated time.
+_MOST_SECONDS = 900.0
 
 
 class Quantity:
@@ -27,11 +29,13 @@ class Quantity:
         default: units.Value | None = None,
         *,
         positive: bool = False,
+        least: float = 0.0,
         most: float | None = None,
         **words: float,
     ) -> None:
         self.dimension = dimension
         self.positive = positive
+        self.least = least
         self.most = most
         # Names for special values.
         self.words = words
@@ -60,6 +64,8 @@ class Quantity:
         number = units.parse(name, value, self.dimension)
         if self.positive and number == 0:
             raise units.UnitError(f"{name}: got {value!r}, expected more than 0")
+        if number < self.least:
+            raise units.UnitError(f"{name}: got {value!r}, expected at least {self.least:g}")
         if self.most is not None and number > self.most:
             raise units.UnitError(f"{name}: got {value!r}, expected at most {self.most:g}")
         return number
@@ -175,8 +181,8 @@ class Link:
     """
 
     bandwidth: Quantity = Quantity(BANDWIDTH, positive=True)
-    latency: Quantity = Quantity(TIME, 0.0)
-    overhead: Quantity = Quantity(TIME, 0.0)
+    latency: Quantity = Quantity(TIME, 0.0, most=_MOST_SECONDS)
+    overhead: Quantity = Quantity(TIME, 0.0, most=_MOST_SECONDS)
     duplex: str = "full"
 
     def __post_init__(self) -> None:
@@ -189,7 +195,8 @@ class Protocol:
 
     Attributes:
         name: "gloo", "mpi", "nccl", "ideal", or of one's own.
-        eager_limit: Messages up to this many bytes leave without a handshake; "unlimited": all.
+        eager_limit: Messages up to this many bytes leave without a handshake; 0: none, not even
+            empty ones; "unlimited": all.
         handshake: "notify": the receiver tells when it is ready (two latencies unless it told
             before); "request": the sender asks and is told (three latencies).
         send_overhead: Seconds of the sending rank's own time a message.
@@ -207,16 +214,16 @@ class Protocol:
     name: str = ""
     eager_limit: Quantity = Quantity(SIZE, "unlimited", unlimited=UNLIMITED)
     handshake: str = "notify"
-    send_overhead: Quantity = Quantity(TIME, 0.0)
-    recv_overhead: Quantity = Quantity(TIME, 0.0)
-    goodput: Quantity = Quantity(RATIO, 1.0, positive=True, most=1.0)
+    send_overhead: Quantity = Quantity(TIME, 0.0, most=_MOST_SECONDS)
+    recv_overhead: Quantity = Quantity(TIME, 0.0, most=_MOST_SECONDS)
+    goodput: Quantity = Quantity(RATIO, 1.0, least=1e-6, most=1.0)
     cross_traffic: Quantity = Quantity(RATIO, 0.0, most=1.0)
     rate_limit: Quantity = Quantity(BANDWIDTH, 0.0, none=0.0)
     jitter: Quantity = Quantity(RATIO, 0.0, most=10.0)
     loss: Quantity = Quantity(RATIO, 0.0, most=0.99)
     packet: Quantity = Quantity(SIZE, 1500, positive=True)
     loopback_bandwidth: Quantity = Quantity(MEMORY_BANDWIDTH, 0.0, free=0.0)
-    loopback_latency: Quantity = Quantity(TIME, 0.0)
+    loopback_latency: Quantity = Quantity(TIME, 0.0, most=_MOST_SECONDS)
 
     def __post_init__(self) -> None:
         _text("name", self.name)

@@ -271,9 +271,9 @@ def _request_slices(result: Result) -> Iterator[Event]:
             phases.append(("waiting", arrived, min(taken, over)))
             if taken != NEVER:
                 phases.append(("service", taken, min(done, over)))
-            common: Event = {"pid": _REQUESTS, "tid": _REQUESTS, "cat": f"queue {queue}"}
+            common: Event = {"pid": _REQUESTS, "tid": _REQUESTS, "cat": "request"}
             common["id"] = f"{queue}.{number}"
-            about = {"queue": queue, "number": number, "answered": done != NEVER}
+            about = {"queue": requests.name, "number": number, "answered": done != NEVER}
             yield {"ph": "b", "name": "request", "ts": _us(_ns(arrived)), "args": about, **common}
             for name, start, end in phases[1:]:
                 yield {"ph": "b", "name": name, "ts": _us(_ns(start)), **common}

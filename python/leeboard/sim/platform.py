@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leeboard.sim import graph, platform_file, platform_save, presets, units
+from leeboard.sim import graph, library, platform_file, platform_save, units
 from leeboard.sim.core import core, power
 from leeboard.sim.describe import describe, summary
 from leeboard.sim.faults import Fault, RandomFaults
@@ -20,6 +20,7 @@ from leeboard.sim.graph import Graph, Route
 from leeboard.sim.kinds import canonical, changed, replaced
 from leeboard.sim.names import Group, Index, Names, PlatformError, Selector, index
 from leeboard.sim.parts import Device, Link, Protocol
+from leeboard.sim.selector import Rule, Table, table
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -43,7 +44,8 @@ class Platform(Generators):
         graph: Links and switches.
         routes: Given routes; all others are shortest paths.
         protocol: How a message travels.
-        collectives: Name or rows of the table that chooses collectives' algorithms.
+        collectives: Name or rules of the table that chooses collectives' algorithms; without a
+            rule that fits, the core's own choice.
         faults: Failures and slow-downs.
         placement: Device of each rank, [ranks]; empty: rank r on device r.
         generator: Name and arguments of what made the graph, if a generator did.
@@ -56,8 +58,8 @@ class Platform(Generators):
     device_factor: NDArray[np.float64]
     graph: Graph
     routes: tuple[Route, ...] = ()
-    protocol: Protocol = dataclasses.field(default_factory=lambda: presets.PROTOCOLS["ideal"])
-    collectives: Any = None
+    protocol: Protocol = dataclasses.field(default_factory=lambda: library.PROTOCOLS["ideal"])
+    collectives: Table = ()
     faults: tuple[Fault | RandomFaults, ...] = ()
     placement: Index = dataclasses.field(default_factory=lambda: index([]))
     generator: tuple[str, tuple[tuple[str, Any], ...]] | None = None
@@ -66,6 +68,7 @@ class Platform(Generators):
         kinds, kind = canonical(self.kinds, self.device_kind)
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "device_kind", kind)
+        object.__setattr__(self, "collectives", table(self.collectives))
         self.device_factor.setflags(write=False)
 
     @classmethod
@@ -79,11 +82,11 @@ class Platform(Generators):
     ) -> Self:
         """A platform of named devices on a graph."""
         given = parts.get("device", "generic")
-        table = given if isinstance(given, Mapping) else {"*": given}
-        kinds, kind = [presets.DEVICES["generic"]], np.zeros(len(devices), np.uint32)
-        for selector in sorted(table, key=lambda key: key != "*"):
+        chosen = given if isinstance(given, Mapping) else {"*": given}
+        kinds, kind = [library.DEVICES["generic"]], np.zeros(len(devices), np.uint32)
+        for selector in sorted(chosen, key=lambda key: key != "*"):
             kind[devices.select(selector, "device")] = len(kinds)
-            kinds.append(presets.find(Device, table[selector]))
+            kinds.append(library.find(Device, chosen[selector]))
         return cls(
             name=parts.get("name", ""),
             devices=devices,
@@ -91,8 +94,8 @@ class Platform(Generators):
             device_kind=index(kind),
             device_factor=np.ones(len(devices)),
             graph=shape,
-            protocol=presets.find(Protocol, parts.get("protocol", "ideal")),
-            collectives=parts.get("collectives"),
+            protocol=library.find(Protocol, parts.get("protocol", "ideal")),
+            collectives=table(parts.get("collectives", ())),
             generator=generator,
         )
 
@@ -120,27 +123,19 @@ class Platform(Generators):
         """
         named = Names("device", tuple(Group(*item) for item in devices.items()))
         between = Names("switch", tuple(Group(*item) for item in (switches or {}).items()))
-        found = [(name, a, b, presets.find(Link, link)) for name, a, b, link in links]
+        found = [(name, a, b, library.find(Link, link)) for name, a, b, link in links]
         return cls.on(graph.custom(named, between, found), named, **parts)
 
     @classmethod
     def load(cls, path: str | Path) -> Platform:
-        """Read a platform file (YAML, docs/sim/platforms.md).
+        """Read a platform file (docs/sim/platforms.md); raises PlatformError, OSError, ImportError.
 
-        Raises:
-            PlatformError: Names file, line, column and key, what was given and what is expected.
-            OSError: The file cannot be read.
-            ImportError: PyYAML is missing.
+        Errors name file, line, column and key, what was given and what is expected.
         """
         return platform_file.load(cls, path)
 
     def save(self, path: str | Path) -> None:
-        """Write a platform file, atomically; `load` gives an equal platform.
-
-        Raises:
-            OSError: The file cannot be written.
-            ImportError: PyYAML is missing.
-        """
+        """Write a platform file, atomically; `load` gives an equal platform."""
         platform_save.save(self, path)
 
     def core(self) -> dict[str, Any]:
@@ -193,7 +188,7 @@ class Platform(Generators):
             changes: Fields of `Device` to change, such as flops="2 TFLOP/s".
         """
         rows = self.devices.select(select)
-        base = None if device is None else presets.find(Device, device)
+        base = None if device is None else library.find(Device, device)
         kinds, kind = changed(self.kinds, self.device_kind, rows, base, changes)
         return self._copy(kinds=kinds, device_kind=kind)
 
@@ -202,7 +197,7 @@ class Platform(Generators):
     ) -> Self:
         """A copy in which the selected links differ: a `Link`, a preset, or some of its fields."""
         rows = self.graph.links.select(select)
-        base = None if link is None else presets.find(Link, link)
+        base = None if link is None else library.find(Link, link)
         kinds, kind = changed(self.graph.kinds, self.graph.link_kind, rows, base, changes)
         return self._copy(graph=dataclasses.replace(self.graph, kinds=kinds, link_kind=kind))
 
@@ -210,12 +205,12 @@ class Platform(Generators):
         """A copy with another protocol, or some of its fields changed."""
         base = self.protocol
         if protocol is not None:
-            base = presets.find(Protocol, protocol)
+            base = library.find(Protocol, protocol)
         return self._copy(protocol=replaced(base, changes))
 
-    def with_collectives(self, collectives: Any) -> Self:
-        """A copy whose collectives' algorithms another table chooses."""
-        return self._copy(collectives=collectives)
+    def with_collectives(self, collectives: str | Iterable[Rule]) -> Self:
+        """A copy whose collectives' algorithms another table chooses: its name, or its rules."""
+        return self._copy(collectives=table(collectives))
 
     def with_stragglers(self, factors: Mapping[Any, Value]) -> Self:
         """A copy whose selected devices run at a factor of their speed, such as {"gpu.3": 0.5}."""

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leeboard.sim import graph, presets, topology, units, yaml_nodes
+from leeboard.sim import graph, library, topology, units, yaml_nodes
 from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.graph import Route
 from leeboard.sim.names import Group, Index, Names, PlatformError, index
 from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform_parts import Part, field, name_or_number, part, selector
+from leeboard.sim.selector import Rule
 from leeboard.sim.yaml_nodes import At
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ KEYS = (
 _MOST = 1 << 24
 # Fields whose key in a file differs.
 _FILE_KEYS = {"duration": "for"}
+_RANKS = ("min_ranks", "max_ranks")
 _WHOLE = {"n", "k", "radix", "levels", "groups", "routers", "hosts", "sites", "devices", "nodes"}
 
 
@@ -73,7 +75,7 @@ def parse(platform: type[Platform], content: bytes, file: str) -> Platform:
     if "placement" in keys:
         made = keys["placement"].call(made.with_placement, selector(keys["placement"]))
     if "collectives" in keys:
-        made = keys["collectives"].call(made.with_collectives, _plain(keys["collectives"]))
+        made = keys["collectives"].call(made.with_collectives, _table(keys["collectives"]))
     return made
 
 
@@ -129,10 +131,10 @@ def _argument(at: At, name: str) -> Any:
 
 def _groups(at: At, kind: type[Device] | None) -> list[tuple[Group, Device]]:
     groups = []
-    device = presets.DEVICES["generic"]
+    device = library.DEVICES["generic"]
     for item in at.items():
         if isinstance(item.node.value, str):
-            groups.append((item.call(Group, item.text()), presets.DEVICES["generic"]))
+            groups.append((item.call(Group, item.text()), library.DEVICES["generic"]))
             continue
         keys = item.mapping(None if kind else ("name", "count"))
         if kind:
@@ -266,8 +268,19 @@ def _islands(made: Platform, at: At) -> Platform:
     return at.call(made.with_islands, [selector(island) for island in at.items()])
 
 
-def _plain(at: At) -> Any:
-    """Text, or a list of mappings of text."""
+def _table(at: At) -> Any:
+    """The name of a table, or its rules."""
     if isinstance(at.node.value, str):
         return at.text()
-    return [{key: value.text() for key, value in row.mapping().items()} for row in at.items()]
+    return [_rule(item) for item in at.items()]
+
+
+def _rule(at: At) -> Rule:
+    keys = at.mapping(tuple(inspect.signature(Rule).parameters))
+    for name in ("collective", "algorithm"):
+        if name not in keys:
+            at.fail(f"{name} missing")
+    ranks = {name: keys[name].integer(1, 2**32 - 1) for name in _RANKS if name in keys}
+    given = {name: field(keys[name], Rule, name) for name in keys if name not in _RANKS}
+    rule: Rule = at.call(Rule, **given, **ranks)
+    return rule

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, TypeVar
 
-from leeboard.sim import presets
+from leeboard.sim import library
 from leeboard.sim.kinds import replaced
 from leeboard.sim.parts import Device, Link, Points, Protocol, Quantity
 from leeboard.sim.yaml_nodes import At
@@ -26,7 +26,7 @@ def part(at: At, kind: type[Part], *also: str, base: Part | None = None) -> Part
         base: What the fields change where no preset is given; None: the defaults.
     """
     if isinstance(at.node.value, str) and not also:
-        named: Part = at.call(presets.find, kind, at.text())
+        named: Part = at.call(library.find, kind, at.text())
         return named
     fields: dict[str, tuple[str, bool]] = _fields(kind)
     keys = at.mapping((*also, "preset", *fields))
@@ -34,7 +34,7 @@ def part(at: At, kind: type[Part], *also: str, base: Part | None = None) -> Part
         preset = keys["preset"].text()
         base = None
         if preset != "none":
-            base = keys["preset"].call(presets.find, kind, preset)
+            base = keys["preset"].call(library.find, kind, preset)
     given = {}
     for key, (name, _) in fields.items():
         if key in keys:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leeboard.sim import presets, units
+from leeboard.sim import library, units
 from leeboard.sim.describe import fields
 from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.files import write_atomically
@@ -72,8 +72,9 @@ def content(platform: Platform) -> dict[str, Any]:
             for route in platform.routes
         ]
     written["protocol"] = _part(platform.protocol, "name")
-    if platform.collectives is not None:
-        written["collectives"] = _collectives(platform.collectives)
+    if platform.collectives:
+        table = platform.collectives
+        written["collectives"] = table if isinstance(table, str) else [*map(fields, table)]
     slow = platform.device_factor
     if (slow != 1).any():
         written["stragglers"] = {
@@ -96,7 +97,7 @@ def _one_or_list(selectors: list[str]) -> Any:
 
 def _part(part: Any, key: str) -> Any:
     """The name of a preset, or `preset:` or a free name, and what differs."""
-    table = presets.TABLES[type(part)]
+    table = library.TABLES[type(part)]
     if part == table.get(part.name):
         return part.name
     shown = fields(part, table.get(part.name))
@@ -185,13 +186,17 @@ def _end(platform: Platform, nodes: Index) -> Any:
 
 
 def _argument(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return value
     if name == "dims":
-        return list(value)
-    if name.endswith("bandwidth") and not isinstance(value, str):
+        return [int(size) for size in value]
+    if name.endswith("bandwidth"):
         return units.show(float(value), units.BANDWIDTH)
-    if name.endswith("latency") and not isinstance(value, str):
+    if name.endswith("latency"):
         return units.show(float(value), units.TIME)
-    return value
+    if name == "oversubscription":
+        return float(value)
+    return bool(value) if name == "hub" else int(value)
 
 
 def _fault(fault: Fault | RandomFaults) -> dict[str, Any]:
@@ -212,7 +217,3 @@ def _islands(platform: Platform) -> Any:
         platform.devices.runs(np.flatnonzero(island == number))
         for number in range(int(island.max()) + 1)
     ]
-
-
-def _collectives(collectives: Any) -> Any:
-    return collectives

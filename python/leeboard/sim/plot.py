@@ -99,7 +99,7 @@ def _timeline(result: Result, axis: Any) -> None:
     axis.yaxis.get_major_locator().set_params(integer=True)
     _path(result, axis, scale)
     named = ((COMPUTE, "compute"), (COMMUNICATION, "waiting for communication"), (IDLE, "idle"))
-    shown = [Patch(facecolor=color, label=label) for color, label in named]
+    shown: list[Any] = [Patch(facecolor=color, label=label) for color, label in named]
     shown.append(Line2D([], [], color=PATH, linewidth=1.4, label="critical path"))
     events = (
         (result.failures, "X", "device stopped"),
@@ -249,7 +249,7 @@ def _latencies(result: Result, axis: Any) -> None:
         color = _LINES[number % len(_LINES)]
         share = np.arange(1, len(latency) + 1) * (100 / len(latency))
         p50, p90, p99 = np.percentile(latency, (50, 90, 99))
-        label = f"queue {number}: p50 {p50:.3g}, p90 {p90:.3g}, p99 {p99:.3g} {name}"
+        label = f"{queue.name}: p50 {p50:.3g}, p90 {p90:.3g}, p99 {p99:.3g} {name}"
         axis.step(latency, share, where="post", color=color, linewidth=1.4, label=label)
         axis.plot([p50, p90, p99], [50, 90, 99], "o", color=color, markersize=4)
     axis.set_xlim(0, None)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from leeboard.sim.records import NEVER, PICOSECONDS, seconds
 from leeboard.sim.table import Table
 
+TIMES = ("arrived", "taken", "done")
 _UNITS = dict.fromkeys(("waiting", "service", "mean", "p50", "p90", "p99", "max"), "s")
 
 
 @dataclass(frozen=True, eq=False)
 class Requests:
-    """The requests of one queue, in order of arrival.
+    """The requests of the queue of that name, in order of arrival.
 
     `arrived`, `taken`, `done`: uint64 picoseconds of shape [N]; 2**64 - 1 where it never happened.
     """
 
+    name: str
     arrived: np.ndarray
     taken: np.ndarray
     done: np.ndarray
@@ -61,18 +64,18 @@ class Requests:
 
 def summary(queues: Sequence[Requests]) -> Table:
     """A row per queue. Percentiles are of the answered requests, by linear interpolation."""
-    rows = [_row(index, requests) for index, requests in enumerate(queues)]
+    rows = [_row(requests) for requests in queues]
     names = ("queue", "count", "unanswered", "throughput", *_UNITS)
     columns = {name: [row[name] for row in rows] for name in names}
     return Table(columns, {**_UNITS, "throughput": "/s"})
 
 
-def _row(index: int, requests: Requests) -> dict[str, float]:
+def _row(requests: Requests) -> dict[str, Any]:
     latency = requests.latency
     some = len(latency) > 0
     p50, p90, p99 = np.percentile(latency, (50, 90, 99)) if some else (np.nan,) * 3
     return {
-        "queue": index,
+        "queue": requests.name,
         "count": len(requests),
         "unanswered": len(requests) - len(latency),
         "throughput": requests.throughput,

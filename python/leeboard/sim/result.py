@@ -12,11 +12,12 @@ import numpy as np
 
 from leeboard.sim.critical_path import CriticalPath, critical_path
 from leeboard.sim.records import PICOSECONDS, RECORD
-from leeboard.sim.requests import Requests, summary
+from leeboard.sim.requests import TIMES, Requests, summary
 from leeboard.sim.result_tables import energies, link_table, rank_table
 from leeboard.sim.table import Table, text_of
 
 if TYPE_CHECKING:
+    from leeboard.sim.names import Names
     from leeboard.sim.platform import Platform
     from leeboard.sim.trace import Trace
 
@@ -48,6 +49,15 @@ class Failure:
 
     def __str__(self) -> str:
         return f"rank {self.rank} stopped at {text_of(self.at, 's')}"
+
+
+def _all(names: Names) -> list[str]:
+    """What `names[0]`, `names[1]`, ... give, for many."""
+    return [
+        group.name if group.count is None else f"{group.name}.{i}"
+        for group in names.groups
+        for i in range(len(group))
+    ]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,18 +130,13 @@ class Result:
         """
         core = platform.core() if core is None else core
         makespan = int(raw["makespan"])
-        devices = [platform.devices[i] for i in range(len(platform.devices))]
-        switches = [platform.graph.switches[i] for i in range(len(platform.graph.switches))]
-        link_names = [platform.graph.links[i] for i in range(len(platform.graph.links))]
+        devices = _all(platform.devices)
+        nodes = [*devices, *_all(platform.graph.switches)]
         ranks = len(raw["ranks"]["finish"])
         placement = np.asarray(core["placement"], np.int64)
         device_of = placement if len(placement) else np.arange(ranks)
-        idle, active = (
-            np.array([getattr(kind, power) for kind in platform.kinds])[platform.device_kind]
-            for power in ("idle_power", "active_power")
-        )
-        energy, total = energies(raw["ranks"]["compute"], makespan, device_of, idle, active)
-        links, rows = link_table(raw["links"], makespan, link_names, [*devices, *switches], core)
+        energy, total = energies(raw["ranks"]["compute"], makespan, device_of, platform.power())
+        links, rows = link_table(raw["links"], makespan, _all(platform.graph.links), nodes, core)
         use = np.asarray(raw["utilisation"], np.float32)
         return cls(
             makespan_ps=makespan,
@@ -144,8 +149,8 @@ class Result:
             links=links,
             energy=total,
             queues=tuple(
-                Requests(*(np.asarray(q[key], np.uint64) for key in ("arrived", "taken", "done")))
-                for q in raw["requests"]
+                Requests(about["name"], *(np.asarray(times[key], np.uint64) for key in TIMES))
+                for about, times in zip(trace.queues, raw["requests"], strict=True)
             ),
             records=np.asarray(raw["records"], RECORD),
             records_dropped=bool(raw["records_dropped"]),

@@ -15,7 +15,7 @@ import numpy as np
 from leeboard._version import __version__
 from leeboard.sim.files import atomic
 from leeboard.sim.records import RECORD, Kind
-from leeboard.sim.requests import Requests
+from leeboard.sim.requests import TIMES, Requests
 from leeboard.sim.result import Failure, OutOfMemory, Result
 from leeboard.sim.result_tables import LINK_UNITS, RANK_UNITS
 from leeboard.sim.table import Table
@@ -34,7 +34,6 @@ _LINKS = {
     **dict.fromkeys(("link", "source", "target"), "O"),
     **dict.fromkeys(("bandwidth", "bytes", "busy", "utilisation"), "<f8"),
 }
-_REQUESTS = ("arrived", "taken", "done")
 
 T = TypeVar("T")
 
@@ -43,9 +42,9 @@ class ResultError(ValueError):
     """A file that holds no result that can be read."""
 
 
-def save(result: Result, path: str | Path) -> None:
-    """Write `result`, whole or not at all."""
-    content = {
+def readable(result: Result) -> dict[str, Any]:
+    """What a person or another program reads: all but the timeline and what happened when."""
+    return {
         "format": FORMAT,
         "version": VERSION,
         "leeboard": __version__,
@@ -58,22 +57,32 @@ def save(result: Result, path: str | Path) -> None:
         "seed": result.seed,
         "energy": result.energy,
         "shares": result.shares(),
-        "requests": list(result.requests),
+        "requests": [_finite(row) for row in result.requests],
         "out_of_memory": [vars(event) for event in result.out_of_memory],
         "failures": [vars(event) for event in result.failures],
         "ranks": _columns(result.ranks),
         "links": _columns(result.links),
+    }
+
+
+def save(result: Result, path: str | Path) -> None:
+    """Write `result`, whole or not at all."""
+    content = {
+        **readable(result),
         "marks": list(result.names),
         "bin": result.bin,
         "link_use": _pack(result.link_use.astype("<f4")),
-        "queues": [{key: _pack(getattr(q, key)) for key in _REQUESTS} for q in result.queues],
+        "queues": [
+            {"name": q.name, **{key: _pack(getattr(q, key)) for key in TIMES}}
+            for q in result.queues
+        ],
         "records_dropped": result.records_dropped,
         "records": _pack(result.records),
     }
     with atomic(path) as file:
         # A key a line, so that the file can be looked at.
         for number, (key, value) in enumerate(content.items()):
-            text = json.dumps(_finite(value), allow_nan=False)
+            text = json.dumps(value, allow_nan=False)
             file.write(f"{',' if number else '{'}\n{json.dumps(key)}: {text}".encode())
         file.write(b"\n}\n")
 
@@ -125,7 +134,10 @@ def _result(content: Mapping[str, Any]) -> Result:
         links=links,
         energy=float(content["energy"]),
         queues=tuple(
-            Requests(*(_unpack(queue[key], np.dtype("<u8"), 1) for key in _REQUESTS))
+            Requests(
+                _of(str, queue, "name"),
+                *(_unpack(queue[key], np.dtype("<u8"), 1) for key in TIMES),
+            )
             for queue in content["queues"]
         ),
         records=records,
@@ -165,15 +177,12 @@ def _table(columns: Mapping[str, Any], dtypes: Mapping[str, str], units: dict[st
     return Table(read, units)
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinity as null: JSON has no word for them."""
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """NaN as null: JSON has no word for it."""
+    return {
+        key: None if isinstance(value, float) and np.isnan(value) else value
+        for key, value in row.items()
+    }
 
 
 def _pack(array: np.ndarray) -> dict[str, Any]:

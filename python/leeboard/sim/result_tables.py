@@ -18,11 +18,6 @@ RANK_UNITS = {
 LINK_UNITS = {"bytes": "B", "busy": "s", "utilisation": "%", "bandwidth": "B/s"}
 
 
-def node_names(device_names: Sequence[str], switches: int) -> list[str]:
-    """Names of the ends of links: devices, then switches."""
-    return [*device_names, *(f"switch{i}" for i in range(switches))]
-
-
 def rank_table(
     counted: Mapping[str, np.ndarray],
     makespan: int,
@@ -51,17 +46,14 @@ def rank_table(
 
 
 def energies(
-    compute: np.ndarray,
-    makespan: int,
-    device_of: np.ndarray,
-    idle_power: np.ndarray,
-    active_power: np.ndarray,
+    compute: np.ndarray, makespan: int, device_of: np.ndarray, power: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Joules of each rank [R], and of all devices, those without a rank too.
 
     A device draws its idle power throughout, and the difference to its active power while it
-    computes. Ranks that share a device share its idle power evenly.
+    computes (`power`: both, in watts, [devices, 2]). Ranks of one device share its idle power evenly.
     """
+    idle_power, active_power = power[:, 0], power[:, 1]
     seconds = makespan / PICOSECONDS
     sharing = np.bincount(device_of, minlength=len(idle_power))[device_of]
     computing = compute / PICOSECONDS * (active_power - idle_power)[device_of]

@@ -69,7 +69,7 @@ def run(
     }
     raw = _C.sim_run(trace.compiled(), core, options)
     _raise_for(raw, trace)
-    return Result.from_core(raw, trace, platform, network=network, seed=seed)
+    return Result.from_core(raw, trace, platform, network=network, seed=seed, core=core)
 
 
 def replay(

@@ -47,10 +47,8 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
     for row in result.requests:
         percentiles = ", ".join(f"{p} {text_of(row[p], 's')}" for p in ("p50", "p90", "p99"))
         left = f", {row['unanswered']:,} unanswered" if row["unanswered"] else ""
-        yield (
-            f"requests {row['queue']}",
-            f"{row['count']:,}{left}, {text_of(row['throughput'])} a second; latency {percentiles}",
-        )
+        rate = f"{text_of(row['throughput'])} a second"
+        yield "requests", f"{row['queue']}: {row['count']:,}{left}, {rate}; latency {percentiles}"
     if result.energy:
         yield "energy", text_of(result.energy, "J")
     yield from _few("out of memory", result.out_of_memory)

@@ -59,8 +59,12 @@ def torus(
     return _grid(dims, Link(bandwidth, latency, duplex=duplex), wrap=True)
 
 
+def _listed(values: object) -> bool:
+    return isinstance(values, (list, tuple, np.ndarray)) and 1 <= len(values) <= 6
+
+
 def _grid(dims: Sequence[int], kind: Link, *, wrap: bool) -> Graph:
-    if isinstance(dims, (str, bytes, int)) or not 1 <= len(dims) <= 6:
+    if not _listed(dims):
         raise PlatformError(f"dims: got {dims!r}, expected a list of 1 to 6 sizes")
     sizes = [integer("dims", size) for size in dims]
     built = Builder(math.prod(sizes))

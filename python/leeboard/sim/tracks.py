@@ -68,15 +68,22 @@ def _lanes(records: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def marks_in_force(records: np.ndarray) -> np.ndarray:
-    """Of each record the last mark that its rank had passed when it began: its number, or -1.
+    """Of each record the last mark that it began under: its number, or -1.
 
-    Marks are of a rank's own thread; streams go by them too.
+    A stream's own marks count first, then those of its rank's own thread.
     """
-    order = np.lexsort((records["kind"] != Kind.MARK, records["start"], records["rank"]))
-    ordered = records[order]
+    own = _last_marks(records, records["stream"])
+    main = np.where((records["kind"] == Kind.MARK) & (records["stream"] != 0), 1, 0)
+    return np.where(own >= 0, own, _last_marks(records, main))
+
+
+def _last_marks(records: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """The last mark of the same rank and of the same value of `among`."""
+    order = np.lexsort((records["kind"] != Kind.MARK, records["start"], among, records["rank"]))
+    ordered, among = records[order], among[order]
     at = np.where(ordered["kind"] == Kind.MARK, np.arange(len(ordered)), -1)
     last = np.maximum.accumulate(at) if len(at) else at
-    known = (last >= 0) & (ordered["rank"][last] == ordered["rank"])
+    same = (ordered["rank"][last] == ordered["rank"]) & (among[last] == among)
     found = np.full(len(records), -1, np.int64)
-    found[order] = np.where(known, ordered["tag"][last], -1)
+    found[order] = np.where((last >= 0) & same, ordered["tag"][last], -1)
     return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -25,7 +26,6 @@ PICOSECONDS = 10**12
 _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?)\s*(.*)", re.ASCII)
 _LONE_B = re.compile(r"([kKmMgGtTpPeE]?i?)b(?:/s|ps)?")
 _TOO_LONG = 64
-_SMALLEST, _LARGEST = 1e-18, 1e24
 
 _LARGE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 _BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
@@ -47,7 +47,8 @@ class Dimension:
     # Units to print in.
     shown: tuple[str, ...]
     whole: bool = False
-    largest: float = _LARGEST
+    smallest: float = 1e-9
+    largest: float = 1e24
 
 
 def _scaled(
@@ -86,6 +87,7 @@ TIME = Dimension(
     "50 us",
     _fractions("s", "muµμnp") | {"min": Fraction(60), "h": Fraction(3600), "d": Fraction(86400)},
     ("s", "ms", "us", "ns", "ps"),
+    smallest=1e-15,
     largest=math.nextafter(LONGEST, 0.0),
 )
 FLOPS = Dimension("rate", "FLOP/s", "8 TFLOP/s", _scaled("FLOP/s", _LARGE), _shown("FLOP/s"))
@@ -118,20 +120,29 @@ def parse(name: str, value: Value, dimension: Dimension) -> float:
         exact = _read(name, value, dimension)
     else:
         exact = _number(name, value, dimension)
-    if exact < 0 or exact > dimension.largest or 0 < exact < _SMALLEST:
-        limits = f"0, or {_SMALLEST:g} to {dimension.largest:.3g} {dimension.plain}".rstrip()
+    number = float(exact)
+    if number < 0 or number > dimension.largest or 0 < number < dimension.smallest:
+        limits = (
+            f"0, or {dimension.smallest:g} to {dimension.largest:.3g} {dimension.plain}".rstrip()
+        )
         raise UnitError(f"{name}: got {value!r}, expected a {dimension.name} of {limits}")
     if dimension.whole:
         if exact.denominator != 1:
             raise UnitError(f"{name}: got {value!r}, expected a whole number of bytes")
         return int(exact)
-    return float(exact)
+    return number
 
 
 def _number(name: str, value: object, dimension: Dimension) -> Fraction:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise UnitError(_message(name, value, dimension))
-    return Fraction(int(value)) if isinstance(value, Integral) else Fraction(float(value))
+    if not isinstance(value, bool):
+        if isinstance(value, Integral):
+            # What no float holds is out of any range.
+            exact = Fraction(int(value))
+            if abs(exact) <= sys.float_info.max:
+                return exact
+        elif isinstance(value, Real) and math.isfinite(value):
+            return Fraction(float(value))
+    raise UnitError(_message(name, value, dimension))
 
 
 def _read(name: str, text: str, dimension: Dimension) -> Fraction:

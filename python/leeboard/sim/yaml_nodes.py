@@ -110,7 +110,9 @@ class _Tree:
                 self.fail(event, f"tags are not allowed, got {event.tag[:40]!r}")
             place = event.start_mark.line + 1, event.start_mark.column + 1
             if kind == "ScalarEvent":
-                node = Node(event.value, *place)
+                # `key:`, `key: ~` and `key: null` give nothing; "null" in quotes is a name.
+                nothing = event.implicit[0] and event.value in ("~", "null")
+                node = Node("" if nothing else event.value, *place)
                 if event.anchor:
                     self.anchors[event.anchor] = node
                 self.add(node, event)
@@ -233,7 +235,7 @@ class At:
 
     def text(self) -> str:
         """A scalar that is not empty."""
-        if not isinstance(self.node.value, str) or self.node.value in ("", "~", "null"):
+        if not isinstance(self.node.value, str) or not self.node.value:
             self.fail(f"got {self.what()}, expected a value")
         return self.node.value
 

@@ -33,7 +33,7 @@ inline thread_local std::string context;
 
 }  // namespace leeboard::sim::test
 
-// CTest runs the tests of a file by the name before the underscore.
+// The tests in queue_test.cpp have names that begin with queue_: so CTest finds them.
 #define LEEBOARD_TEST(name)                                                                    \
   static void name();                                                                          \
   [[maybe_unused]] static const int name##_added = leeboard::sim::test::add_test(#name, name); \

@@ -1,0 +1,62 @@
+"""Many flows at once that share links max-min fairly, against SimGrid."""
+
+from __future__ import annotations
+
+from bench.sim import own, peer_simgrid
+from bench.sim.part import Part, Row, number, say
+from bench.sim.workloads import Workload
+
+# Microseconds a flow, by ranks.
+AIMS = {64: 10.0}
+
+
+def measure(quick: bool) -> list[Row]:
+    """Both simulators' seconds, after they agreed on the simulated end."""
+    rows = []
+    for ranks in (32,) if quick else (32, 64, 128):
+        workload = Workload("all_to_all", ranks)
+        outcome = own.run(workload, "flow", repeats=2)
+        row: Row = {
+            "ranks": ranks,
+            "flows": workload.messages,
+            "end": outcome.end,
+            "own": outcome.seconds,
+            "simgrid": None,
+        }
+        if peer_simgrid.installed():
+            peer = peer_simgrid.run(workload)
+            outcome.check(workload, peer.end)
+            row["simgrid"] = peer.seconds
+        rows.append(row)
+        say(f"all-to-all {ranks}: {outcome.seconds / workload.messages * 1e6:.1f} us a flow")
+    return rows
+
+
+def cells(row: Row) -> list[str]:
+    own_us = row["own"] / row["flows"] * 1e6
+    peer = row["simgrid"]
+    aim = AIMS.get(row["ranks"])
+    return [
+        str(row["ranks"]),
+        f"{row['flows']:,}",
+        number(own_us),
+        "not installed" if peer is None else number(peer / row["flows"] * 1e6),
+        "" if peer is None else f"{peer / row['own']:.1f}x",
+        "unchecked" if peer is None else f"{row['end']:.6f} s",
+        "" if aim is None else "met" if own_us <= aim else f"not within {aim:.0f} us",
+    ]
+
+
+PART = Part(
+    name="contention",
+    title="Contention",
+    reading=(
+        "Microseconds of a flow. Every rank sends to every other one, all at once, each message of "
+        "a size of its own: as many moments at which rates change as flows. SimGrid has the fluid "
+        "model without factors (CM02). Both must end at the same simulated time (1e-6)."
+    ),
+    head=("ranks", "flows", "leeboard", "SimGrid", "faster", "both end at", "aim"),
+    left=0,
+    measure=measure,
+    cells=cells,
+)
