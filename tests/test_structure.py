@@ -40,7 +40,16 @@ LIGHT: dict[str, set[str]] = {
     "ops": {"torch", "numpy"},
     "nn": {"torch", "numpy"},
 }
-EXTRAS = {"transformers", "tokenizers", "safetensors", "tqdm", "matplotlib", "triton", "yaml"}
+EXTRAS = {
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "tqdm",
+    "matplotlib",
+    "triton",
+    "yaml",
+    "google",
+}
 
 
 def sources(part: str) -> list[Path]:

@@ -105,7 +105,7 @@ def read_nodes(path: Path) -> Iterator[Any]:
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw
+        stream: Any = gzip.GzipFile(fileobj=raw) if packed else raw
         count = 0
         for start, content in _frames(path, stream):
             kind = kinds["GlobalMetadata" if count == 0 else "Node"]
@@ -143,9 +143,7 @@ def _frames(path: Path, stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
             if shift > 28:
                 raise TraceError(f"{path}: no Chakra trace: byte {start} is no message's length")
         if size > _MOST_MESSAGE:
-            raise TraceError(
-                f"{path}: no Chakra trace: a message of {size} bytes at byte {start}"
-            )
+            raise TraceError(f"{path}: no Chakra trace: a message of {size} bytes at byte {start}")
         content = buffered.read(size)
         if len(content) < size:
             raise TraceError(
