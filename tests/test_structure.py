@@ -40,7 +40,17 @@ LIGHT: dict[str, set[str]] = {
     "ops": {"torch", "numpy"},
     "nn": {"torch", "numpy"},
 }
-EXTRAS = {"transformers", "tokenizers", "safetensors", "tqdm", "matplotlib", "triton", "yaml", "pandas"}
+EXTRAS = {
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "tqdm",
+    "matplotlib",
+    "triton",
+    "yaml",
+    "google",
+    "pandas",
+}
 
 
 def sources(part: str) -> list[Path]:
