@@ -141,6 +141,7 @@ def test_other_formats_are_told_by_name_and_content(
     assert json.loads(capsys.readouterr().out)["messages"] == 1
     assert main(["sim", "trace", "ping.tit", "--from", "leeboard"]) == 2
     assert "ping.tit" in capsys.readouterr().err
+    pytest.importorskip("google.protobuf")
     (files / "ping.0.et").write_bytes(b"\x01")
     assert main(["sim", "trace", "ping.0.et"]) == 2
     assert "ping.0.et" in capsys.readouterr().err

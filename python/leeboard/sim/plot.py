@@ -174,8 +174,9 @@ def _path(result: Result, axis: Any, scale: float) -> Any:
 
     path = result.critical_path
     if len(path) <= _SEGMENTS:
-        x = [time / scale for segment in path for time in (segment.start, segment.end)]
-        y = [rank for s in path for rank in (s.rank, s.peer if s.what == "message" else s.rank)]
+        x = np.array([time / scale for s in path for time in (s.start, s.end)])
+        to = (s.peer if s.what == "message" else s.rank for s in path)
+        y = np.array([rank for s, end in zip(path, to, strict=True) for rank in (s.rank, end)])
         label = "critical path"
     else:
         # Where it is most of the time: all of it would be black.
