@@ -88,14 +88,7 @@ class RandomProgram:
         target.wait(entry[1])
 
     def action(self) -> None:
-        actions = (
-            self.compute,
-            self.message,
-            self.message,
-            self.collective,
-            self.finish,
-            self.note,
-        )
+        actions = (self.compute, self.message, self.message, self.collective, self.finish, self.note)
         self.draw.choice(actions)()
 
     def compute(self) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-from leeboard.sim import Platform
+import pytest
+from random_programs import RandomProgram
+from trace_files import every_kind
+
+from leeboard.sim import Platform, Program, Trace, replay, run
 
 SEEDS = range(int(os.environ.get("LEEBOARD_FUZZ_ROUNDS", "60")))
 
