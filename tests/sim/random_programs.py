@@ -44,9 +44,6 @@ class RandomProgram:
         self.open = {rank for rank in ranks if self.draw.random() < 0.2}
         groups = [self.draw.sample(ranks, self.draw.randint(1, len(ranks))) for _ in range(3)]
         self.groups = [self.program.group(members) for members in groups]
-        # Groups whose collectives are never waited for at once, and those that always are: a
-        # group's collectives run in one order on every rank.
-        self.beside = {group for group in self.groups if self.draw.random() < 0.5}
         self.build(actions)
         self.serve()
         self.program.wait_all()
@@ -88,7 +85,14 @@ class RandomProgram:
         target.wait(entry[1])
 
     def action(self) -> None:
-        actions = (self.compute, self.message, self.message, self.collective, self.finish, self.note)
+        actions = (
+            self.compute,
+            self.message,
+            self.message,
+            self.collective,
+            self.finish,
+            self.note,
+        )
         self.draw.choice(actions)()
 
     def compute(self) -> None:
@@ -108,14 +112,17 @@ class RandomProgram:
         a, b = source._members()[0], to._members()[0]
         self.tag += 1
         size = draw.choice(SIZES)
-        # A message to oneself, or one whose receive may take another's, is not waited for at once.
-        if a == b or b in self.open or draw.random() < 0.5:
+        if b in self.open:
+            # Its receive may take a later message first: only the end of the program waits.
+            if self.depth == 0:
+                source.isend(b, size, self.tag)
+                to.recv(None, tag=None)
+            return
+        if a == b or draw.random() < 0.5:
             self.pending.append((a, source.isend(b, size, self.tag), self.depth))
         else:
             source.send(b, size, self.tag, stream=draw.choice((0, 0, 0, 2)))
-        if b in self.open:
-            to.recv()
-        elif draw.random() < 0.4:
+        if draw.random() < 0.4:
             self.pending.append((b, to.irecv(a, self.tag, size), self.depth))
         else:
             to.recv(a, tag=self.tag)
@@ -128,10 +135,10 @@ class RandomProgram:
         if name in ("broadcast", "reduce", "gather", "scatter"):
             arguments["root"] = draw.choice(group.ranks)
         call = getattr(group, name)
-        if group in self.beside:
+        if draw.random() < 0.5:
             handle = call(**arguments, async_op=True)
             for rank in group.ranks:
-                self.program[rank].wait(handle)
+                self.pending.append((rank, handle, self.depth))
         else:
             call(**arguments)
 
@@ -148,12 +155,14 @@ class RandomProgram:
         count = self.draw.randint(1, 20)
         queue = self.program.arrivals(Poisson(rate=1e5, count=count, seed=self.draw.randrange(99)))
         self.settle(0)
+        # No earlier message may be taken for one that carries a request.
+        self.program.barrier()
         last = self.program.ranks - 1
         for rank in self.program:
             number = rank._members()[0]
             with rank.serve(queue) if number == 0 else rank.loop(count):
                 if number > 0:
-                    rank.recv(None if number in self.open else number - 1)
+                    rank.recv(*((None, None) if number in self.open else (number - 1, 0)))
                 rank.compute(seconds=Exponential(1e-6))
                 if number < last:
                     rank.send(number + 1, 64)
