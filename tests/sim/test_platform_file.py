@@ -287,7 +287,7 @@ WRONG = [
         "collectives[0].min_bytes: got '1.5 B'",
     ),
     (
-        STAR + "collectives: [{collective: barrier, algorithm: ring, min_ranks: 5, max_ranks: 3}]",
+        STAR + "collectives: [{collective: all_reduce, algorithm: ring, min_ranks: 5, max_ranks: 3}]",
         "the least is more than the most",
     ),
     (STAR + "islands: 3", "expected a divisor of 2"),
