@@ -127,7 +127,9 @@ def test_generators_from_files() -> None:
 
 PLATFORMS = {
     "site": load(SITE),
-    "star": Platform.star(8, bandwidth="1 Gbit/s", latency="100 us", protocol="mpi", collectives="gloo"),
+    "star": Platform.star(
+        8, bandwidth="1 Gbit/s", latency="100 us", protocol="mpi", collectives="gloo"
+    ),
     "unnamed parts": Platform.ring(5, bandwidth=1 / 3, protocol=Protocol(goodput=1 / 3))
     .with_devices("device.1-3", Device(flops=7, jitter=1e-5))
     .with_devices("device.2", memory=3)
