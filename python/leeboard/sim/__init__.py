@@ -24,7 +24,7 @@ from leeboard.sim.result_file import ResultError
 from leeboard.sim.run import replay, run
 from leeboard.sim.selector import Rule
 from leeboard.sim.sweep import Sweep, grid, sweep
-from leeboard.sim.trace import Trace
+from leeboard.sim.trace import Trace, TraceError
 from leeboard.sim.units import UnitError
 from leeboard.sim.workload import (
     ArrivalTimes,
@@ -60,6 +60,7 @@ __all__ = [
     "SimulationError",
     "Sweep",
     "Trace",
+    "TraceError",
     "Uniform",
     "UnitError",
     "grid",
