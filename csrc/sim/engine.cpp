@@ -74,7 +74,10 @@ void Engine::handle(uint64_t data) {
   const auto index = static_cast<uint32_t>(value);
   switch (static_cast<EventKind>(data >> 56)) {
     case EventKind::kResume:
-      processes_[index].clock = std::max(processes_[index].clock, now_);
+      // What a blocked process waited for sets its clock, when that is closed.
+      if (!processes_[index].blocked) {
+        processes_[index].clock = std::max(processes_[index].clock, now_);
+      }
       return advance(index);
     case EventKind::kStart:
       return leave(index);

@@ -205,3 +205,33 @@ def test_half_duplex_carries_one_way_at_a_time(network: str) -> None:
     both = sim.Platform.star(2, bandwidth=BANDWIDTH, latency=ALPHA, duplex="half")
     result = sim.run(program, both, network=network)
     assert result.makespan == pytest.approx(0.2 + ALPHA, rel=0.02)
+
+
+@pytest.mark.parametrize("eager_limit", [0, "unlimited"])
+def test_what_lets_each_thing_end_is_recorded(eager_limit: object, network: str) -> None:
+    program = sim.Program(3)
+    program[0].compute(seconds=1e-3)
+    program[0].send(1, bytes=1000)
+    program[1].recv(0)
+    program[1].compute(seconds=2e-3)
+    program[1].send(2, bytes=2000)
+    program[2].compute(seconds=1e-4)
+    program[2].recv(1)
+    result = sim.run(program, star(3, eager_limit=eager_limit), network=network)
+    records, chain = result.records, []
+    at = int(records["end"].argmax())
+    last = records["end"][at]
+    # A record that waited ends with what it waited for: begin at the one that names another.
+    at = next(i for i, r in enumerate(records) if r["end"] == last and r["kind"] == 3)
+    while at != 2**32 - 1:
+        chain.append((int(records["kind"][at]), int(records["rank"][at])))
+        at = int(records["prev"][at])
+    recv, message, compute = 3, 6, 1
+    assert chain == [
+        (recv, 2),
+        (message, 1),
+        (compute, 1),
+        (recv, 1),
+        (message, 0),
+        (compute, 0),
+    ]
