@@ -12,6 +12,7 @@ from leeboard.sim.errors import (
     SimulationError,
 )
 from leeboard.sim.faults import Fault, RandomFaults
+from leeboard.sim.formats import load_trace
 from leeboard.sim.library import Preset, presets
 from leeboard.sim.names import PlatformError
 from leeboard.sim.ops import ProgramError
@@ -64,6 +65,7 @@ __all__ = [
     "Uniform",
     "UnitError",
     "grid",
+    "load_trace",
     "platform_schema",
     "presets",
     "replay",
