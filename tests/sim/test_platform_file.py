@@ -235,7 +235,10 @@ WRONG = [
     ("devices: [a, b]\nlinks: [{name: l, from: a, bandwidth: 1}]", "links[0]: to missing"),
     ("devices: [a, b]\nlinks: [{from: a, to: b, bandwidth: 1}]", "links[0]: name missing"),
     (PAIR.replace("bandwidth: 1", "bandwidth: 1 Gb/s"), "Gbit/s (bits) or GB/s (bytes)"),
-    ("topology: {kind: stra, n: 2}", "p.yaml:1:18: topology.kind: got 'stra', expected star,"),
+    (
+        "topology: {kind: stra, n: 2}",
+        "p.yaml:1:18: topology.kind: got 'stra' (did you mean 'star'?), expected star,",
+    ),
     ("topology: {n: 2}", "topology: kind missing"),
     ("topology: {kind: star, n: 2}", "topology: bandwidth missing"),
     ("topology: {kind: star, bandwidth: 1}", "topology: n missing"),
@@ -284,7 +287,7 @@ WRONG = [
         "collectives[0].min_bytes: got '1.5 B'",
     ),
     (
-        STAR + "collectives: [{collective: barrier, algorithm: ring, min_ranks: 5, max_ranks: 3}]",
+        STAR + "collectives: [{collective: all_reduce, algorithm: ring, min_ranks: 5, max_ranks: 3}]",
         "the least is more than the most",
     ),
     (STAR + "islands: 3", "expected a divisor of 2"),

@@ -17,6 +17,7 @@ from leeboard.sim.names import PlatformError
 from leeboard.sim.ops import ProgramError
 from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform import Platform
+from leeboard.sim.platform_schema import schema as platform_schema
 from leeboard.sim.program import Program
 from leeboard.sim.result import Result
 from leeboard.sim.result_file import ResultError
@@ -63,6 +64,7 @@ __all__ = [
     "Uniform",
     "UnitError",
     "grid",
+    "platform_schema",
     "presets",
     "replay",
     "run",
