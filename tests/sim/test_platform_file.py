@@ -235,7 +235,10 @@ WRONG = [
     ("devices: [a, b]\nlinks: [{name: l, from: a, bandwidth: 1}]", "links[0]: to missing"),
     ("devices: [a, b]\nlinks: [{from: a, to: b, bandwidth: 1}]", "links[0]: name missing"),
     (PAIR.replace("bandwidth: 1", "bandwidth: 1 Gb/s"), "Gbit/s (bits) or GB/s (bytes)"),
-    ("topology: {kind: stra, n: 2}", "p.yaml:1:18: topology.kind: got 'stra', expected star,"),
+    (
+        "topology: {kind: stra, n: 2}",
+        "p.yaml:1:18: topology.kind: got 'stra' (did you mean 'star'?), expected star,",
+    ),
     ("topology: {n: 2}", "topology: kind missing"),
     ("topology: {kind: star, n: 2}", "topology: bandwidth missing"),
     ("topology: {kind: star, bandwidth: 1}", "topology: n missing"),
