@@ -94,11 +94,15 @@ void FlowNetwork::flow(uint32_t pair, Time now) {
 }
 
 void FlowNetwork::finish(uint32_t pair, Time now) {
-  const Waiting done = pairs_[pair].waiting.front();
-  pairs_[pair].waiting.pop_front();
-  const Time arrived = now + pairs_[pair].latency + done.delay;
-  if (!pairs_[pair].waiting.empty()) begin(pair, now);
-  sink_.delivered(done.message, now, arrived);
+  // Delivered before the next begins: an empty one would be there at once, before this one. And not
+  // by recursion: there may be any number of empty ones.
+  do {
+    const Waiting done = pairs_[pair].waiting.front();
+    sink_.delivered(done.message, now, now + pairs_[pair].latency + done.delay);
+    pairs_[pair].waiting.pop_front();
+    if (pairs_[pair].waiting.empty()) return;
+  } while (pairs_[pair].overhead == 0 && pairs_[pair].waiting.front().bytes == 0);
+  begin(pair, now);
 }
 
 void FlowNetwork::on_timer(uint64_t data, Time now) {

@@ -130,6 +130,23 @@ def test_a_saved_trace_runs_as_its_program_does(
     assert "a trace takes no words" in capsys.readouterr().err
 
 
+def test_other_formats_are_told_by_name_and_content(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "ping.tit").write_text("0 send 1 0 100\n1 recv 0 0 100\n")
+    assert main(["sim", "run", "star.yaml", "ping.tit", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["messages"] == 1
+    assert main(["sim", "trace", "ping.tit", "--from", "simgrid", "--save", "ping.npz"]) == 0
+    assert main(["sim", "run", "star.yaml", "ping.npz", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["messages"] == 1
+    assert main(["sim", "trace", "ping.tit", "--from", "leeboard"]) == 2
+    assert "ping.tit" in capsys.readouterr().err
+    pytest.importorskip("google.protobuf")
+    (files / "ping.0.et").write_bytes(b"\x01")
+    assert main(["sim", "trace", "ping.0.et"]) == 2
+    assert "ping.0.et" in capsys.readouterr().err
+
+
 def test_no_timeline(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sim", "run", "star.yaml", "talk.py", "--no-timeline", "--out", "r.json"]) == 0
     assert "critical path" not in capsys.readouterr().out

@@ -12,18 +12,20 @@ from leeboard.sim.errors import (
     SimulationError,
 )
 from leeboard.sim.faults import Fault, RandomFaults
+from leeboard.sim.formats import load_trace
 from leeboard.sim.library import Preset, presets
 from leeboard.sim.names import PlatformError
 from leeboard.sim.ops import ProgramError
 from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform import Platform
+from leeboard.sim.platform_schema import schema as platform_schema
 from leeboard.sim.program import Program
 from leeboard.sim.result import Result
 from leeboard.sim.result_file import ResultError
 from leeboard.sim.run import replay, run
 from leeboard.sim.selector import Rule
 from leeboard.sim.sweep import Sweep, grid, sweep
-from leeboard.sim.trace import Trace
+from leeboard.sim.trace import Trace, TraceError
 from leeboard.sim.units import UnitError
 from leeboard.sim.workload import (
     ArrivalTimes,
@@ -59,9 +61,12 @@ __all__ = [
     "SimulationError",
     "Sweep",
     "Trace",
+    "TraceError",
     "Uniform",
     "UnitError",
     "grid",
+    "load_trace",
+    "platform_schema",
     "presets",
     "replay",
     "run",

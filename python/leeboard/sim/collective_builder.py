@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 _MOST_STREAMS = 254
 # kMostBytes in csrc/bindings/sim_convert.cpp.
 _MOST_BYTES = 2**62
-# Of collectives that are not queued on a stream the rank knows of.
-_BESIDE = -1
 
 
 class CollectiveBuilder:
@@ -31,6 +29,7 @@ class CollectiveBuilder:
     "direct", "pairwise", "hierarchical", "gloo_ring"), `async_op` (go on at once and return a
     handle) and `stream`. `bytes` is the size of the tensor that each rank passes in; for broadcast
     and scatter, that the root passes in. `root` is a rank of the program; None: the group's first.
+    Keep the collectives of one group on one stream: on several they may overtake each other.
     """
 
     _program: Program
@@ -119,9 +118,14 @@ class CollectiveBuilder:
         def add(slot: int) -> None:
             target._add(OpKind.COLLECTIVE, lane, slot=slot, **op)
 
+        beside = lane or -1 - op["tag"]
         if async_op:
-            return target._under_way(name, lane if lane > 0 else _BESIDE, add)
-        add(NO_SLOT)
+            return target._under_way(name, beside, add)
+        if lane == 0 and program._any_beside(beside, target._ranks):
+            # Behind those of its group that are under way, as on every other rank.
+            program._wait(target, target._under_way(name, beside, add), 0)
+        else:
+            add(NO_SLOT)
         return None
 
     def _among(self, name: str, group: Group | Sequence[int] | None) -> Group | None:

@@ -70,7 +70,8 @@ class Handle:
         ranks: Whose it is; None: every rank has one.
         slot: Its number on the rank.
         what: How it was made, for people.
-        stream: The stream it is queued on; -1 for a collective beside the rank's own thread.
+        stream: The stream it is queued on; below 0: -1 - its group, of a collective beside the
+            rank's own thread.
     """
 
     ranks: Scope
@@ -119,16 +120,23 @@ class Handle:
             loop: The loop that closes.
             count: Ranks of the program.
         """
-        if loop.times == 1:
-            return
-        ranks = self.ranks
-        if loop.ranks is not None:
-            ranks = loop.ranks if ranks is None else tuple(set(ranks) & set(loop.ranks))
-        known = Ranks(
-            self.waited.everyone or self.settled.everyone, self.waited.some | self.settled.some
-        )
-        if not known.covers(ranks, count):
+        if loop.times != 1 and not self.over(loop.ranks, count):
             raise ProgramError(
                 f"{loop.what}: {self!r} is not waited for inside the loop, whose next round makes "
                 "it again"
             )
+
+    def over(self, ranks: Scope, count: int) -> bool:
+        """Whether it is known to be over on those of these ranks whose it is.
+
+        Args:
+            ranks: None: all.
+            count: Ranks of the program.
+        """
+        mine = self.ranks
+        if ranks is not None:
+            mine = ranks if mine is None else tuple(set(ranks) & set(mine))
+        known = Ranks(
+            self.waited.everyone or self.settled.everyone, self.waited.some | self.settled.some
+        )
+        return known.covers(mine, count)

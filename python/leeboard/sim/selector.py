@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leeboard.sim.collectives import supported
-from leeboard.sim.names import PlatformError, integer
+from leeboard.sim.names import PlatformError, integer, nearest
 from leeboard.sim.ops import ALGORITHMS, COLLECTIVES
 from leeboard.sim.parts import UNLIMITED, Quantity
 from leeboard.sim.units import SIZE
@@ -57,8 +56,7 @@ class Rule:
 
 def _known(name: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
-        close = difflib.get_close_matches(str(given), known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = nearest(str(given), known)
         raise PlatformError(f"{name}: got {given!r}{hint}, expected one of {', '.join(known)}")
 
 
