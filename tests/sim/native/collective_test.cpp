@@ -40,11 +40,9 @@ LEEBOARD_TEST(collective_schedules_match) {
                           .ranks = ranks,
                           .root = root,
                           .bytes = bytes,
-                          .sizes = {},
-                          .islands = {}};
-        if (algorithm == Algorithm::kHierarchical) {
-          schedule.islands = std::span(islands).first(ranks);
-        }
+                          .sizes = {}};
+        const Islands layout(std::span(islands).first(ranks), ranks);
+        if (algorithm == Algorithm::kHierarchical) schedule.islands = &layout;
         using Ends = std::pair<uint32_t, uint32_t>;
         std::map<Ends, std::vector<uint64_t>> sent, received;
         Round round;
