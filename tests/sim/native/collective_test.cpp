@@ -41,7 +41,7 @@ LEEBOARD_TEST(collective_schedules_match) {
                           .root = root,
                           .bytes = bytes,
                           .sizes = {}};
-        const Islands layout(std::span(islands).first(ranks), ranks);
+        const Islands layout{std::span<const uint32_t>(islands).first(ranks), ranks};
         if (algorithm == Algorithm::kHierarchical) schedule.islands = &layout;
         using Ends = std::pair<uint32_t, uint32_t>;
         std::map<Ends, std::vector<uint64_t>> sent, received;
