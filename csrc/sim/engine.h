@@ -241,7 +241,7 @@ class Engine final : public NetworkSink {
     uint32_t group = 0, number = 0;
     uint32_t first_rank = 0;
     uint32_t joined = 0, left = 0;
-    std::vector<uint32_t> islands;
+    std::unique_ptr<Islands> islands;  // schedule points at it
     std::vector<bool> here;
     uint32_t next = kNil;
   };

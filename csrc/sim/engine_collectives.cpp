@@ -96,14 +96,13 @@ uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t number) {
   instance.first_rank = rank;
   instance.here.assign(size, false);
   const Algorithm algorithm = choose(op, size);
-  if (algorithm == Algorithm::kHierarchical && !platform_.island.empty()) {
-    std::unordered_map<uint32_t, uint32_t> names;
-    for (uint32_t k = 0; k < size; ++k) {
+  if (algorithm == Algorithm::kHierarchical) {
+    std::vector<uint32_t> island_of;
+    for (uint32_t k = 0; k < size && !platform_.island.empty(); ++k) {
       const auto member = static_cast<uint32_t>(program_.group_members[begin + k]);
-      const uint32_t island = platform_.island[ranks_[member].device];
-      instance.islands.push_back(
-          names.try_emplace(island, static_cast<uint32_t>(names.size())).first->second);
+      island_of.push_back(platform_.island[ranks_[member].device]);
     }
+    instance.islands = std::make_unique<Islands>(island_of, size);
   }
   std::span<const uint64_t> sizes;
   if (const uint64_t table = op.b >> 32; table > 0) {
@@ -115,7 +114,7 @@ uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t number) {
                        static_cast<uint32_t>(std::max(op.peer, 0)),
                        op.a,
                        sizes,
-                       instance.islands};
+                       instance.islands.get()};
   return it->second;
 }
 
