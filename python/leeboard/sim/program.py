@@ -115,6 +115,8 @@ class Program(Builder):
         if self._loops:
             raise ProgramError(f"program.trace: {self._loops[-1].what} is still open")
         ops, begin, end = assemble(self._count, self._shared, self._own_lists())
+        for column in (ops, begin, end):
+            column.setflags(write=False)
         taken = np.unique(ops["tag"][ops["kind"] == OpKind.TAKE]).tolist()
         for queue in self._queues:
             if queue.number in taken and queue.number not in self._answered:
