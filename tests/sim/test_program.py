@@ -98,7 +98,7 @@ tree = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.lists(tree, max_size=6))
 def test_every_rank_does_what_it_was_told(trees: list[Any]) -> None:
     program, model, count = Program(RANKS), Model(RANKS), 0

@@ -143,7 +143,8 @@ class Own(OpList):
         a: int = 0,
         b: int = 0,
     ) -> None:
-        self.catch_up()
+        if self.seen * _SIZE != len(self.shared.data):
+            self.catch_up()
         super().add(kind, stream, flags, peer, tag, slot, a, b)
 
     def begin(self, times: int, queue: int | None) -> None:
