@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leeboard.sim.collectives import supported
 from leeboard.sim.handles import Handle, Scope
 from leeboard.sim.ops import ALGORITHMS, COLLECTIVES, NO_SLOT, OpKind, ProgramError, integer
 from leeboard.sim.units import SIZE, Value, parse
@@ -168,10 +169,11 @@ class CollectiveBuilder:
     def _algorithm(self, name: str, algorithm: str | None) -> int:
         if algorithm is None:
             return 0
-        if algorithm not in ALGORITHMS:
+        known = ("auto", *supported(name))
+        if algorithm not in known:
             raise ProgramError(
                 f"{self._at(name, 'algorithm')}: got {algorithm!r}, expected one of "
-                f"{', '.join(ALGORITHMS)}"
+                f"{', '.join(known)}"
             )
         return ALGORITHMS.index(algorithm)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 from leeboard import _C
@@ -13,6 +14,7 @@ LATENCIES = {"eager": 1, "notify": 2, "request": 3}
 _PIECE = 1 << 19
 
 
+@cache
 def supported(collective: str) -> tuple[str, ...]:
     """Algorithms of a collective, by name.
 
