@@ -5,6 +5,8 @@ Quantities are numbers in plain SI units or text with a unit ("10 Gbit/s", "50 u
 
 from __future__ import annotations
 
+from leeboard.sim.calibration import PointToPoint, fit_point_to_point
+from leeboard.sim.collectives import closed_form
 from leeboard.sim.errors import (
     Blocked,
     CollectiveMismatchError,
@@ -12,6 +14,7 @@ from leeboard.sim.errors import (
     SimulationError,
 )
 from leeboard.sim.faults import Fault, RandomFaults
+from leeboard.sim.formats import load_trace
 from leeboard.sim.library import Preset, presets
 from leeboard.sim.names import PlatformError
 from leeboard.sim.ops import ProgramError
@@ -48,6 +51,7 @@ __all__ = [
     "Lognormal",
     "Platform",
     "PlatformError",
+    "PointToPoint",
     "Poisson",
     "Preset",
     "Program",
@@ -63,7 +67,10 @@ __all__ = [
     "TraceError",
     "Uniform",
     "UnitError",
+    "closed_form",
+    "fit_point_to_point",
     "grid",
+    "load_trace",
     "platform_schema",
     "presets",
     "replay",

@@ -25,7 +25,7 @@ def emission_order(graphs: Sequence[Sequence[Node]]) -> list[Node]:
     Raises:
         TraceError: A graph has a cycle, or ranks wait for each other in a circle.
     """
-    schedule = _Schedule()
+    schedule = _Schedule(len(graphs))
     for graph in graphs:
         schedule.number(_sorted(graph))
     return schedule.run()
@@ -66,7 +66,8 @@ def _sorted(graph: Sequence[Node]) -> list[Node]:
 class _Schedule:
     """Runs graphs by rough times."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
         self.waiting: dict[Node, int] = {}
         self.users: dict[Node, list[Node]] = {}
         # What meets: sends and receives of a pair and tag, collectives of a group.
@@ -131,22 +132,48 @@ class _Schedule:
         return self.order
 
     def _meet(self) -> None:
+        """Find what meets: the k-th of each side of a line.
+
+        Raises:
+            TraceError: A side has fewer than another, or collectives that meet differ.
+        """
         for key, sides in self.lines.items():
-            longest = max(len(nodes) for nodes in sides.values())
-            for k in range(longest):
-                here = [nodes[k] for nodes in sides.values() if k < len(nodes)]
-                for node in here:
-                    self.meeting[node] = here
+            counts = {side: len(nodes) for side, nodes in sides.items()}
             if key[0] == "message":
-                sent, received = len(sides.get(SEND, ())), len(sides.get(RECV, ()))
-                if sent != received:
+                _, source, target, tag = key
+                if counts.get(SEND) != counts.get(RECV):
                     raise TraceError(
-                        f"rank {key[1]} sends {sent} messages of tag {key[3]} to rank {key[2]}, "
-                        f"which receives {received}"
+                        f"rank {source} sends {counts.get(SEND, 0)} messages of tag {tag} to rank "
+                        f"{target}, which receives {counts.get(RECV, 0)}"
                     )
-            elif len({len(nodes) for nodes in sides.values()}) > 1 or not _complete(key, sides):
-                node = next(nodes[-1] for nodes in sides.values() if len(nodes) == longest)
-                raise TraceError(f"{node!r}: not all ranks of its group call as many collectives")
+            else:
+                self._check_collectives(sides, counts)
+            for together in zip(*sides.values(), strict=True):
+                for node in together:
+                    self.meeting[node] = list(together)
+
+    def _check_collectives(self, sides: dict[int, list[Node]], counts: dict[int, int]) -> None:
+        most = max(counts, key=lambda rank: counts[rank])
+        last = sides[most][-1]
+        members = range(self.ranks) if last.group is None else last.group
+        for rank in members:
+            if counts.get(rank, 0) < counts[most]:
+                raise TraceError(
+                    f"{last!r}: not all ranks of its group call as many collectives: rank {rank} "
+                    f"calls {counts.get(rank, 0)}, not {counts[most]}"
+                )
+        for together in zip(*sides.values(), strict=True):
+            first = together[0]
+            for node in together:
+                if (node.collective, node.size, node.peer) != (
+                    first.collective,
+                    first.size,
+                    first.peer,
+                ):
+                    raise TraceError(
+                        f"{node!r} is {node.collective} of {node.size} bytes, and {first!r} is "
+                        f"{first.collective} of {first.size}"
+                    )
 
     def _become_ready(self, node: Node, now: float) -> None:
         keys = list(self._keys(node))
@@ -190,11 +217,6 @@ class _Schedule:
 def _side(node: Node) -> int:
     """Messages have two sides, collectives one a rank."""
     return node.type if node.type in (SEND, RECV) else node.rank
-
-
-def _complete(key: tuple[object, ...], sides: dict[int, list[Node]]) -> bool:
-    group = key[1]
-    return group is None or set(sides) == set(group)  # type: ignore[call-overload]
 
 
 def _duration(node: Node) -> float:
