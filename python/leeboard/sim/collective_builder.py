@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leeboard.sim.collectives import supported
 from leeboard.sim.handles import Handle, Scope
 from leeboard.sim.ops import ALGORITHMS, COLLECTIVES, NO_SLOT, OpKind, ProgramError, integer
 from leeboard.sim.units import SIZE, Value, parse
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 _MOST_STREAMS = 254
 # kMostBytes in csrc/bindings/sim_convert.cpp.
 _MOST_BYTES = 2**62
+
+
+@cache
+def _supported(name: str) -> tuple[str, ...]:
+    return supported(name)
 
 
 class CollectiveBuilder:
@@ -166,12 +173,13 @@ class CollectiveBuilder:
         return most, self._program._size_table(matrix.astype("<u8"))
 
     def _algorithm(self, name: str, algorithm: str | None) -> int:
-        if algorithm is None:
+        if algorithm is None or algorithm == "auto":
             return 0
-        if algorithm not in ALGORITHMS:
+        known = _supported(name)
+        if algorithm not in known:
             raise ProgramError(
                 f"{self._at(name, 'algorithm')}: got {algorithm!r}, expected one of "
-                f"{', '.join(ALGORITHMS)}"
+                f"{', '.join(known)}"
             )
         return ALGORITHMS.index(algorithm)
 
