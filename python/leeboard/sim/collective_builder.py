@@ -28,6 +28,10 @@ def _supported(name: str) -> tuple[str, ...]:
     return supported(name)
 
 
+# The stream of collectives that run beside the rank's own thread, one for each group.
+_BESIDE = -1
+
+
 class CollectiveBuilder:
     """Collectives. All ranks of a group call the same ones in the same order.
 
@@ -36,7 +40,6 @@ class CollectiveBuilder:
     "direct", "pairwise", "hierarchical", "gloo_ring"), `async_op` (go on at once and return a
     handle) and `stream`. `bytes` is the size of the tensor that each rank passes in; for broadcast
     and scatter, that the root passes in. `root` is a rank of the program; None: the group's first.
-    Keep the collectives of one group on one stream: on several they may overtake each other.
     """
 
     _program: Program
@@ -125,14 +128,9 @@ class CollectiveBuilder:
         def add(slot: int) -> None:
             target._add(OpKind.COLLECTIVE, lane, slot=slot, **op)
 
-        beside = lane or -1 - op["tag"]
         if async_op:
-            return target._under_way(name, beside, add)
-        if lane == 0 and program._any_beside(beside, target._ranks):
-            # Behind those of its group that are under way, as on every other rank.
-            program._wait(target, target._under_way(name, beside, add), 0)
-        else:
-            add(NO_SLOT)
+            return target._under_way(name, lane or _BESIDE, add)
+        add(NO_SLOT)
         return None
 
     def _among(self, name: str, group: Group | Sequence[int] | None) -> Group | None:
