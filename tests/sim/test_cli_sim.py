@@ -218,6 +218,17 @@ def test_wrong_commands(
     assert printed.err.count("\n") == 1
 
 
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = "from leeboard.cli import main\nraise SystemExit(main(['sim', 'platforms']))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_platforms(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sim", "platforms"]) == 0
     shown = capsys.readouterr().out

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leeboard.sim.ops import ENDLESS, UNKNOWN, OpKind
+from leeboard.sim.ops import ENDLESS, UNKNOWN, OpKind, ProgramError
 from leeboard.sim.program import Program
 from leeboard.sim.trace import Trace
 from leeboard.sim.workload import ClosedLoop, Poisson
@@ -98,7 +99,7 @@ tree = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.lists(tree, max_size=6))
 def test_every_rank_does_what_it_was_told(trees: list[Any]) -> None:
     program, model, count = Program(RANKS), Model(RANKS), 0
@@ -243,6 +244,28 @@ def test_a_stream_may_wait_for_a_handle_that_the_rank_waits_for_too() -> None:
     program[0].wait(handle)
     streams = program.trace().ops["stream"].tolist()
     assert streams == [0, 1, 2, 0]
+
+
+def test_a_stream_need_not_wait_for_what_the_rank_waited_for() -> None:
+    program = Program(2)
+    handle = program[0].irecv(1)
+    program[0].wait(handle)
+    other = program[0].irecv(1)
+    assert other.slot == handle.slot
+    program[0].wait(handle, stream=1)
+    assert program.trace().ops["stream"].tolist() == [0, 0, 0]
+    everyone = program.all_reduce(8, async_op=True)
+    program[1].wait(everyone)
+    with pytest.raises(ProgramError, match="has been waited for already"):
+        program.wait(everyone, stream=1)
+
+
+def test_the_group_of_all_ranks_is_the_program() -> None:
+    program = Program(1000)
+    program.group(range(1000)).compute(seconds=1)
+    program.group(range(1000)).barrier()
+    assert len(program.trace().ops) == 2
+    assert program.group(range(1000)).ranks == tuple(range(1000))
 
 
 def test_handles_may_cross_a_loop_that_does_not_wait_for_them() -> None:

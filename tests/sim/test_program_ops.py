@@ -27,6 +27,10 @@ def one(build: Callable[[Program], object], ranks: int = 4) -> dict[str, int]:
             {"kind": 1, "a": 2 * 10**9, "b": 1024},
         ),
         (lambda p: p.compute(bytes=7, stream=3), {"kind": 1, "a": 0, "b": 7, "stream": 3}),
+        (
+            lambda p: p[1].compute(bytes=7, stream=3, async_op=True),
+            {"kind": 1, "b": 7, "stream": 3, "slot": 0},
+        ),
         (lambda p: p.compute(seconds="3 us"), {"kind": 2, "a": 3 * 10**6}),
         (lambda p: p.compute(seconds=Exponential("1 ms")), {"kind": 3, "flags": 0, "a": 10**9}),
         (

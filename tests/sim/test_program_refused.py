@@ -71,6 +71,7 @@ REFUSED: list[tuple[Callable[[Program], object], str]] = [
     (lambda p: p[0].compute(flops=1, seconds=1), r"program\[0\]\.compute: got both"),
     (lambda p: p[0].compute(flops=-1), r"program\[0\]\.compute: flops: got -1"),
     (lambda p: p[0].compute(flops=1e24), r"program\[0\]\.compute: flops: got 1e\+24"),
+    (lambda p: p.compute(seconds=1, async_op=True), r"compute: async_op: got True, expected a st"),
     (lambda p: p.compute(seconds=math.nan), r"program\.compute: seconds: got nan"),
     (lambda p: p.compute(seconds="3 kg"), r"program\.compute: seconds: got '3 kg': unknown unit"),
     (lambda p: p[1].send(4, 1), r"program\[1\]\.send: to: got 4, expected an integer from 0 to 3"),

@@ -48,6 +48,21 @@ def test_what_all_are_told_is_what_each_is_told() -> None:
         assert one.event_hash == other.event_hash
 
 
+def test_a_stream_waits_for_what_another_computes() -> None:
+    """A message leaves when its part has been computed, while the next part is computed."""
+    program = Program(2)
+    for _ in range(3):
+        part = program[0].compute(seconds="2 ms", stream=1, async_op=True)
+        assert part is not None
+        program[0].wait(part, stream=2)
+        program[0].send(1, bytes="1 MB", stream=2)
+    program[0].synchronize()
+    with program[1].loop(3):
+        program[1].recv(0)
+    result = run(program, platform(0, 2), network="alpha-beta")
+    assert result.makespan == pytest.approx(3 * 2e-3 + 1e6 / 1.25e9 + 5e-6, rel=1e-9)
+
+
 def test_a_collective_follows_those_of_its_group_that_are_under_way() -> None:
     """However far apart the ranks are, all of them take part in the same order."""
     program = Program(2)

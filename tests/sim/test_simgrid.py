@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,37 @@ def test_a_rank_in_another_ranks_file(tmp_path: Path) -> None:
     path = write(tmp_path, "0 init\n", "1 init\n0 compute 3\n")
     with pytest.raises(TraceError, match=r"trace_1\.txt:2: an action of rank 0 in the file of ran"):
         load_simgrid(path)
+
+
+def test_only_trace_errors_come_out_of_damaged_files(tmp_path: Path) -> None:
+    draw, path = random.Random(4), tmp_path / "trace"
+    one_rank = RANK_0.replace(" 1 ", " 0 ").replace(" 3 ", " 0 ").replace(" 2 0", " 0 0")
+    whole = [line for line in one_rank.splitlines() if not line.split()[1].endswith("v")]
+    words = (
+        "",
+        "-1",
+        "1e9",
+        "nan",
+        "init",
+        "0",
+        "7",
+        "99999999999999999999",
+        "\x00",
+        "²",
+        "waitall",
+    )
+    read = 0
+    for _ in range(400):
+        lines = list(whole)
+        for _ in range(draw.choice((1, 1, 3))):
+            at = draw.randrange(len(lines))
+            parts = lines[at].split(" ")
+            parts[draw.randrange(len(parts))] = draw.choice(words)
+            lines[at] = " ".join(parts)
+        path.write_text("\n".join(lines[: draw.randint(1, 2 * len(lines))]))
+        try:
+            load_simgrid(path).dump(0)
+            read += 1
+        except TraceError:
+            pass
+    assert 0 < read < 400

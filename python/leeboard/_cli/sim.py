@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,10 @@ examples:
   leeboard sim trace program.py --save train.trace   # compile once, run often
   leeboard sim trace run.0.et --save run.trace       # Chakra: run.0.et, run.1.et, ...
   leeboard sim trace lu.trace --from simgrid --save lu.npz"""
+
+
+# What a wrong file or option ends in; anything else is a defect and shows its traceback.
+_WRONG = (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,18 +95,16 @@ def run(args: argparse.Namespace) -> int:
         from leeboard._cli import sim_commands
 
         command: Callable[[argparse.Namespace], int] = getattr(sim_commands, name)
-        return command(args)
-    except (
-        ArithmeticError,
-        ImportError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+        status = command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `| head` has seen enough; nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _WRONG as error:
         print(f"leeboard sim {name}: {error}", file=sys.stderr)
         return 2
+    return status
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

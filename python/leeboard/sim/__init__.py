@@ -5,6 +5,8 @@ Quantities are numbers in plain SI units or text with a unit ("10 Gbit/s", "50 u
 
 from __future__ import annotations
 
+from leeboard.sim.calibration import PointToPoint, fit_point_to_point
+from leeboard.sim.collectives import closed_form
 from leeboard.sim.errors import (
     Blocked,
     CollectiveMismatchError,
@@ -49,6 +51,7 @@ __all__ = [
     "Lognormal",
     "Platform",
     "PlatformError",
+    "PointToPoint",
     "Poisson",
     "Preset",
     "Program",
@@ -64,6 +67,8 @@ __all__ = [
     "TraceError",
     "Uniform",
     "UnitError",
+    "closed_form",
+    "fit_point_to_point",
     "grid",
     "load_trace",
     "platform_schema",

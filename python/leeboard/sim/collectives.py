@@ -7,8 +7,8 @@ from typing import Literal
 from leeboard import _C
 from leeboard.sim.ops import ALGORITHMS, COLLECTIVES
 
-# Latencies of a message whose receive is posted when its send is.
-_LATENCIES = {"eager": 1, "notify": 2, "request": 3}
+# Of a message whose receive is posted when its send is, by handshake.
+LATENCIES = {"eager": 1, "notify": 2, "request": 3}
 # Chains pass on pieces of at most this many bytes (csrc/sim/collective.h).
 _PIECE = 1 << 19
 
@@ -43,7 +43,7 @@ def closed_form(
     | ring: reduce_scatter | P - 1 | n (P - 1) / P | n (P - 1) / P |
     | ring: all_gather | P - 1 | n (P - 1) | |
     | ring: all_reduce | 2 (P - 1) | 2 n (P - 1) / P | n (P - 1) / P |
-    | ring: broadcast, reduce, of S pieces | P - 1 | n (P - 2 + S) / S | reduce: n (P - 2 + S) / S |
+    | ring: broadcast, reduce, of S pieces | P - 1 | n (P - 2 + S) / S | reduce: n (P - 1) / S |
     | recursive doubling: all_reduce | d | d n | d n |
     | recursive doubling: all_gather | d | n (P - 1) | |
     | recursive halving: reduce_scatter | d | n (P - 1) / P | n (P - 1) / P |
@@ -58,7 +58,9 @@ def closed_form(
 
     Where P is no power of two, recursive doubling and halving fold the ranks beyond the largest one
     into their neighbours first, and give them their result last; all_gather takes Bruck's rounds.
-    Trees are exact for powers of two, and at most this for other P.
+    For such P, folding and trees take at most what is given here, for powers of two exactly that.
+    (Eager, a tree's sends down leave at once, and where they share the sender's link, the network
+    "flow", all come later than one after the other: up to d / 2 times as late for long tensors.)
 
     Of a message with a handshake a latency becomes two ("notify") or three ("request"), but where
     its receive was posted long before: down a tree.
@@ -88,9 +90,9 @@ def closed_form(
         )
     if algorithm in ("hierarchical", "gloo_ring"):
         raise ValueError(f"algorithm: {algorithm} has no closed form")
-    if handshake not in _LATENCIES:
+    if handshake not in LATENCIES:
         raise ValueError(
-            f"handshake: got {handshake!r}, expected one of {', '.join(map(repr, _LATENCIES))}"
+            f"handshake: got {handshake!r}, expected one of {', '.join(map(repr, LATENCIES))}"
         )
     if ranks < 1 or bytes < 0:
         raise ValueError(f"ranks, bytes: got {ranks}, {bytes}, expected at least 1, 0")
@@ -99,7 +101,7 @@ def closed_form(
     size = 0 if collective == "barrier" else bytes
     if algorithm == "ring" and collective in ("broadcast", "reduce"):
         return _chain(collective == "reduce", ranks, size, alpha, beta, gamma, handshake)
-    each = _LATENCIES[handshake]
+    each = LATENCIES[handshake]
     if algorithm == "binomial_tree":
         latencies, sent, reduced = _tree(collective, ranks, size, handshake)
     elif algorithm == "recursive_doubling":
@@ -141,7 +143,7 @@ def _doubling(collective: str, ranks: int, size: int) -> tuple[int, float, float
 
 def _tree(collective: str, ranks: int, size: int, handshake: str) -> tuple[int, float, float]:
     depth = (ranks - 1).bit_length()
-    each = _LATENCIES[handshake]
+    each = LATENCIES[handshake]
     # Receives from above are posted before: only the first word of a receiver is waited for.
     up, down = depth * each, depth * each
     if handshake == "notify":
@@ -168,8 +170,9 @@ def _chain(
         latencies += alpha
     elif handshake == "request":
         latencies *= 3
-    reduced = (ranks - 2 + pieces) * piece * gamma if reduce else 0.0
-    return latencies + (ranks - 2 + pieces) * piece * beta + reduced
+    # One piece all the way, and the others behind it at the pace of the slower part.
+    cost = gamma if reduce else 0.0
+    return latencies + piece * ((ranks - 1) * (beta + cost) + (pieces - 1) * max(beta, cost))
 
 
 def _number(name: str, given: str, known: tuple[str, ...]) -> int:

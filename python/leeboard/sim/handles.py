@@ -97,14 +97,18 @@ class Handle:
             loops: All that are open.
         """
         self.check_owner(where, program, ranks)
-        if self.waited.meets(ranks):
-            raise ProgramError(f"{where}: handle: {self!r} has been waited for already")
+        self.check_waited(where, ranks)
         for loop in loops:
             if loop.times != 1 and touch(loop.ranks, ranks) and loop not in self.loops:
                 raise ProgramError(
                     f"{where}: handle: {self!r} was made outside of {loop.what}, each round of "
                     "which would wait for it"
                 )
+
+    def check_waited(self, where: str, ranks: Scope) -> None:
+        """Raise ProgramError if one of these ranks has waited for it."""
+        if self.waited.meets(ranks):
+            raise ProgramError(f"{where}: handle: {self!r} has been waited for already")
 
     def check_owner(self, where: str, program: object, ranks: Scope) -> None:
         """Raise ProgramError if it is not these ranks' handle."""
