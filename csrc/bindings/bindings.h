@@ -17,6 +17,7 @@ void bind_draft(py::module_& module, const TensorReader& reader);
 void bind_linear(py::module_& module, const TensorReader& reader);
 void bind_sim(py::module_& module);
 void bind_sim_collective(py::module_& module);
+void bind_sim_network(py::module_& module);
 void bind_sim_queue(py::module_& module);
 void bind_verify(py::module_& module, const TensorReader& reader);
 

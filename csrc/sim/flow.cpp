@@ -1,7 +1,6 @@
 #include "flow.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 namespace leeboard::sim {
@@ -29,7 +28,9 @@ FlowNetwork::FlowNetwork(const Platform& platform, Routes& routes, NetworkSink& 
       routes_(routes),
       sink_(sink),
       usage_(usage),
-      shares_(capacities_of(platform), limit_of(platform.protocol)) {
+      shares_(capacities_of(platform), limit_of(platform.protocol)),
+      services_(shares_.unlimited() + 1),
+      ends_(shares_.unlimited() + 1) {
   if (usage_ != nullptr) {
     load_.resize(2 * platform.links.size());
     load_since_.resize(2 * platform.links.size());
@@ -60,20 +61,30 @@ uint32_t FlowNetwork::pair_of(uint32_t source, uint32_t target) {
         platform_.links[share.resource / 2].bandwidth * platform_.protocol.goodput;
     alone = std::min(alone, nominal / weight);
   }
-  pairs_.push_back({route.latency, route.overhead, alone, {}});
-  ends_.push_back(kNever);
-  if (ends_.size() > block_ends_.size() * kBlock) {
-    block_ends_.push_back(kNever);
-    block_stale_.push_back(false);
-  }
+  pairs_.push_back({route.latency, route.overhead, alone});
+  services_.add_flow();
   return pair;
 }
 
 void FlowNetwork::start(uint32_t message, uint32_t source, uint32_t target, uint64_t bytes,
                         Time delay, Time now) {
   const uint32_t pair = pair_of(source, target);
-  pairs_[pair].waiting.push_back({message, bytes, delay});
-  if (pairs_[pair].waiting.size() == 1) begin(pair, now);
+  uint32_t place = free_;
+  if (place == kNil) {
+    place = static_cast<uint32_t>(waiting_.size());
+    waiting_.emplace_back();
+  } else {
+    free_ = waiting_[place].next;
+  }
+  waiting_[place] = {message, kNil, bytes, delay};
+  Pair& p = pairs_[pair];
+  if (p.first == kNil) {
+    p.first = p.last = place;
+    begin(pair, now);
+  } else {
+    waiting_[p.last].next = place;
+    p.last = place;
+  }
 }
 
 // The first of the waiting messages is under way.
@@ -86,22 +97,23 @@ void FlowNetwork::begin(uint32_t pair, Time now) {
 }
 
 void FlowNetwork::flow(uint32_t pair, Time now) {
-  Pair& p = pairs_[pair];
-  if (p.waiting.front().bytes == 0) return finish(pair, now);
-  p.left = static_cast<double>(p.waiting.front().bytes);
-  p.since = now;
+  if (waiting_[pairs_[pair].first].bytes == 0) return finish(pair, now);
   shares_.activate(pair);
 }
 
 void FlowNetwork::finish(uint32_t pair, Time now) {
   // Delivered before the next begins: an empty one would be there at once, before this one. And not
   // by recursion: there may be any number of empty ones.
-  do {
-    const Waiting done = pairs_[pair].waiting.front();
+  for (;;) {
+    const uint32_t place = pairs_[pair].first;
+    const Waiting done = waiting_[place];
     sink_.delivered(done.message, now, now + pairs_[pair].latency + done.delay);
-    pairs_[pair].waiting.pop_front();
-    if (pairs_[pair].waiting.empty()) return;
-  } while (pairs_[pair].overhead == 0 && pairs_[pair].waiting.front().bytes == 0);
+    pairs_[pair].first = done.next;
+    waiting_[place].next = free_;
+    free_ = place;
+    if (done.next == kNil) return;
+    if (pairs_[pair].overhead > 0 || waiting_[done.next].bytes > 0) break;
+  }
   begin(pair, now);
 }
 
@@ -110,63 +122,42 @@ void FlowNetwork::on_timer(uint64_t data, Time now) {
   // Set for a time that has moved since: another timer stands.
   if (now != timer_) return;
   timer_ = kNever;
+  due_.clear();
   ended_.clear();
-  for (uint32_t block = 0; block < block_ends_.size(); ++block) {
-    if (block_ends_[block] > now) continue;
-    const uint32_t end = std::min((block + 1) * kBlock, static_cast<uint32_t>(ends_.size()));
-    for (uint32_t pair = block * kBlock; pair < end; ++pair) {
-      if (ends_[pair] <= now) ended_.push_back(pair);
-    }
+  ends_.due(now, due_);
+  for (const uint32_t group : due_) {
+    services_.advance(group, now);
+    services_.take(group, ended_);
+    update(group);
   }
-  for (const uint32_t pair : ended_) {
-    shares_.deactivate(pair);
-    set_end(pair, kNever);
-  }
+  std::sort(ended_.begin(), ended_.end());
+  for (const uint32_t pair : ended_) shares_.deactivate(pair);
   for (const uint32_t pair : ended_) finish(pair, now);
 }
 
 void FlowNetwork::settle(Time now) {
   shares_.solve();
-  for (const auto [pair, before] : shares_.changed()) {
-    Pair& p = pairs_[pair];
-    p.left -= before * to_seconds(now - p.since);
-    p.since = now;
-    const double rate = shares_.rate(pair);
-    if (rate <= 0.0) {
-      set_end(pair, kNever);
-      continue;
-    }
-    const double ps = std::ceil(std::max(p.left, 0.0) / rate * static_cast<double>(kSecond));
-    // Later than any run: it may speed up before.
-    set_end(pair, ps < static_cast<double>(kLongest) ? now + static_cast<Time>(ps) : kLongest);
+  const uint32_t unlimited = shares_.unlimited();
+  for (const ResourceId resource : shares_.visited()) services_.advance(resource, now);
+  services_.advance(unlimited, now);
+  for (const auto [pair, before] : shares_.moved()) {
+    const double left = before == MaxMin::kNobody
+                            ? static_cast<double>(waiting_[pairs_[pair].first].bytes)
+                            : services_.part(pair, before);
+    services_.join(pair, shares_.group(pair), left);
   }
+  for (const ResourceId resource : shares_.visited()) update(resource);
+  update(unlimited);
   if (usage_ != nullptr) watch(now);
-  const Time next = first_end();
+  const Time next = ends_.first();
   if (next != timer_ && next != kNever) sink_.schedule(std::min(next, kLongest), kCompletion);
   timer_ = next;
 }
 
-void FlowNetwork::set_end(uint32_t pair, Time end) {
-  ends_[pair] = end;
-  const uint32_t block = pair / kBlock;
-  if (block_stale_[block]) return;
-  block_stale_[block] = true;
-  stale_.push_back(block);
-}
-
-Time FlowNetwork::first_end() {
-  for (const uint32_t block : stale_) {
-    const auto begin = ends_.begin() + block * kBlock;
-    const auto end = ends_.begin() + std::min<size_t>((block + 1) * kBlock, ends_.size());
-    Time first = kNever;
-    for (auto it = begin; it != end; ++it) first = std::min(first, *it);
-    block_ends_[block] = first;
-    block_stale_[block] = false;
-  }
-  stale_.clear();
-  Time first = kNever;
-  for (const Time end : block_ends_) first = std::min(first, end);
-  return first;
+// The group's rate is another, or its flows are others.
+void FlowNetwork::update(uint32_t group) {
+  services_.set_rate(group, shares_.level(group));
+  ends_.set(group, services_.next(group));
 }
 
 // Closes the books on links whose load has changed.
@@ -190,9 +181,7 @@ Time FlowNetwork::latency(uint32_t source, uint32_t target) {
 
 Time FlowNetwork::ideal(uint32_t source, uint32_t target, uint64_t bytes) {
   const Pair& pair = pairs_[pair_of(source, target)];
-  const double seconds = static_cast<double>(bytes) / pair.alone;
-  const auto ps = static_cast<Time>(std::ceil(seconds * static_cast<double>(kSecond)));
-  return pair.overhead + ps + pair.latency;
+  return pair.overhead + ticks(static_cast<double>(bytes), pair.alone) + pair.latency;
 }
 
 void FlowNetwork::set_factor(uint32_t link, double factor, Time) {

@@ -2,14 +2,15 @@
 // max-min fairly, and every change of the traffic changes their rates.
 #pragma once
 
-#include <deque>
 #include <unordered_map>
 #include <vector>
 
+#include "earliest.h"
 #include "max_min.h"
 #include "network.h"
 #include "platform.h"
 #include "route.h"
+#include "service.h"
 #include "usage.h"
 
 namespace leeboard::sim {
@@ -31,29 +32,26 @@ class FlowNetwork final : public Network {
   void set_factor(uint32_t link, double factor, Time now) override;
 
  private:
-  // Completion times are searched by blocks.
-  static constexpr uint32_t kBlock = 64;
+  static constexpr uint32_t kNil = UINT32_MAX;
 
   struct Waiting {
-    uint32_t message;
+    uint32_t message, next;
     uint64_t bytes;
     Time delay;
   };
   // Of devices; also the number of its flow, of which there is one at a time.
   struct Pair {
     Time latency, overhead;
-    double alone;                 // its rate when nothing else moves
-    std::deque<Waiting> waiting;  // the first is under way
-    double left = 0.0;            // bytes, at `since`
-    Time since = 0;
+    double alone;  // its rate when nothing else moves
+    // Its messages, the first of which is under way.
+    uint32_t first = kNil, last = kNil;
   };
 
   uint32_t pair_of(uint32_t source, uint32_t target);
   void begin(uint32_t pair, Time now);
   void flow(uint32_t pair, Time now);
   void finish(uint32_t pair, Time now);
-  void set_end(uint32_t pair, Time end);
-  Time first_end();
+  void update(uint32_t group);
   void watch(Time now);
 
   const Platform& platform_;
@@ -61,13 +59,15 @@ class FlowNetwork final : public Network {
   NetworkSink& sink_;
   Usage* usage_;
   MaxMin shares_;
+  Services services_;
   std::vector<Pair> pairs_;
   std::unordered_map<uint64_t, uint32_t> index_;
-  // When each pair's flow ends as things are, and the first of each block of them.
-  std::vector<Time> ends_, block_ends_;
-  std::vector<bool> block_stale_;
-  std::vector<uint32_t> stale_, ended_;
+  std::vector<Waiting> waiting_;
+  uint32_t free_ = kNil;
+  // When the first flow of each group ends as things are.
+  Earliest ends_;
   Time timer_ = kNever;
+  std::vector<uint32_t> due_, ended_;
   // Of resources, if links are watched: what they carry, since when.
   std::vector<double> load_;
   std::vector<Time> load_since_;
