@@ -276,6 +276,8 @@ void MaxMin::relax(ResourceId resource) {
   edge.dirty = false;
   if (++r.age >= kFresh) refresh(resource);
   const auto full = [&r, &edge] {
+    // Not what rounding leaves: its flows stand still.
+    if (r.capacity <= 0.0) return 0.0;
     // No resource is full before all its flows have an equal part.
     return std::max((r.capacity - edge.elsewhere) / r.weight, r.capacity / r.total);
   };
@@ -337,7 +339,7 @@ void MaxMin::fill() {
   const auto full = [this](ResourceId resource) {
     const Resource& r = resources_[resource];
     const double least = r.capacity / r.total;
-    if (r.rising <= 0.0) return least;
+    if (r.rising <= 0.0 || r.capacity <= 0.0) return least;
     return std::max((r.capacity - edges_[resource].elsewhere) / r.rising, least);
   };
   for (const ResourceId resource : visited_) {
