@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fair_shares import fluid
 
+from fair_shares import fluid
 from leeboard import _C, sim
 
 NEVER = 2**64 - 1
@@ -184,7 +184,7 @@ def random_messages(
         (0.05, RATE / 3, "full", 500, 0.5),
         (0.05, 0.0, "half", 500, 0.5),
         # 10,000, of which some 50 are under way together.
-        (0.05, 0.0, "full", 11_000, 3.0),
+        pytest.param(0.05, 0.0, "full", 11_000, 3.0, marks=pytest.mark.slow),
     ],
 )
 def test_random_flows_end_when_a_fluid_simulation_says(

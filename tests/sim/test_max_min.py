@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from fair_shares import fair_rates, matrix
 
+from fair_shares import fair_rates, matrix
 from leeboard import _C
 
 Random = np.random.Generator
