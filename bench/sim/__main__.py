@@ -17,7 +17,7 @@ from bench.environment import facts
 from bench.report import write
 from bench.run import RESULTS
 from bench.sim import peer_simgrid, peer_simpy, report
-from bench.sim.part import Part
+from bench.sim.part import Part, look
 
 PARTS = ("hold", "messages", "contention", "scale", "whatif", "accuracy")
 
@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--publish", action="store_true", help="rewrite bench/RESULTS.md's section")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
     options = parser.parse_args()
+    if options.quick:
+        look()
     parts: list[Part] = []
     results: dict[str, Any] = {}
     for name in PARTS:

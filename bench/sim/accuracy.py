@@ -10,8 +10,7 @@ import statistics
 from collections.abc import Callable
 
 from bench.sim.part import Part, Row, say
-from leeboard.sim import Platform, Program
-from leeboard.sim.run import run
+from leeboard.sim import Platform, Program, run
 
 LATENCY, BANDWIDTH = 1e-3, 100e6 / 8
 SIZE = 4 << 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.sim import own, peer_simgrid
-from bench.sim.part import Part, Row, number, say
+from bench.sim.part import Part, Row, number, say, wait_for_quiet
 from bench.sim.workloads import Workload
 
 # Microseconds a flow, by ranks.
@@ -15,6 +15,7 @@ def measure(quick: bool) -> list[Row]:
     rows = []
     for ranks in (32,) if quick else (32, 64, 128):
         workload = Workload("all_to_all", ranks)
+        wait_for_quiet()
         outcome = own.run(workload, "flow", repeats=2)
         row: Row = {
             "ranks": ranks,

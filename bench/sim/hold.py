@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.sim.part import Part, Row, say
+from bench.sim.part import Part, Row, say, wait_for_quiet
 from leeboard import _C
 
 STRUCTURES = ("queue", "heap", "standard")
@@ -21,6 +21,7 @@ def measure(quick: bool) -> list[Row]:
                 continue
             best = dict.fromkeys(STRUCTURES, float("inf"))
             sums = set()
+            wait_for_quiet()
             # In turn, so that a disturbance does not hit one of them alone.
             for _ in range(repeats if pending < 1_000_000 else 2):
                 for structure in STRUCTURES:

@@ -6,8 +6,7 @@ import time
 from typing import Literal
 
 from bench.sim.workloads import Outcome, Workload
-from leeboard.sim import Platform, Program, Trace
-from leeboard.sim.run import replay
+from leeboard.sim import Platform, Program, Trace, replay
 
 Network = Literal["flow", "alpha-beta"]
 

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from bench.environment import IdleGate
 from bench.memory import ordinary_environment
 from bench.run import ROOT
 
@@ -58,6 +58,20 @@ def in_fresh_process(module: str, *arguments: object) -> Row:
     return found
 
 
+# Over the whole run; a look does not wait.
+_GATE = IdleGate(patience=120.0)
+
+
+def wait_for_quiet() -> None:
+    """Wait a while for others on this machine to finish."""
+    _GATE.wait()
+
+
+def look() -> None:
+    """From here on `wait_for_quiet` does not wait."""
+    _GATE.patience = 0.0
+
+
 def say(text: str) -> None:
     """A line of progress."""
     print(f"  {text}", flush=True)
@@ -73,8 +87,3 @@ def number(value: float) -> str:
 def megabytes(size: float) -> str:
     """Bytes as MB."""
     return f"{size / 1e6:,.1f}"
-
-
-def here(path: Path) -> str:
-    """A path as the repository's reader knows it."""
-    return str(path.relative_to(ROOT))

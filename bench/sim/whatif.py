@@ -6,7 +6,7 @@ import time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
 from bench.environment import CPUS
-from bench.sim.part import Part, Row, number, say
+from bench.sim.part import Part, Row, number, say, wait_for_quiet
 from bench.sim.scale import REPLAY_RANKS, steps_of
 from leeboard.sim import Platform, sweep
 
@@ -39,6 +39,7 @@ def measure(quick: bool) -> list[Row]:
         with make(workers) as executor:  # type: ignore[call-arg]
             # Workers start before the clock does.
             sweep(trace, platforms(4 * workers), executor=executor, progress=False)
+            wait_for_quiet()
             start = time.perf_counter()
             table = sweep(trace, points, executor=executor, progress=False)
             seconds = time.perf_counter() - start

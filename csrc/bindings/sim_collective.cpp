@@ -55,8 +55,7 @@ void bind_sim_collective(py::module_& module) {
                           ranks,
                           root,
                           bytes,
-                          sizes,
-                          islands};
+                          sizes};
         if (!supports(schedule.collective, schedule.algorithm)) {
           throw py::value_error("algorithm: " + std::to_string(algorithm) + " is none of " +
                                 name_of(schedule.collective));
@@ -74,7 +73,7 @@ void bind_sim_collective(py::module_& module) {
                                 std::to_string(uint64_t{ranks} * ranks));
         }
         const Islands layout(islands, ranks);
-        schedule.layout = &layout;
+        schedule.islands = &layout;
         std::vector<std::vector<std::tuple<Messages, Messages, uint64_t>>> all(ranks);
         Round round;
         for (uint32_t rank = 0; rank < ranks; ++rank) {

@@ -250,16 +250,11 @@ void walk(const Schedule& s, uint32_t rank, Cursor& at, Round& out) {
     case Algorithm::kPairwise:
       return pairwise(s, rank, at, out);
     case Algorithm::kHierarchical:
-      if (s.layout == nullptr) {
-        const Islands layout(s.islands, s.ranks);
-        Schedule laid_out = s;
-        laid_out.layout = &layout;
-        return walk(laid_out, rank, at, out);
-      }
-      if (s.collective == Collective::kAllToAll && !s.layout->equal()) {
+      if (s.islands == nullptr) throw std::logic_error("a hierarchy without islands");
+      if (s.collective == Collective::kAllToAll && !s.islands->equal()) {
         return direct(s, rank, at, out);
       }
-      return hierarchical_rounds(s, *s.layout, rank, at, out);
+      return hierarchical_rounds(s, rank, at, out);
     case Algorithm::kGlooRing:
       return gloo_rounds(s, rank, at, out);
     case Algorithm::kAuto:

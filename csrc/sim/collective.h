@@ -75,10 +75,8 @@ struct Schedule {
   uint64_t bytes;
   // Uneven all-to-all: ranks x ranks bytes, row = source; empty: even.
   std::span<const uint64_t> sizes;
-  // Hierarchical: island of each rank of the group, numbered from 0; empty: one island.
-  std::span<const uint32_t> islands;
-  // What `islands` says, laid out; without it every round of a hierarchical schedule lays it out.
-  const Islands* layout = nullptr;
+  // Hierarchical: how the group lies on islands.
+  const Islands* islands = nullptr;
 
   uint32_t rounds(uint32_t rank) const;
   // Writes round k < rounds(rank) of `rank`; reuses the vectors' storage.

@@ -19,14 +19,14 @@ struct View {
   uint32_t root, root_island, island, rank;
   std::span<const uint32_t> members;
 
-  View(const Schedule& s, const Islands& on, uint32_t me, bool rooted)
-      : islands(on),
+  View(const Schedule& s, uint32_t me, bool rooted)
+      : islands(*s.islands),
         blocks(Blocks::cut(s.bytes, s.ranks)),
-        root(rooted ? s.root : on.members(0)[0]),
-        root_island(on.island(root)),
-        island(on.island(me)),
+        root(rooted ? s.root : islands.members(0)[0]),
+        root_island(islands.island(root)),
+        island(islands.island(me)),
         rank(me),
-        members(on.members(island)) {}
+        members(islands.members(island)) {}
   uint32_t leader(uint32_t of) const { return of == root_island ? root : islands.members(of)[0]; }
   bool leads() const { return leader(island) == rank; }
   // Blocks of ranks, which are ascending: as a rank's block is, so is the place's.
@@ -269,24 +269,23 @@ Islands::Islands(std::span<const uint32_t> island_of, uint32_t ranks)
   }
 }
 
-void hierarchical_rounds(const Schedule& s, const Islands& islands, uint32_t rank, Cursor& at,
-                         Round& out) {
+void hierarchical_rounds(const Schedule& s, uint32_t rank, Cursor& at, Round& out) {
   switch (s.collective) {
     case Collective::kBroadcast:
     case Collective::kScatter:
-      return one_to_all(s, View(s, islands, rank, true), at, out);
+      return one_to_all(s, View(s, rank, true), at, out);
     case Collective::kReduce:
     case Collective::kGather:
-      return all_to_one(s, View(s, islands, rank, true), at, out);
+      return all_to_one(s, View(s, rank, true), at, out);
     case Collective::kBarrier:
-      return barrier(View(s, islands, rank, false), at, out);
+      return barrier(View(s, rank, false), at, out);
     case Collective::kAllToAll:
-      return all_to_all(s, View(s, islands, rank, false), at, out);
+      return all_to_all(s, View(s, rank, false), at, out);
     default:
       break;
   }
-  const View view(s, islands, rank, false);
-  if (islands.equal()) return by_columns(s, view, at, out);
+  const View view(s, rank, false);
+  if (view.islands.equal()) return by_columns(s, view, at, out);
   by_leaders(s, view, at, out);
 }
 

@@ -138,8 +138,7 @@ inline void receive_some(Round& out, uint32_t peer, uint64_t bytes) {
 }
 
 // The schedules of hierarchical collectives: see collective_hierarchical.cpp.
-void hierarchical_rounds(const Schedule& schedule, const Islands& islands, uint32_t rank,
-                         Cursor& at, Round& out);
+void hierarchical_rounds(const Schedule& schedule, uint32_t rank, Cursor& at, Round& out);
 // Of gloo's rings: see collective_gloo.cpp.
 void gloo_rounds(const Schedule& schedule, uint32_t rank, Cursor& at, Round& out);
 

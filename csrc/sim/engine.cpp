@@ -280,11 +280,12 @@ bool Engine::launch(uint32_t index, const Op& op) {
   } else if (op.slot >= 0) {
     open_slot(rank, op);
   }
+  const uint32_t number = op.kind == OpKind::kCollective ? count_collective(rank, op) : 0;
   // Collectives that are not waited for have a stream of their own for each group.
   const int32_t stream = op.stream != 0 ? op.stream : 256 + op.tag;
   const uint32_t other = stream_of(index, stream);
   Process& p = processes_[other];
-  items_[p.items].push_back({&op, ticket});
+  items_[p.items].push_back({&op, ticket, number});
   if (p.finished) {
     p.finished = false;
     ++running_;

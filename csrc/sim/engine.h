@@ -185,7 +185,14 @@ class Engine final : public NetworkSink {
 
   struct Item {
     const Op* op;
-    uint32_t ticket;
+    uint32_t ticket;  // of a wait
+    uint32_t number;  // of a collective
+  };
+
+  // A rank in a group.
+  struct Member {
+    uint32_t place;
+    uint32_t count;  // collectives so far
   };
 
   struct Process {
@@ -234,7 +241,7 @@ class Engine final : public NetworkSink {
     uint32_t group = 0, number = 0;
     uint32_t first_rank = 0;
     uint32_t joined = 0, left = 0;
-    std::vector<uint32_t> islands;
+    std::unique_ptr<Islands> islands;  // schedule points at it
     std::vector<bool> here;
     uint32_t next = kNil;
   };
@@ -300,7 +307,9 @@ class Engine final : public NetworkSink {
   // engine_collectives.cpp
   bool join(uint32_t process, const Op& op);
   bool run_rounds(uint32_t process);
-  uint32_t instance_of(uint32_t rank, const Op& op, uint32_t* me);
+  uint32_t instance_of(uint32_t rank, const Op& op, uint32_t number);
+  uint32_t count_collective(uint32_t rank, const Op& op);
+  Member& member_of(uint32_t rank, const Op& op);
   std::string describe(const Op& op) const;
   Algorithm choose(const Op& op, uint32_t ranks) const;
 
@@ -347,8 +356,7 @@ class Engine final : public NetworkSink {
   std::deque<Instance> instances_;
   uint32_t free_instance_ = kNil;
   std::unordered_map<uint64_t, uint32_t> instance_index_;  // group << 32 | number
-  // rank << 32 | group -> (place in the group, collectives so far)
-  std::unordered_map<uint64_t, std::pair<uint32_t, uint32_t>> membership_;
+  std::unordered_map<uint64_t, Member> membership_;        // rank << 32 | group
   std::vector<QueueState> queues_;
   std::vector<Change> device_changes_;  // by device
   Round round_, uneven_;

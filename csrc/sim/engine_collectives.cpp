@@ -57,23 +57,27 @@ Algorithm Engine::choose(const Op& op, uint32_t ranks) const {
   return algorithm;
 }
 
-uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t* me) {
+// Which collective of its group this is to the rank, in the order in which the rank's own thread
+// comes to them: streams may take turns that differ from rank to rank.
+uint32_t Engine::count_collective(uint32_t rank, const Op& op) {
+  if (op.tag == 0) return ranks_[rank].world_collectives++;
+  return member_of(rank, op).count++;
+}
+
+Engine::Member& Engine::member_of(uint32_t rank, const Op& op) {
+  const auto group = static_cast<uint32_t>(op.tag);
+  const auto member = membership_.find((uint64_t{rank} << 32) | group);
+  if (member == membership_.end()) {
+    throw std::runtime_error("rank " + std::to_string(rank) + " calls " + describe(op) +
+                             " on group " + std::to_string(group) + ", which it is not in");
+  }
+  return member->second;
+}
+
+uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t number) {
   const auto group = static_cast<uint32_t>(op.tag);
   const uint64_t begin = program_.group_offsets[group];
   const auto size = static_cast<uint32_t>(program_.group_offsets[group + 1] - begin);
-  uint32_t number;
-  if (group == 0) {
-    *me = rank;
-    number = ranks_[rank].world_collectives++;
-  } else {
-    const auto member = membership_.find((uint64_t{rank} << 32) | group);
-    if (member == membership_.end()) {
-      throw std::runtime_error("rank " + std::to_string(rank) + " calls " + describe(op) +
-                               " on group " + std::to_string(group) + ", which it is not in");
-    }
-    *me = member->second.first;
-    number = member->second.second++;
-  }
   const uint64_t key = (uint64_t{group} << 32) | number;
   const auto [it, fresh] = instance_index_.try_emplace(key, kNil);
   if (!fresh) return it->second;
@@ -92,14 +96,13 @@ uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t* me) {
   instance.first_rank = rank;
   instance.here.assign(size, false);
   const Algorithm algorithm = choose(op, size);
-  if (algorithm == Algorithm::kHierarchical && !platform_.island.empty()) {
-    std::unordered_map<uint32_t, uint32_t> names;
-    for (uint32_t k = 0; k < size; ++k) {
+  if (algorithm == Algorithm::kHierarchical) {
+    std::vector<uint32_t> island_of;
+    for (uint32_t k = 0; k < size && !platform_.island.empty(); ++k) {
       const auto member = static_cast<uint32_t>(program_.group_members[begin + k]);
-      const uint32_t island = platform_.island[ranks_[member].device];
-      instance.islands.push_back(
-          names.try_emplace(island, static_cast<uint32_t>(names.size())).first->second);
+      island_of.push_back(platform_.island[ranks_[member].device]);
     }
+    instance.islands = std::make_unique<Islands>(island_of, size);
   }
   std::span<const uint64_t> sizes;
   if (const uint64_t table = op.b >> 32; table > 0) {
@@ -111,14 +114,16 @@ uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t* me) {
                        static_cast<uint32_t>(std::max(op.peer, 0)),
                        op.a,
                        sizes,
-                       instance.islands};
+                       instance.islands.get()};
   return it->second;
 }
 
 bool Engine::join(uint32_t index, const Op& op) {
   if (!in_step(index)) return false;
   Process& p = processes_[index];
-  p.instance = instance_of(p.rank, op, &p.me);
+  const uint32_t number = p.stream == 0 ? count_collective(p.rank, op) : p.item.number;
+  p.instance = instance_of(p.rank, op, number);
+  p.me = op.tag == 0 ? p.rank : member_of(p.rank, op).place;
   Instance& instance = instances_[p.instance];
   const Op& first = *instance.op;
   if (first.flags != op.flags || first.a != op.a || first.peer != op.peer || first.b != op.b) {

@@ -137,7 +137,7 @@ void Engine::fold(Instance& instance) {
       down[to] = std::max(begin + there[r], down[to]) + take;
       // The receiver's side of this round; its own send's side comes on top, in its turn.
       next[to] = std::max(next[to], down[to] + protocol.recv_overhead);
-      next[r] = std::max(next[r], eager ? ready : up[r]);
+      next[r] = std::max(next[r], up[r]);
     }
     for (uint32_t r = 0; r < count; ++r) {
       at[r] = std::max(at[r], next[r]);

@@ -60,8 +60,8 @@ void Engine::offer(Process& p, uint32_t target, int32_t tag, uint32_t channel, u
   m.eager = platform_.protocol.eager(bytes);
   outcome_.ranks[p.rank].sent += bytes;
   ++in_flight_;
-  if (m.eager) {
-    // The message is buffered: its sender goes on.
+  if (m.eager && channel == 0) {
+    // The message is buffered: its sender goes on. Rounds of a collective wait until it has left.
     m.sender = {};
     resolve(sender, ready, kNoRecord, kNil);
   }

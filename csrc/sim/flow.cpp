@@ -102,15 +102,19 @@ void FlowNetwork::flow(uint32_t pair, Time now) {
 }
 
 void FlowNetwork::finish(uint32_t pair, Time now) {
-  Pair& p = pairs_[pair];
-  const uint32_t place = p.first;
-  const Waiting done = waiting_[place];
-  p.first = done.next;
-  waiting_[place].next = free_;
-  free_ = place;
-  const Time arrived = now + p.latency + done.delay;
-  if (p.first != kNil) begin(pair, now);
-  sink_.delivered(done.message, now, arrived);
+  // Delivered before the next begins: an empty one would be there at once, before this one. And not
+  // by recursion: there may be any number of empty ones.
+  for (;;) {
+    const uint32_t place = pairs_[pair].first;
+    const Waiting done = waiting_[place];
+    sink_.delivered(done.message, now, now + pairs_[pair].latency + done.delay);
+    pairs_[pair].first = done.next;
+    waiting_[place].next = free_;
+    free_ = place;
+    if (done.next == kNil) return;
+    if (pairs_[pair].overhead > 0 || waiting_[done.next].bytes > 0) break;
+  }
+  begin(pair, now);
 }
 
 void FlowNetwork::on_timer(uint64_t data, Time now) {

@@ -3,12 +3,12 @@
 #pragma once
 
 #include <chrono>
-#include <cmath>
 #include <cstdint>
 #include <queue>
 #include <vector>
 
 #include "event_queue.h"
+#include "random.h"
 
 namespace leeboard::sim {
 
@@ -55,27 +55,10 @@ class HeapQueue {
   uint64_t sequence_ = 0;
 };
 
-// splitmix64 (Steele, Lea and Flood 2014).
-class SplitMix {
- public:
-  explicit SplitMix(uint64_t seed) : state_(seed) {}
-  uint64_t next() {
-    uint64_t z = state_ += 0x9e3779b97f4a7c15;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return z ^ (z >> 31);
-  }
-  // In (0, 1].
-  double uniform() { return static_cast<double>((next() >> 11) + 1) * 0x1p-53; }
-
- private:
-  uint64_t state_;
-};
-
 // Drawn ahead of the measurement: a logarithm costs as much as a hold.
 class JumpTable {
  public:
-  JumpTable(Jumps jumps, uint64_t seed) : random_(seed), table_(kSize) {
+  JumpTable(Jumps jumps, uint64_t seed) : random_(seed, 0), table_(kSize) {
     for (Time& jump : table_) jump = draw(jumps);
   }
   Time operator[](uint64_t i) const { return table_[i % kSize]; }
@@ -84,7 +67,7 @@ class JumpTable {
   static constexpr uint64_t kSize = 1 << 16;
   static constexpr double kMean = 1e6;
 
-  Time exponential(double mean) { return static_cast<Time>(-mean * std::log(random_.uniform())); }
+  Time exponential(double mean) { return static_cast<Time>(random_.exponential(mean)); }
   Time draw(Jumps jumps) {
     const double choice = random_.uniform();
     switch (jumps) {
@@ -102,7 +85,7 @@ class JumpTable {
     return exponential(kMean);
   }
 
-  SplitMix random_;
+  RandomStream random_;
   std::vector<Time> table_;
 };
 

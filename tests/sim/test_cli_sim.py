@@ -130,6 +130,23 @@ def test_a_saved_trace_runs_as_its_program_does(
     assert "a trace takes no words" in capsys.readouterr().err
 
 
+def test_other_formats_are_told_by_name_and_content(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "ping.tit").write_text("0 send 1 0 100\n1 recv 0 0 100\n")
+    assert main(["sim", "run", "star.yaml", "ping.tit", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["messages"] == 1
+    assert main(["sim", "trace", "ping.tit", "--from", "simgrid", "--save", "ping.npz"]) == 0
+    assert main(["sim", "run", "star.yaml", "ping.npz", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["messages"] == 1
+    assert main(["sim", "trace", "ping.tit", "--from", "leeboard"]) == 2
+    assert "ping.tit" in capsys.readouterr().err
+    pytest.importorskip("google.protobuf")
+    (files / "ping.0.et").write_bytes(b"\x01")
+    assert main(["sim", "trace", "ping.0.et"]) == 2
+    assert "ping.0.et" in capsys.readouterr().err
+
+
 def test_no_timeline(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sim", "run", "star.yaml", "talk.py", "--no-timeline", "--out", "r.json"]) == 0
     assert "critical path" not in capsys.readouterr().out
@@ -199,6 +216,17 @@ def test_wrong_commands(
     assert message in printed.err
     assert printed.err.startswith(f"leeboard sim {command[0]}: ")
     assert printed.err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = "from leeboard.cli import main\nraise SystemExit(main(['sim', 'platforms']))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_platforms(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,18 @@ def test_collectives_beside_compute() -> None:
     assert result.ranks["communication"] == pytest.approx([19e-3] * 4, rel=1e-9)
 
 
+def test_collectives_on_several_streams_meet_in_the_order_of_the_program() -> None:
+    program = sim.Program(2)
+    # Rank 0's first stream is busy when rank 1's is not.
+    program[0].compute(seconds=1.0, stream=1)
+    program.broadcast(bytes=1000, root=0, stream=1)
+    program.broadcast(bytes=3000, root=1, stream=2)
+    program.barrier()
+    program.synchronize()
+    result = sim.run(program, star(2))
+    assert result.makespan == pytest.approx(1.0 + 1e-3 + 1e-3, abs=1e-9)
+
+
 def test_loops_nest_and_count() -> None:
     program = sim.Program(3)
     with program.loop(5):

@@ -127,7 +127,9 @@ def test_generators_from_files() -> None:
 
 PLATFORMS = {
     "site": load(SITE),
-    "star": Platform.star(8, bandwidth="1 Gbit/s", latency="100 us", protocol="mpi"),
+    "star": Platform.star(
+        8, bandwidth="1 Gbit/s", latency="100 us", protocol="mpi", collectives="gloo"
+    ),
     "unnamed parts": Platform.ring(5, bandwidth=1 / 3, protocol=Protocol(goodput=1 / 3))
     .with_devices("device.1-3", Device(flops=7, jitter=1e-5))
     .with_devices("device.2", memory=3)
@@ -235,7 +237,10 @@ WRONG = [
     ("devices: [a, b]\nlinks: [{name: l, from: a, bandwidth: 1}]", "links[0]: to missing"),
     ("devices: [a, b]\nlinks: [{from: a, to: b, bandwidth: 1}]", "links[0]: name missing"),
     (PAIR.replace("bandwidth: 1", "bandwidth: 1 Gb/s"), "Gbit/s (bits) or GB/s (bytes)"),
-    ("topology: {kind: stra, n: 2}", "p.yaml:1:18: topology.kind: got 'stra', expected star,"),
+    (
+        "topology: {kind: stra, n: 2}",
+        "p.yaml:1:18: topology.kind: got 'stra' (did you mean 'star'?), expected star,",
+    ),
     ("topology: {n: 2}", "topology: kind missing"),
     ("topology: {kind: star, n: 2}", "topology: bandwidth missing"),
     ("topology: {kind: star, bandwidth: 1}", "topology: n missing"),
@@ -269,6 +274,10 @@ WRONG = [
         "faults[0].mtbf: about 4.3e+10 failures",
     ),
     (STAR + "collectives: goo", "p.yaml:2:14: collectives: got 'goo'"),
+    (
+        STAR + "collectives: [{collective: barrier, algorithm: ring}]",
+        "p.yaml:2:48: collectives[0].algorithm: barrier has none named 'ring'",
+    ),
     (STAR + "collectives: [ring]", "collectives[0]: got 'ring', expected a mapping"),
     (STAR + "collectives: [{collective: all_reduce}]", "collectives[0]: algorithm missing"),
     (
@@ -280,11 +289,11 @@ WRONG = [
         "collectives[0].algorithm: got 'rng' (did you mean 'ring'?)",
     ),
     (
-        STAR + "collectives: [{collective: barrier, algorithm: ring, min_bytes: 1.5 B}]",
+        STAR + "collectives: [{collective: reduce, algorithm: ring, min_bytes: 1.5 B}]",
         "collectives[0].min_bytes: got '1.5 B'",
     ),
     (
-        STAR + "collectives: [{collective: barrier, algorithm: ring, min_ranks: 5, max_ranks: 3}]",
+        STAR + "collectives: [{collective: reduce, algorithm: ring, min_ranks: 5, max_ranks: 3}]",
         "the least is more than the most",
     ),
     (STAR + "islands: 3", "expected a divisor of 2"),

@@ -8,6 +8,7 @@ import pytest
 
 from leeboard import sim
 from leeboard.sim import Device, Fault, Link, Platform
+from leeboard.sim.collectives import closed_form
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "sim").glob("*.yaml"))
 
@@ -41,6 +42,25 @@ def test_examples_run(path: Path) -> None:
     mine = (platform.graph.link_a == first) | (platform.graph.link_b == first)
     taken_in = platform.core()["link_bandwidth"][mine].sum()
     assert result.makespan >= (platform.ranks - 1) * 2**20 / taken_in
+
+
+def test_the_table_of_collectives_is_used() -> None:
+    star = Platform.star(8, bandwidth="1 Gbit/s", latency="100 us")
+    program = sim.Program(8)
+    program.all_reduce(bytes=80_000)
+    for algorithm in ("ring", "recursive_doubling", "direct"):
+        chosen = sim.run(program, star.with_collectives([sim.Rule("all_reduce", algorithm)]))
+        expected = closed_form("all_reduce", algorithm, 8, 80_000, 100e-6, 8e-9)
+        assert chosen.makespan == pytest.approx(expected)
+    # NCCL's table: a ring for this much, a tree for little.
+    nccl = sim.run(program, star.with_collectives("nccl"))
+    ring = sim.run(program, star.with_collectives([sim.Rule("all_reduce", "ring")]))
+    assert nccl.event_hash == ring.event_hash
+    small = sim.Program(8)
+    small.all_reduce(bytes=8)
+    expected = closed_form("all_reduce", "binomial_tree", 8, 8, 100e-6, 8e-9)
+    tree = sim.run(small, star.with_collectives("nccl"), network="alpha-beta")
+    assert tree.makespan == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("network", ["flow", "alpha-beta"])

@@ -160,6 +160,18 @@ def test_what_no_record_explains_is_other() -> None:
     assert path.totals()["other"] == pytest.approx(5e-6)
 
 
+def test_what_comes_before_a_message_that_was_ready_is_a_handshake() -> None:
+    path = result(
+        raw_of(
+            record(Kind.COMPUTE, 0, 0, 5),
+            record(Kind.MESSAGE, 0, 7, 10, peer=1, ideal=3, prev=0),
+        )
+    ).critical_path
+    assert [s.what for s in path] == ["compute", "handshake", "message"]
+    totals = {kind: part for kind, part in path.totals().items() if part}
+    assert totals == pytest.approx({"compute": 5e-6, "handshake": 2e-6, "transfer": 3e-6})
+
+
 def test_a_predecessor_that_ends_later_counts_until_it_let_go() -> None:
     """A message leaves its sender before it arrives: the sender goes on meanwhile."""
     path = result(

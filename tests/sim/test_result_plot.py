@@ -77,7 +77,8 @@ def titles(made: Result, path: Path | None = None) -> list[str]:
 
 
 TIMELINE, IN_ALL = "What each rank does", "What each rank does, in all"
-SHARES, LINKS, LATENCY = "How many ranks do it", "How full the links are", "How long requests take"
+SHARES, MADE_OF = "How many ranks do it", "What the critical path is made of"
+LINKS, LATENCY = "How full the links are", "How long requests take"
 
 
 def test_a_few_ranks(tmp_path: Path) -> None:
@@ -93,20 +94,26 @@ def test_a_few_ranks(tmp_path: Path) -> None:
     kinds = made.records["kind"]
     shown = sum(len(collection.get_paths()) for collection in axis.collections)
     assert shown == np.isin(kinds, [Kind.COMPUTE, Kind.SEND, Kind.RECV]).sum()
-    path, *events = axis.lines
+    events = {line.get_label(): line for line in axis.lines}
+    path = events.pop("critical path")
     assert path.get_label() == "critical path"
     ends = [time for s in made.critical_path for time in (s.start, s.end)]
     np.testing.assert_allclose(path.get_xdata(), np.array(ends) * 1e6)
-    assert {line.get_label() for line in events} == {"device stopped", "out of memory"}
+    assert set(events) == {"device stopped", "out of memory"}
 
 
 def test_many_ranks_are_an_image(tmp_path: Path) -> None:
     made = result(many(300))
-    assert titles(made, tmp_path / "many.png") == [TIMELINE, SHARES, LINKS]
+    assert titles(made, tmp_path / "many.png") == [TIMELINE, MADE_OF, SHARES, LINKS]
     (image,) = made.plot().axes[0].images
     # 300 ranks in pairs; in the middle of a pair's turn it computes, after it nobody does.
     assert image.get_array().shape[:2] == (150, 600)
     assert not made.plot().axes[0].collections
+    line, *_ = made.plot().axes[0].lines
+    assert line.get_label() == "critical path, mostly"
+    # It goes through the ranks one by one.
+    x, y = line.get_xdata(), line.get_ydata()
+    np.testing.assert_allclose(y, 300 * x / x[-1], atol=3)
 
 
 def test_without_a_timeline_there_are_totals(tmp_path: Path) -> None:

@@ -218,6 +218,15 @@ def test_every_cut_of_the_file_gives_the_same_table(
     assert runs == []
 
 
+def test_a_row_that_lacks_something_is_run_again(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.jsonl"
+    expected = sweep(served(3), star(), seeds=iter(range(2)), resume=file)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    del lines[1]["row"]["makespan"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert_equal(sweep(served(3), star(), seeds=iter(range(2)), resume=file), expected)
+
+
 _KILLED = """
 import importlib, sys, time
 sys.path.insert(0, {folder!r})

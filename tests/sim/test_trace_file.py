@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leeboard.sim.ops import OP, OpKind
+from leeboard.sim.ops import ALGORITHMS, COLLECTIVES, OP, OpKind
 from leeboard.sim.program import Program
 from leeboard.sim.trace import Trace, TraceError
 from trace_files import Arrays, every_kind, rewrite
@@ -265,3 +266,23 @@ def test_nothing_is_unpickled(saved: Path, tmp_path: Path) -> None:
             archive.writestr(name, content)
     with pytest.raises(TraceError, match="begin"):
         Trace.load(path)
+
+
+def test_the_page_names_every_key_column_and_kind(saved: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "sim" / "trace.md").read_text()
+    words = set(re.findall(r"`([\w.]+)`", text))
+    with np.load(saved) as file:
+        header = json.loads(file["header.json"])
+        assert {name for name in file.files if name != "header.json"} <= words
+    assert set(header) <= words
+    assert set(header["queues"][0]) <= words
+    assert set(OP.names or ()) <= words
+    rows = re.findall(r"^\| ([\d, ]+) \| ([\w, ]+) \|", text, re.MULTILINE)
+    kinds = {
+        int(number): name.strip().replace(" ", "_").upper()
+        for numbers, names in rows
+        for number, name in zip(numbers.split(","), names.split(","), strict=True)
+    }
+    assert kinds == {int(kind): kind.name for kind in OpKind}
+    assert ", ".join(COLLECTIVES) in text
+    assert ", ".join(ALGORITHMS) in text

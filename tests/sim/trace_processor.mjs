@@ -45,7 +45,11 @@ class Engine extends EngineBase {
 }
 
 const engine = new Engine();
-await engine.parse(new Uint8Array(readFileSync(trace)));
+const bytes = new Uint8Array(readFileSync(trace));
+// A message to the engine holds less than 64 MiB.
+for (let at = 0; at < bytes.length; at += 1 << 25) {
+  await engine.parse(bytes.slice(at, at + (1 << 25)));
+}
 await engine.notifyEof();
 const answers = [];
 for (const query of JSON.parse(readFileSync(0, 'utf8'))) {

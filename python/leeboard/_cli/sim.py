@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 _RUN = """\
 Run a program or a recorded trace on a platform, in simulated time.
 
-PLATFORM is a YAML file (docs/sim/platforms.md). PROGRAM is a trace (`leeboard sim trace`) or a
-Python file. A Python file is executed, so trust it; with `__name__` set to "program" and its own
+PLATFORM is a YAML file (docs/sim/platforms.md). PROGRAM is a trace (of any format that
+`leeboard sim trace` reads) or a Python file. A Python file is executed, so trust it; with `__name__` set to "program" and its own
 folder on the path. It must define one of
 
   def build(args): ...    a function that takes the words after `--` (a list of str) and returns a
@@ -38,7 +39,13 @@ _TRACE_EXAMPLES = """\
 examples:
   leeboard sim trace train.trace                     # what is in it
   leeboard sim trace train.trace --dump 3            # what rank 3 does, an op a line
-  leeboard sim trace program.py --save train.trace   # compile once, run often"""
+  leeboard sim trace program.py --save train.trace   # compile once, run often
+  leeboard sim trace run.0.et --save run.trace       # Chakra: run.0.et, run.1.et, ...
+  leeboard sim trace lu.trace --from simgrid --save lu.npz"""
+
+
+# What a wrong file or option ends in; anything else is a defect and shows its traceback.
+_WRONG = (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,18 +95,16 @@ def run(args: argparse.Namespace) -> int:
         from leeboard._cli import sim_commands
 
         command: Callable[[argparse.Namespace], int] = getattr(sim_commands, name)
-        return command(args)
-    except (
-        ArithmeticError,
-        ImportError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+        status = command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `| head` has seen enough; nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _WRONG as error:
         print(f"leeboard sim {name}: {error}", file=sys.stderr)
         return 2
+    return status
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +170,24 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
     parser.usage = "leeboard sim trace [options] FILE [-- WORD ...]"
     parser.epilog = _TRACE_EXAMPLES
     parser.add_argument(
-        "file", metavar="FILE", help="a trace, or a Python file as `leeboard sim run` takes it"
+        "file",
+        metavar="FILE",
+        help="a trace, a Chakra execution trace (of rank 0: the others lie beside it), a SimGrid "
+        "time-independent trace, or a Python file as `leeboard sim run` takes it",
+    )
+    parser.add_argument(
+        "--from",
+        dest="form",
+        choices=("auto", "leeboard", "chakra", "simgrid", "python"),
+        default="auto",
+        help="the format (default: by name and content)",
+    )
+    parser.add_argument(
+        "--costs",
+        choices=("auto", "work", "recorded"),
+        default="auto",
+        help="Chakra: computing costs what its amount of work says, or the time that was recorded "
+        "(default: work where there is some)",
     )
     parser.add_argument("--dump", type=int, metavar="RANK", help="print what a rank does")
     parser.add_argument(

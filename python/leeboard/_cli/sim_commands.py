@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leeboard.sim import Platform, Program, Trace, presets
+from leeboard.sim.chakra import Costs, load_chakra
 from leeboard.sim.describe import fields
 from leeboard.sim.errors import DeadlockError
 from leeboard.sim.result import Result
 from leeboard.sim.result_file import readable
 from leeboard.sim.run import run as simulate
+from leeboard.sim.simgrid import load_simgrid
 from leeboard.sim.table import aligned, text_of
 from leeboard.sim.topology import GENERATORS
 
@@ -55,7 +57,7 @@ def show(args: argparse.Namespace) -> int:
 
 def trace(args: argparse.Namespace) -> int:
     """Load a trace; describe, dump or save it."""
-    loaded = load(args.file, args.words)
+    loaded = load(args.file, args.words, args.form, args.costs)
     if args.dump is not None:
         print(loaded.dump(args.dump, args.most))
     elif not args.save:
@@ -87,15 +89,33 @@ def platforms(args: argparse.Namespace) -> int:
     return 0
 
 
-def load(file: str, words: Sequence[str]) -> Trace:
-    """The trace of a file: a Python file that builds a program, or a trace."""
+def load(file: str, words: Sequence[str], form: str = "auto", costs: Costs = "auto") -> Trace:
+    """The trace of a file: a Python file that builds a program, or a trace of one of FORMATS."""
     path = Path(file)
-    if path.suffix == ".py":
+    if form == "auto":
+        form = _form(path)
+    if form == "python":
         made = _built(path, words)
         return made.trace() if isinstance(made, Program) else made
     if words:
         raise ValueError(f"{path}: a trace takes no words, got {shlex.join(words)}")
-    return Trace.load(path)
+    if form == "chakra":
+        return load_chakra(path, costs=costs)
+    return load_simgrid(path) if form == "simgrid" else Trace.load(path)
+
+
+def _form(path: Path) -> str:
+    if path.suffix == ".py":
+        return "python"
+    if path.name.endswith((".et", ".et.gz")):
+        return "chakra"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with path.open("rb") as file:
+        start = file.read(512)
+    # A time-independent trace begins with a rank and an action, or names files that do.
+    text = start.isascii() and start.decode("ascii").replace("\n", " ").isprintable()
+    return "simgrid" if text and start else "leeboard"
 
 
 def _built(path: Path, words: Sequence[str]) -> Program | Trace:

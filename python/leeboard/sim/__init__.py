@@ -5,6 +5,9 @@ Quantities are numbers in plain SI units or text with a unit ("10 Gbit/s", "50 u
 
 from __future__ import annotations
 
+from leeboard.sim.calibration import PointToPoint, fit_point_to_point
+from leeboard.sim.chakra import load_chakra
+from leeboard.sim.collectives import closed_form
 from leeboard.sim.errors import (
     Blocked,
     CollectiveMismatchError,
@@ -12,18 +15,20 @@ from leeboard.sim.errors import (
     SimulationError,
 )
 from leeboard.sim.faults import Fault, RandomFaults
+from leeboard.sim.formats import load_trace
 from leeboard.sim.library import Preset, presets
 from leeboard.sim.names import PlatformError
 from leeboard.sim.ops import ProgramError
 from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform import Platform
+from leeboard.sim.platform_schema import schema as platform_schema
 from leeboard.sim.program import Program
 from leeboard.sim.result import Result
 from leeboard.sim.result_file import ResultError
 from leeboard.sim.run import replay, run
 from leeboard.sim.selector import Rule
 from leeboard.sim.sweep import Sweep, grid, sweep
-from leeboard.sim.trace import Trace
+from leeboard.sim.trace import Trace, TraceError
 from leeboard.sim.units import UnitError
 from leeboard.sim.workload import (
     ArrivalTimes,
@@ -47,6 +52,7 @@ __all__ = [
     "Lognormal",
     "Platform",
     "PlatformError",
+    "PointToPoint",
     "Poisson",
     "Preset",
     "Program",
@@ -59,9 +65,15 @@ __all__ = [
     "SimulationError",
     "Sweep",
     "Trace",
+    "TraceError",
     "Uniform",
     "UnitError",
+    "closed_form",
+    "fit_point_to_point",
     "grid",
+    "load_chakra",
+    "load_trace",
+    "platform_schema",
     "presets",
     "replay",
     "run",

@@ -34,7 +34,8 @@ class Builder(CollectiveBuilder):
         bytes: Value | None = None,  # noqa: A002
         seconds: Value | Distribution | None = None,
         stream: int = 0,
-    ) -> None:
+        async_op: bool = False,
+    ) -> Handle | None:
         """Compute: work that the device turns into time, or a time.
 
         Args:
@@ -42,6 +43,7 @@ class Builder(CollectiveBuilder):
             bytes: Memory traffic; with `flops`, the slower of both counts (roofline).
             seconds: On a device of speed 1; a number, text ("3 ms") or a distribution.
             stream: See the class.
+            async_op: Return a handle, which other streams may wait for; needs a stream.
 
         Raises:
             ValueError: Neither or both of work and time are given, or one is out of range.
@@ -52,29 +54,43 @@ class Builder(CollectiveBuilder):
                 "either flops and bytes (or one of them) or seconds"
             )
         lane = self._stream("compute", stream)
+        op = self._work(flops, bytes) if seconds is None else self._time(seconds)
+        if not async_op:
+            self._add(stream=lane, **op)
+            return None
+        if lane == 0:
+            raise ProgramError(
+                f"{self._at('compute', 'async_op')}: got True, expected a stream with it: the "
+                "rank's own thread computes before it goes on"
+            )
+        return self._under_way(
+            "compute", lane, lambda slot: self._add(stream=lane, slot=slot, **op)
+        )
+
+    def _work(self, flops: Value | None, bytes: Value | None) -> dict[str, int]:  # noqa: A002
+        work = 0
+        if flops is not None:
+            work = round(parse(self._at("compute", "flops"), flops, FLOP))
+            if work > UNKNOWN:
+                raise ProgramError(
+                    f"{self._at('compute', 'flops')}: got {flops!r}, expected less than 2^64"
+                )
+        traffic = 0 if bytes is None else self._size("compute", bytes)
+        return {"kind": OpKind.COMPUTE, "a": work, "b": traffic}
+
+    def _time(self, seconds: Value | Distribution) -> dict[str, int]:
         if isinstance(seconds, Exponential):
             mean = picoseconds(float(seconds.mean))
-            self._add(OpKind.RANDOM, lane, Draw.EXPONENTIAL, a=mean)
-        elif isinstance(seconds, Lognormal):
+            return {"kind": OpKind.RANDOM, "flags": Draw.EXPONENTIAL, "a": mean}
+        if isinstance(seconds, Lognormal):
             mean, sigma = picoseconds(float(seconds.mean)), round(seconds.sigma * 1e6)
-            self._add(OpKind.RANDOM, lane, Draw.LOGNORMAL, a=mean, b=sigma)
-        elif isinstance(seconds, Uniform):
+            return {"kind": OpKind.RANDOM, "flags": Draw.LOGNORMAL, "a": mean, "b": sigma}
+        if isinstance(seconds, Uniform):
             low, high = picoseconds(float(seconds.low)), picoseconds(float(seconds.high))
             half = (high - low) // 2
-            self._add(OpKind.RANDOM, lane, Draw.UNIFORM, a=low + half, b=half)
-        elif seconds is not None:
-            length = picoseconds(parse(self._at("compute", "seconds"), seconds, TIME))
-            self._add(OpKind.DELAY, lane, a=length)
-        else:
-            work = 0
-            if flops is not None:
-                work = round(parse(self._at("compute", "flops"), flops, FLOP))
-                if work > UNKNOWN:
-                    raise ProgramError(
-                        f"{self._at('compute', 'flops')}: got {flops!r}, expected less than 2^64"
-                    )
-            traffic = 0 if bytes is None else self._size("compute", bytes)
-            self._add(OpKind.COMPUTE, lane, a=work, b=traffic)
+            return {"kind": OpKind.RANDOM, "flags": Draw.UNIFORM, "a": low + half, "b": half}
+        length = picoseconds(parse(self._at("compute", "seconds"), seconds, TIME))
+        return {"kind": OpKind.DELAY, "a": length}
 
     def send(self, to: int, bytes: Value, tag: int = 0, *, stream: int = 0) -> None:  # noqa: A002
         """Send a message and go on when it has left (a small one: at once).

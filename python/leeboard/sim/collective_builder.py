@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leeboard.sim.collectives import supported
 from leeboard.sim.handles import Handle, Scope
 from leeboard.sim.ops import ALGORITHMS, COLLECTIVES, NO_SLOT, OpKind, ProgramError, integer
 from leeboard.sim.units import SIZE, Value, parse
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from leeboard.sim.members import Group
     from leeboard.sim.program import Program
 
 _MOST_STREAMS = 254
+# The stream of collectives that run beside the rank's own thread, one for each group.
+_BESIDE = -1
 # kMostBytes in csrc/bindings/sim_convert.cpp.
 _MOST_BYTES = 2**62
-# Of collectives that are not queued on a stream the rank knows of.
-_BESIDE = -1
+
+
+class Options(TypedDict, total=False):
+    """What every collective takes; see `CollectiveBuilder`."""
+
+    group: Group | Sequence[int] | None
+    algorithm: str | None
+    async_op: bool
+    stream: int
 
 
 class CollectiveBuilder:
@@ -38,38 +50,46 @@ class CollectiveBuilder:
     _ranks: Scope
     _label: str
 
-    def all_reduce(self, bytes: Value, **options: Any) -> Handle | None:  # noqa: A002
+    def all_reduce(self, bytes: Value, **options: Unpack[Options]) -> Handle | None:  # noqa: A002
         """Every rank gets the sum of all ranks' tensors."""
         return self._collective("all_reduce", bytes, **options)
 
-    def all_gather(self, bytes: Value, **options: Any) -> Handle | None:  # noqa: A002
+    def all_gather(self, bytes: Value, **options: Unpack[Options]) -> Handle | None:  # noqa: A002
         """Every rank gets all ranks' tensors of `bytes` each."""
         return self._collective("all_gather", bytes, **options)
 
-    def reduce_scatter(self, bytes: Value, **options: Any) -> Handle | None:  # noqa: A002
+    def reduce_scatter(self, bytes: Value, **options: Unpack[Options]) -> Handle | None:  # noqa: A002
         """Every rank gets its part of the sum of all ranks' tensors of `bytes` each."""
         return self._collective("reduce_scatter", bytes, **options)
 
-    def broadcast(self, bytes: Value, root: int | None = None, **options: Any) -> Handle | None:  # noqa: A002
+    def broadcast(
+        self, bytes: Value, root: int | None = None, **options: Unpack[Options]
+    ) -> Handle | None:  # noqa: A002
         """Every rank gets the root's tensor."""
         return self._collective("broadcast", bytes, root, **options)
 
-    def reduce(self, bytes: Value, root: int | None = None, **options: Any) -> Handle | None:  # noqa: A002
+    def reduce(
+        self, bytes: Value, root: int | None = None, **options: Unpack[Options]
+    ) -> Handle | None:  # noqa: A002
         """The root gets the sum of all ranks' tensors."""
         return self._collective("reduce", bytes, root, **options)
 
-    def gather(self, bytes: Value, root: int | None = None, **options: Any) -> Handle | None:  # noqa: A002
+    def gather(
+        self, bytes: Value, root: int | None = None, **options: Unpack[Options]
+    ) -> Handle | None:  # noqa: A002
         """The root gets all ranks' tensors of `bytes` each."""
         return self._collective("gather", bytes, root, **options)
 
-    def scatter(self, bytes: Value, root: int | None = None, **options: Any) -> Handle | None:  # noqa: A002
+    def scatter(
+        self, bytes: Value, root: int | None = None, **options: Unpack[Options]
+    ) -> Handle | None:  # noqa: A002
         """Every rank gets its part of the root's tensor of `bytes`."""
         return self._collective("scatter", bytes, root, **options)
 
     def all_to_all(
         self,
         bytes: Value | Sequence[Sequence[int]] | NDArray[Any],  # noqa: A002
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Handle | None:
         """Every rank gives every rank a part of its tensor.
 
@@ -80,7 +100,7 @@ class CollectiveBuilder:
         """
         return self._collective("all_to_all", bytes, **options)
 
-    def barrier(self, **options: Any) -> Handle | None:
+    def barrier(self, **options: Unpack[Options]) -> Handle | None:
         """Nobody goes on before all have come."""
         return self._collective("barrier", 0, **options)
 
@@ -120,7 +140,7 @@ class CollectiveBuilder:
             target._add(OpKind.COLLECTIVE, lane, slot=slot, **op)
 
         if async_op:
-            return target._under_way(name, lane if lane > 0 else _BESIDE, add)
+            return target._under_way(name, lane or _BESIDE, add)
         add(NO_SLOT)
         return None
 
@@ -162,12 +182,13 @@ class CollectiveBuilder:
         return most, self._program._size_table(matrix.astype("<u8"))
 
     def _algorithm(self, name: str, algorithm: str | None) -> int:
-        if algorithm is None:
+        if algorithm is None or algorithm == "auto":
             return 0
-        if algorithm not in ALGORITHMS:
+        known = ("auto", *supported(name))
+        if algorithm not in known:
             raise ProgramError(
                 f"{self._at(name, 'algorithm')}: got {algorithm!r}, expected one of "
-                f"{', '.join(ALGORITHMS)}"
+                f"{', '.join(known)}"
             )
         return ALGORITHMS.index(algorithm)
 

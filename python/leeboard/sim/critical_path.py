@@ -21,19 +21,21 @@ from leeboard.sim.table import Table, aligned, text_of
 COMPUTE = "compute"
 TRANSFER = "transfer"
 CONTENTION = "contention"
+HANDSHAKE = "handshake"
 REQUESTS = "no request"
 OTHER = "other"
-_KINDS = (COMPUTE, TRANSFER, CONTENTION, REQUESTS, OTHER)
+_KINDS = (COMPUTE, TRANSFER, CONTENTION, HANDSHAKE, REQUESTS, OTHER)
 _LONGEST_PATTERN = 8
-_LINES = 24
+_LINES, _FIRST = 24, 12
 
 
 @dataclass(frozen=True)
 class Segment:
     """A stretch of the critical path; times in seconds, `bytes` of a message.
 
-    `what` is "compute", "message", "send", "all_reduce", ...; "nothing recorded" where the record
-    before had ended and the next had not begun. A message's time is `ideal`, what latency and
+    `what` is "compute", "message", "send", "all_reduce", ...; "handshake" before a message that was
+    ready but had to be asked for; "nothing recorded" elsewhere where the record before had ended
+    and the next had not begun. A message's time is `ideal`, what latency and
     transfer take on an idle network, and `contention`, all the rest: sharing links, queueing.
     """
 
@@ -65,10 +67,10 @@ class Segment:
 
     @property
     def parts(self) -> dict[str, float]:
-        """Seconds by kind: compute, transfer, contention, no request, other."""
+        """Seconds by kind: compute, transfer, contention, handshake, no request, other."""
         if self.what == "message":
             return {TRANSFER: self.ideal, CONTENTION: self.contention}
-        kinds = {"compute": COMPUTE, "waiting for a request": REQUESTS}
+        kinds = {"compute": COMPUTE, "handshake": HANDSHAKE, "waiting for a request": REQUESTS}
         return {kinds.get(self.what, OTHER): self.duration}
 
 
@@ -106,8 +108,8 @@ class CriticalPath(Sequence[Segment]):
         return self._segments[-1].end if self._segments else 0.0
 
     def totals(self) -> dict[str, float]:
-        """Seconds by kind: compute, transfer, contention, no request, other (own time of sends,
-        receives and the like, and what no record explains). They add up to the makespan."""
+        """Seconds by kind: compute, transfer, contention, handshake, no request, other (own time of
+        sends, receives and the like, and what no record explains). They add up to the makespan."""
         sums = dict.fromkeys(_KINDS, 0.0)
         for segment in self._segments:
             for kind, part in segment.parts.items():
@@ -155,11 +157,12 @@ class CriticalPath(Sequence[Segment]):
             if part
         ]
         repeats = self.merged()
-        rows = [_line(repeat) for repeat in repeats[:_LINES]]
+        whole = len(repeats) <= _LINES
+        rows = [_line(repeat) for repeat in (repeats if whole else repeats[:_FIRST])]
         lines += ["", aligned(("from", "for", "what", "where"), rows)]
-        if len(repeats) > _LINES:
-            lines.append(f"... {len(repeats) - _LINES} more lines; the longest segments:")
-            rows = [_line(Repeat(1, (segment,))) for segment in self.top(8)]
+        if not whole:
+            lines += [f"... {len(repeats) - _FIRST:,} more lines", "", "the longest segments:"]
+            rows = [_line(Repeat(1, (segment,))) for segment in self.top(_LINES - _FIRST)]
             lines.append(aligned(("from", "for", "what", "where"), rows))
         return "\n".join(lines)
 
@@ -229,7 +232,7 @@ def _walk(records: np.ndarray, current: int) -> Iterator[Segment]:
             until = begun
         if since < until:
             yield Segment(
-                "nothing recorded",
+                "handshake" if record["kind"] == Kind.MESSAGE else "nothing recorded",
                 int(record["rank"]),
                 since / PICOSECONDS,
                 until / PICOSECONDS,

@@ -57,7 +57,9 @@ def describe(platform: Platform) -> str:
         lines.append(f"  {count} x device {_words(kind)}")
     slow = np.flatnonzero(platform.device_factor != 1)
     if slow.size:
-        lines.append(f"  {slow.size} stragglers, the slowest at {platform.device_factor.min():.3g}")
+        lines.append(
+            f"  stragglers: {slow.size}, the slowest at {platform.device_factor.min():.3g}"
+        )
     for number, link in enumerate(graph.kinds):
         count = int((graph.link_kind == number).sum())
         lines.append(f"  {count} x link {_words(link)}")

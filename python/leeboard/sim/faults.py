@@ -120,14 +120,19 @@ class RandomFaults:
         now = np.zeros(len(rows))
         draw = 0
         while rows.size:
-            now = now + self.mtbf * _exponential(base, rows, draw)
-            alive = now < self.horizon
-            rows, now = rows[alive], now[alive]
-            ids.append(rows)
-            begins.append(now)
-            now = now + self.mttr * _exponential(base, rows, draw + 1)
-            ends.append(now)
-            draw += 2
+            # Many times of few rows at once, or few of many: the sums are the same.
+            pairs = min(4096, 1 + (1 << 18) // rows.size)
+            draws = np.arange(draw, draw + 2 * pairs, dtype=np.uint64)
+            gaps = _exponential(base, rows[:, None], draws) * np.tile([self.mtbf, self.mttr], pairs)
+            gaps[:, 0] += now
+            times = np.cumsum(gaps, axis=1)
+            failed = times[:, ::2] < self.horizon
+            ids.append(np.repeat(rows, failed.sum(axis=1)))
+            begins.append(times[:, ::2][failed])
+            ends.append(times[:, 1::2][failed])
+            alive = failed[:, -1]
+            rows, now = rows[alive], times[alive, -1]
+            draw += 2 * pairs
         who, begin, end = (np.concatenate(column) for column in (ids, begins, ends))
         return who.astype(np.int64), _ps(begin), _ps(end), np.full(len(who), self.factor)
 
@@ -137,10 +142,12 @@ def _ps(seconds: NDArray[np.float64]) -> NDArray[np.uint64]:
     return whole.astype(np.uint64)
 
 
-def _exponential(base: NDArray[np.uint64], rows: NDArray[Any], draw: int) -> NDArray[np.float64]:
-    """Draw number `draw` of each row, of mean 1: a hash of (base, row, draw), no state."""
+def _exponential(
+    base: NDArray[np.uint64], rows: NDArray[Any], draws: NDArray[np.uint64]
+) -> NDArray[np.float64]:
+    """Draws of each row, of mean 1: a hash of (base, row, draw), no state; broadcasts."""
     word = _mix(base ^ rows.astype(np.uint64))
-    word = _mix(word ^ np.uint64(draw + 1))
+    word = _mix(word ^ (draws + np.uint64(1)))
     # In (0, 1]: the logarithm is finite.
     uniform = ((word >> np.uint64(11)) + np.uint64(1)).astype(np.float64) * 2.0**-53
     return -np.log(uniform)

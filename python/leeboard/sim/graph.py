@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leeboard.sim.kinds import canonical
-from leeboard.sim.names import Group, Index, Names, PlatformError, Selector, index, integer
+from leeboard.sim.names import Columns, Group, Index, Names, PlatformError, Selector, index, integer
 from leeboard.sim.parts import Link
 
 _MOST_LINKS = 1 << 25
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class Graph(Columns):
     """Links between `devices` devices and the switches behind them.
 
     Attributes:
@@ -43,6 +43,7 @@ class Graph:
         kinds, column = canonical(self.kinds, self.link_kind)
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "link_kind", column)
+        super().__post_init__()
 
 
 class Builder:
@@ -77,7 +78,8 @@ class Builder:
     def room(self, links: int) -> None:
         """Raise PlatformError where so many more links are too many."""
         if self.count + links > _MOST_LINKS:
-            raise PlatformError(f"topology: got {links} links, expected at most {_MOST_LINKS}")
+            total = self.count + links
+            raise PlatformError(f"topology: got {total} links or more, expected {_MOST_LINKS}")
 
     def graph(self, island: Any = ()) -> Graph:
         empty = np.zeros(0, np.int64)

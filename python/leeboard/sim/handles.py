@@ -96,14 +96,18 @@ class Handle:
             loops: All that are open.
         """
         self.check_owner(where, program, ranks)
-        if self.waited.meets(ranks):
-            raise ProgramError(f"{where}: handle: {self!r} has been waited for already")
+        self.check_waited(where, ranks)
         for loop in loops:
             if loop.times != 1 and touch(loop.ranks, ranks) and loop not in self.loops:
                 raise ProgramError(
                     f"{where}: handle: {self!r} was made outside of {loop.what}, each round of "
                     "which would wait for it"
                 )
+
+    def check_waited(self, where: str, ranks: Scope) -> None:
+        """Raise ProgramError if one of these ranks has waited for it."""
+        if self.waited.meets(ranks):
+            raise ProgramError(f"{where}: handle: {self!r} has been waited for already")
 
     def check_owner(self, where: str, program: object, ranks: Scope) -> None:
         """Raise ProgramError if it is not these ranks' handle."""
@@ -119,16 +123,23 @@ class Handle:
             loop: The loop that closes.
             count: Ranks of the program.
         """
-        if loop.times == 1:
-            return
-        ranks = self.ranks
-        if loop.ranks is not None:
-            ranks = loop.ranks if ranks is None else tuple(set(ranks) & set(loop.ranks))
-        known = Ranks(
-            self.waited.everyone or self.settled.everyone, self.waited.some | self.settled.some
-        )
-        if not known.covers(ranks, count):
+        if loop.times != 1 and not self.over(loop.ranks, count):
             raise ProgramError(
                 f"{loop.what}: {self!r} is not waited for inside the loop, whose next round makes "
                 "it again"
             )
+
+    def over(self, ranks: Scope, count: int) -> bool:
+        """Whether it is known to be over on those of these ranks whose it is.
+
+        Args:
+            ranks: None: all.
+            count: Ranks of the program.
+        """
+        mine = self.ranks
+        if ranks is not None:
+            mine = ranks if mine is None else tuple(set(ranks) & set(mine))
+        known = Ranks(
+            self.waited.everyone or self.settled.everyone, self.waited.some | self.settled.some
+        )
+        return known.covers(mine, count)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
-from leeboard.sim.names import Index, PlatformError, index
+from leeboard.sim.names import Index, PlatformError, index, nearest
 from leeboard.sim.parts import Device, Link, Protocol
 
 Kind = TypeVar("Kind", Device, Link)
@@ -56,8 +55,6 @@ def replaced(part: Part, fields: Mapping[str, Any]) -> Part:
     known = [field.name for field in dataclasses.fields(part)]
     for name in fields:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            what = type(part).__name__
-            raise PlatformError(f"unknown field {name!r}{hint}; a {what} has {', '.join(known)}")
+            what = f"unknown field {name!r}{nearest(name, known)}"
+            raise PlatformError(f"{what}; a {type(part).__name__} has {', '.join(known)}")
     return dataclasses.replace(part, **fields)

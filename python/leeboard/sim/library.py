@@ -8,12 +8,11 @@ limit. Latencies depend on the installation: links have none.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from leeboard.sim.names import PlatformError
+from leeboard.sim.names import PlatformError, nearest
 from leeboard.sim.parts import Device, Link, Protocol
 
 Part = TypeVar("Part", Device, Link, Protocol)
@@ -215,6 +214,5 @@ def find(kind: type[Part], given: Part | str) -> Part:
     if given in table:
         preset: Part = table[given]
         return preset
-    close = difflib.get_close_matches(given, table, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    hint = nearest(given, table)
     raise PlatformError(f"{what}: unknown preset {given!r}{hint}; expected {', '.join(table)}")

@@ -81,7 +81,7 @@ class Group(Builder):
 
     def __init__(self, program: Program, number: int, ranks: tuple[int, ...]) -> None:
         self._program = program
-        self._ranks = ranks
+        self._ranks = ranks if number > 0 else None
         self.number = number
         self.positions = {rank: i for i, rank in enumerate(ranks)}
         text = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")

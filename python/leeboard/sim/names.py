@@ -25,6 +25,24 @@ class PlatformError(ValueError):
     """A platform that cannot be built or read: what is wrong, and where."""
 
 
+class Columns:
+    """A frozen dataclass whose arrays nobody writes to, in copies in other processes neither."""
+
+    def __post_init__(self) -> None:
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(vars(self).values())
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)", where a known name is like the given one."""
+    close = difflib.get_close_matches(given[:60], known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 def index(values: Any) -> Index:
     """A column of unsigned 32-bit numbers that nobody writes to."""
     column = np.array(values, dtype=np.uint32)
@@ -177,10 +195,10 @@ class Names:
         raise PlatformError(f"{label}: unknown {self.what} {text!r}{self._hint(text)}")
 
     def _hint(self, text: str) -> str:
-        stem, dot, number = text.partition(".")
-        close = difflib.get_close_matches(stem, self.starts, n=1)
-        if close:
-            return f" (did you mean {close[0] + dot + number!r}?)"
+        _, dot, number = text.partition(".")
+        hint = nearest(text, [name + dot + number for name in self.starts])
+        if hint:
+            return hint
         known = [str(self[row]) for row in range(min(len(self), 4))]
         more = ", ..." if len(self) > len(known) else ""
         return f"; there are {', '.join(known)}{more}" if known else f"; there are no {self.plural}"

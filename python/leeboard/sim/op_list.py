@@ -24,7 +24,6 @@ class OpList:
         self.data = bytearray()
         # Positions of loops' first ops that are still open, innermost last.
         self.open: list[int] = []
-        self.loops = False
 
     def __len__(self) -> int:
         return len(self.data) // _SIZE
@@ -50,7 +49,6 @@ class OpList:
             times: Rounds, ENDLESS where there is a queue.
             queue: Number of the queue, or None.
         """
-        self.loops = True
         self.open.append(len(self))
         OpList.add(self, _LOOP, a=times)
         if queue is not None:
@@ -143,7 +141,8 @@ class Own(OpList):
         a: int = 0,
         b: int = 0,
     ) -> None:
-        self.catch_up()
+        if self.seen * _SIZE != len(self.shared.data):
+            self.catch_up()
         super().add(kind, stream, flags, peer, tag, slot, a, b)
 
     def begin(self, times: int, queue: int | None) -> None:
@@ -163,23 +162,26 @@ def assemble(
     Returns:
         ops (OP), begin and end (uint64 [ranks]).
     """
-    parts = [np.frombuffer(bytes(shared.data), dtype=OP)]
+    data = bytearray(shared.data)
     length = len(shared)
     begin = np.zeros(ranks, dtype=np.uint64)
     end = np.full(ranks, length, dtype=np.uint64)
+    # Where each list that is stored begins, and how long it is.
+    starts, lengths = [0], [length]
     known: dict[bytes, tuple[int, int]] = {}
-    for rank, ops in own:
-        ops.catch_up()
-        key = hashlib.blake2b(ops.data, digest_size=16).digest()
-        if key not in known:
-            part = np.frombuffer(ops.data, dtype=OP).copy()
-            if ops.loops:
-                kind = part["kind"]
-                moved = (kind == _LOOP) | (kind == _LOOP_END)
-                moved |= (kind == _TAKE) & (part["b"] != UNKNOWN)
-                part["b"][moved] += np.uint64(length)
-            parts.append(part)
-            known[key] = length, length + len(part)
-            length += len(part)
-        begin[rank], end[rank] = known[key]
-    return np.concatenate(parts), begin, end
+    for rank, own_ops in own:
+        own_ops.catch_up()
+        key = hashlib.blake2b(own_ops.data, digest_size=16).digest()
+        span = known.get(key)
+        if span is None:
+            starts.append(length)
+            lengths.append(len(own_ops))
+            data += own_ops.data
+            span = known[key] = length, length + len(own_ops)
+            length = span[1]
+        begin[rank], end[rank] = span
+    ops = np.frombuffer(data, dtype=OP)
+    kind = ops["kind"]
+    moved = (kind == _LOOP) | (kind == _LOOP_END) | ((kind == _TAKE) & (ops["b"] != UNKNOWN))
+    ops["b"][moved] += np.repeat(np.array(starts, np.uint64), lengths)[moved]
+    return ops, begin, end

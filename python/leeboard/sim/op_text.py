@@ -57,7 +57,8 @@ def _text(
         case OpKind.SYNC:
             text = "wait for all streams" if peer < 0 else f"wait for stream {peer}"
         case OpKind.COLLECTIVE:
-            text = _collective(flags, peer, tag, a, b)
+            root = int(trace.group_members[int(trace.group_offsets[tag]) + max(peer, 0)])
+            text = _collective(flags, root, tag, a, b)
         case OpKind.LOOP:
             text = "until the queue is empty" if a == ENDLESS else f"{a} times"
         case OpKind.LOOP_END:
@@ -89,13 +90,13 @@ def _draw(flags: int, a: int, b: int) -> str:
     return f"{_time(a - b)} to {_time(a + b)} (uniform)"
 
 
-def _collective(flags: int, peer: int, tag: int, a: int, b: int) -> str:
+def _collective(flags: int, root: int, tag: int, a: int, b: int) -> str:
     name, algorithm = COLLECTIVES[flags], b & 0xFFFFFFFF
     text = name if name == "barrier" else f"{name} {_size(a)}"
     if b >> 32:
         text = f"{name}, sizes of table {(b >> 32) - 1}"
     if name in ROOTED:
-        text += f", root {peer}"
+        text += f", root {root}"
     if tag > 0:
         text += f" (group {tag})"
     return text + (f" by {ALGORITHMS[algorithm]}" if algorithm else "")

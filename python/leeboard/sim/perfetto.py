@@ -8,6 +8,7 @@ on to do so; exact picoseconds are among a slice's arguments.
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 
 from leeboard.sim.files import atomic
-from leeboard.sim.records import NEVER, PICOSECONDS, RECORD, Kind, kind_name
+from leeboard.sim.records import NEVER, PICOSECONDS, Kind, kind_name
 from leeboard.sim.tracks import Track, marks_in_force, tracks
 
 if TYPE_CHECKING:
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
 
 Event = dict[str, Any]
 
-_CATEGORIES = {
+_CATEGORIES: dict[int, str] = {
     Kind.COMPUTE: "compute",
     Kind.COLLECTIVE: "collective",
     Kind.TAKE: "requests",
 }
-_FIELDS = RECORD.names or ()
 _INSTANTS = {Kind.MARK: "mark", Kind.OUT_OF_MEMORY: "memory", Kind.STOPPED: "failure"}
 # Rank r's process and its own thread; its streams' threads follow.
 _STRIDE = 1024
@@ -61,16 +61,11 @@ def write(result: Result, path: str | Path) -> None:
 
 def _stream(result: Result, file: BinaryIO) -> None:
     file.write(b'{"displayTimeUnit":"ns","traceEvents":[\n')
-    buffered: list[str] = []
-    first = True
-    for event in _events(result):
-        buffered.append(json.dumps(event, separators=(",", ":")))
-        if len(buffered) == _BUFFERED:
-            file.write((b"" if first else b",\n") + ",\n".join(buffered).encode())
-            buffered.clear()
-            first = False
-    if buffered:
-        file.write((b"" if first else b",\n") + ",\n".join(buffered).encode())
+    lines = _lines(result)
+    separator = b""
+    while chunk := list(itertools.islice(lines, _BUFFERED)):
+        file.write(separator + ",\n".join(chunk).encode())
+        separator = b",\n"
     about = {
         "makespan_ps": str(result.makespan_ps),
         "network": result.network,
@@ -80,15 +75,18 @@ def _stream(result: Result, file: BinaryIO) -> None:
     file.write(b'\n],"otherData":' + json.dumps(about).encode() + b"}\n")
 
 
-def _events(result: Result) -> Iterator[Event]:
+def _lines(result: Result) -> Iterator[str]:
     shown = tracks(result.records)
-    yield from _processes(result, shown)
+    yield from map(_json, _processes(result, shown))
     yield from _slices(result, shown)
-    yield from _instants(result)
+    yield from map(_json, _instants(result))
     yield from _arrows(result)
-    yield from _critical(result)
-    yield from _counters(result)
-    yield from _request_slices(result)
+    for events in (_critical(result), _counters(result), _request_slices(result)):
+        yield from map(_json, events)
+
+
+def _json(event: Event) -> str:
+    return json.dumps(event, separators=(",", ":"))
 
 
 def _ns(picoseconds: Any) -> Any:
@@ -134,40 +132,31 @@ def _processes(result: Result, shown: list[Track]) -> Iterator[Event]:
             yield _name("thread_name", _tid(track.rank, 0, 0), tid, name + more)
 
 
-def _slices(result: Result, shown: list[Track]) -> Iterator[Event]:
+def _slices(result: Result, shown: list[Track]) -> Iterator[str]:
     marks = marks_in_force(result.records).tolist()
+    names = [json.dumps(name) for name in result.names]
     for track in shown:
         pid, tid = _tid(track.rank, 0, 0), _tid(track.rank, track.stream, track.lane)
-        # Plain tuples: reading a field of a record takes ten times as long.
+        # Plain tuples and text: there are millions of these.
         rows = result.records[track.records].tolist()
         for row, values in zip(track.records.tolist(), rows, strict=True):
-            record = dict(zip(_FIELDS, values, strict=True))
-            kind, mark = Kind(record["kind"]), marks[row]
-            named = kind == Kind.COMPUTE and 0 <= mark < len(result.names)
-            begun = _ns(record["start"])
-            yield {
-                "ph": "X",
-                "pid": pid,
-                "tid": tid,
-                "name": result.names[mark] if named else kind_name(kind, record["flags"]),
-                "cat": _CATEGORIES.get(kind, "communication"),
-                "ts": _us(begun),
-                "dur": _us(_ns(record["end"]) - begun),
-                "args": _arguments(record),
-            }
-
-
-def _arguments(record: dict[str, int]) -> dict[str, Any]:
-    # As text: JavaScript's numbers end at 2^53.
-    args: dict[str, Any] = {"start_ps": str(record["start"]), "end_ps": str(record["end"])}
-    args["op"] = record["op"]
-    if record["bytes"]:
-        args["bytes"] = record["bytes"]
-    if record["kind"] in (Kind.SEND, Kind.RECV):
-        args |= {"peer": record["peer"], "tag": record["tag"]}
-    if record["kind"] == Kind.TAKE:
-        args["queue"] = record["tag"]
-    return args
+            start, end, size, _, _, _, peer, op, tag, kind, _, flags = values
+            begun, mark = _ns(start), marks[row]
+            named = kind == Kind.COMPUTE and 0 <= mark < len(names)
+            name = names[mark] if named else f'"{kind_name(kind, flags)}"'
+            # Exact times are text: JavaScript's numbers end at 2^53.
+            args = f'"start_ps":"{start}","end_ps":"{end}","op":{op}'
+            if size:
+                args += f',"bytes":{size}'
+            if kind in (Kind.SEND, Kind.RECV):
+                args += f',"peer":{peer},"tag":{tag}'
+            elif kind == Kind.TAKE:
+                args += f',"queue":{tag}'
+            yield (
+                f'{{"ph":"X","pid":{pid},"tid":{tid},"name":{name},'
+                f'"cat":"{_CATEGORIES.get(kind, "communication")}",'
+                f'"ts":{_us(begun)},"dur":{_us(_ns(end) - begun)},"args":{{{args}}}}}'
+            )
 
 
 def _instants(result: Result) -> Iterator[Event]:
@@ -187,7 +176,7 @@ def _instants(result: Result) -> Iterator[Event]:
         }
 
 
-def _arrows(result: Result) -> Iterator[Event]:
+def _arrows(result: Result) -> Iterator[str]:
     """A nanosecond where a message leaves and one where it arrives, and the arrow between them.
 
     Perfetto draws an arrow from the slice that began first, which a recv often did.
@@ -197,26 +186,27 @@ def _arrows(result: Result) -> Iterator[Event]:
     waited = np.full(len(records), -1)
     known = np.flatnonzero(records["prev"] < len(records))
     waited[records["prev"][known]] = known
-    rank, stream = records["rank"].tolist(), records["stream"].tolist()
+    waiter_of = waited.tolist()
+    ranks, streams = records["rank"].tolist(), records["stream"].tolist()
     messages = np.flatnonzero(records["kind"] == Kind.MESSAGE)
     for row, values in zip(messages.tolist(), records[messages].tolist(), strict=True):
-        record = dict(zip(_FIELDS, values, strict=True))
-        source, target = record["rank"], record["peer"]
-        left, arrived = _ns(record["start"]), _ns(record["end"]) - 1
+        start, end, size, _, _, source, target, _, tag, _, stream, _ = values
+        left, arrived = _ns(start), _ns(end) - 1
         if arrived < left:
             continue
-        waiter = waited[row]
-        into = stream[waiter] if waiter >= 0 and rank[waiter] == target else 0
-        args = {"bytes": record["bytes"], "tag": record["tag"], "from": source, "to": target}
-        for phase, name, end, lane, at in (
-            ("s", "message out", source, record["stream"], left),
-            ("f", "message in", target, into, arrived),
+        waiter = waiter_of[row]
+        into = streams[waiter] if waiter >= 0 and ranks[waiter] == target else 0
+        args = f'"args":{{"bytes":{size},"tag":{tag},"from":{source},"to":{target}}}'
+        for phase, name, rank, lane, at in (
+            ('"s"', "message out", source, stream, left),
+            ('"f","bp":"e"', "message in", target, into, arrived),
         ):
-            place: Event = {"pid": _tid(end, 0, 0), "tid": _tid(end, lane, 0), "ts": _us(at)}
-            place["cat"] = "message"
-            yield {"ph": "X", "name": name, "dur": _us(1), "args": args, **place}
-            bound = {"bp": "e"} if phase == "f" else {}
-            yield {"ph": phase, "name": "message", "id": row, **bound, **place}
+            place = (
+                f'"pid":{_tid(rank, 0, 0)},"tid":{_tid(rank, lane, 0)},"ts":{_us(at)},'
+                f'"cat":"message"'
+            )
+            yield f'{{"ph":"X","name":"{name}","dur":0.001,{args},{place}}}'
+            yield f'{{"ph":{phase},"name":"message","id":{row},{place}}}'
 
 
 def _critical(result: Result) -> Iterator[Event]:

@@ -18,7 +18,7 @@ from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.generators import Generators, Parts
 from leeboard.sim.graph import Graph, Route
 from leeboard.sim.kinds import canonical, changed, replaced
-from leeboard.sim.names import Group, Index, Names, PlatformError, Selector, index
+from leeboard.sim.names import Columns, Group, Index, Names, PlatformError, Selector, index
 from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.selector import Rule, Table, table
 
@@ -29,7 +29,7 @@ Value = units.Value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Platform(Generators):
+class Platform(Columns, Generators):
     """Devices, the links between them, and how messages travel.
 
     Made by a generator (`Platform.star(8, bandwidth="1 Gbit/s")`), by `Platform.load(path)`, or by
@@ -69,7 +69,7 @@ class Platform(Generators):
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "device_kind", kind)
         object.__setattr__(self, "collectives", table(self.collectives))
-        self.device_factor.setflags(write=False)
+        super().__post_init__()
 
     @classmethod
     def on(

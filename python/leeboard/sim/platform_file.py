@@ -13,7 +13,7 @@ import numpy as np
 from leeboard.sim import graph, library, topology, units, yaml_nodes
 from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.graph import Route
-from leeboard.sim.names import Group, Index, Names, PlatformError, index
+from leeboard.sim.names import Group, Index, Names, index, nearest
 from leeboard.sim.parts import Device, Link, Protocol
 from leeboard.sim.platform_parts import Part, field, name_or_number, part, selector
 from leeboard.sim.selector import Rule
@@ -27,8 +27,6 @@ KEYS = (
     *("collectives", "stragglers", "faults", "islands", "placement"),
 )
 _MOST = 1 << 24
-# Fields whose key in a file differs.
-_FILE_KEYS = {"duration": "for"}
 _RANKS = ("min_ranks", "max_ranks")
 _WHOLE = {"n", "k", "radix", "levels", "groups", "routers", "hosts", "sites", "devices", "nodes"}
 
@@ -90,7 +88,7 @@ def _generated(platform: type[Platform], keys: dict[str, At]) -> Platform:
         at.fail(f"kind missing, expected {', '.join(kinds)}")
     kind = raw["kind"].text()
     if kind not in kinds:
-        raw["kind"].call(_unknown, kind, kinds)
+        raw["kind"].fail(f"got {kind!r}{nearest(kind, kinds)}, expected {', '.join(kinds)}")
     function: Callable[..., Any] = topology.GENERATORS[kind]
     parameters = inspect.signature(function).parameters
     given = at.mapping(("kind", *parameters))
@@ -107,14 +105,10 @@ def _generated(platform: type[Platform], keys: dict[str, At]) -> Platform:
     return _with_kinds(at.call(platform.generate, kind, arguments, names), groups)
 
 
-def _unknown(kind: str, kinds: tuple[str, ...]) -> None:
-    raise PlatformError(f"got {kind!r}, expected {', '.join(kinds)}")
-
-
 def _argument(at: At, name: str) -> Any:
     if name == "dims":
         return tuple(size.integer(1, _MOST) for size in at.items())
-    if name in _WHOLE:
+    if is_whole(name):
         return at.integer(1, _MOST)
     if name == "hub":
         return at.boolean()
@@ -127,6 +121,16 @@ def _argument(at: At, name: str) -> Any:
         dimension = units.TIME
     number = at.call(units.parse, name, at.text(), dimension)
     return at.text() if dimension is not units.RATIO else number
+
+
+def is_whole(argument: str) -> bool:
+    """Whether an argument of a generator is a whole number."""
+    return argument in _WHOLE
+
+
+def file_key(field: str) -> str:
+    """What files call the field of a fault."""
+    return "for" if field == "duration" else field
 
 
 def _groups(at: At, kind: type[Device] | None) -> list[tuple[Group, Device]]:
@@ -241,7 +245,7 @@ def _factors(made: Platform, at: At) -> dict[str, str]:
 
 def _fault(made: Platform, at: At) -> Fault | RandomFaults:
     kind: type[Any] = RandomFaults if "mtbf" in at.mapping() else Fault
-    names = {_FILE_KEYS.get(name, name): name for name in inspect.signature(kind).parameters}
+    names = {file_key(name): name for name in inspect.signature(kind).parameters}
     keys = at.mapping(tuple(names))
     given: dict[str, Any] = {}
     for key, value in keys.items():

@@ -28,7 +28,7 @@ def part(at: At, kind: type[Part], *also: str, base: Part | None = None) -> Part
     if isinstance(at.node.value, str) and not also:
         named: Part = at.call(library.find, kind, at.text())
         return named
-    fields: dict[str, tuple[str, bool]] = _fields(kind)
+    fields: dict[str, tuple[str, bool]] = _FIELDS[kind]
     keys = at.mapping((*also, "preset", *fields))
     if "preset" in keys:
         preset = keys["preset"].text()
@@ -56,6 +56,16 @@ def _fields(kind: type) -> dict[str, tuple[str, bool]]:
         renamed.get(name, name): (name, parameter.default is parameter.empty)
         for name, parameter in inspect.signature(kind).parameters.items()
     }
+
+
+_FIELDS: dict[type, dict[str, tuple[str, bool]]] = {
+    kind: _fields(kind) for kind in (Device, Link, Protocol)
+}
+
+
+def keys_of(kind: type) -> dict[str, str]:
+    """The fields of a device, link or protocol, by their key in files."""
+    return {key: name for key, (name, _) in _FIELDS[kind].items()}
 
 
 def field(at: At, kind: type, name: str) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from leeboard.sim.files import atomic
 from leeboard.sim.records import PICOSECONDS, Kind
-from leeboard.sim.shares import BLOCKED, time_shares
+from leeboard.sim.shares import BLOCKED, coverage, time_shares
 from leeboard.sim.table import text_of
 from leeboard.sim.tracks import tracks
 
@@ -18,9 +18,18 @@ if TYPE_CHECKING:
 
 COMPUTE, COMMUNICATION, IDLE = "#2f6690", "#f2a65a", "#eceff1"
 PATH, EVENT = "#111111", "#c1121f"
+# Of the critical path.
+_PARTS = {
+    "compute": COMPUTE,
+    "transfer": COMMUNICATION,
+    "contention": "#c8553d",
+    "handshake": "#8a5a83",
+    "no request": "#cfd8dc",
+    "other": "#7a7a7a",
+}
 _LINES = ("#2f6690", "#c8553d", "#588b8b", "#8a5a83", "#7a7a7a")
 # Beyond these a picture of everything would be a smear.
-_ROWS, _RECTANGLES, _LINK_ROWS = 64, 20_000, 24
+_ROWS, _RECTANGLES, _LINK_ROWS, _SEGMENTS = 64, 20_000, 24, 120
 _IMAGE_ROWS, _BINS = 256, 600
 
 
@@ -38,6 +47,8 @@ def plot(result: Result, path: str | Path | None = None) -> Any:
         panels = [("What each rank does", _timeline, height)]
     else:
         panels = [("What each rank does, in all", _totals, height)]
+    if timeline and len(result.critical_path) > _SEGMENTS:
+        panels.append(("What the critical path is made of", _made_of, 1.4))
     if timeline and len(result.ranks) > _ROWS:
         panels.append(("How many ranks do it", _share_of_ranks, 1.6))
     if result.link_use.size and result.links["bytes"].any():
@@ -85,7 +96,6 @@ def _time_axis(result: Result, axis: Any) -> float:
 
 
 def _timeline(result: Result, axis: Any) -> None:
-    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     scale = _time_axis(result, axis)
@@ -97,10 +107,9 @@ def _timeline(result: Result, axis: Any) -> None:
     axis.set_ylim(ranks - 0.5, -0.5)
     axis.set_ylabel("rank", fontsize=9)
     axis.yaxis.get_major_locator().set_params(integer=True)
-    _path(result, axis, scale)
-    named = ((COMPUTE, "compute"), (COMMUNICATION, "waiting for communication"), (IDLE, "idle"))
+    named = ((COMPUTE, "compute"), (COMMUNICATION, "communication"), (IDLE, "idle"))
     shown: list[Any] = [Patch(facecolor=color, label=label) for color, label in named]
-    shown.append(Line2D([], [], color=PATH, linewidth=1.4, label="critical path"))
+    shown.append(_path(result, axis, scale))
     events = (
         (result.failures, "X", "device stopped"),
         (result.out_of_memory, "v", "out of memory"),
@@ -159,18 +168,54 @@ def _rgb(color: str) -> tuple[float, ...]:
     return tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
 
 
-def _path(result: Result, axis: Any, scale: float) -> None:
+def _path(result: Result, axis: Any, scale: float) -> Any:
+    """Draws it over the timeline; returns the line."""
     from matplotlib.patheffects import Normal, Stroke
 
-    x: list[float] = []
-    y: list[float] = []
-    for segment in result.critical_path:
-        to = segment.peer if segment.what == "message" else segment.rank
-        x += [segment.start / scale, segment.end / scale]
-        y += [segment.rank, to]
+    path = result.critical_path
+    if len(path) <= _SEGMENTS:
+        x = np.array([time / scale for s in path for time in (s.start, s.end)])
+        to = (s.peer if s.what == "message" else s.rank for s in path)
+        y = np.array([rank for s, end in zip(path, to, strict=True) for rank in (s.rank, end)])
+        label = "critical path"
+    else:
+        # Where it is most of the time: all of it would be black.
+        places = sorted(path.by_rank())
+        row = np.searchsorted(places, [segment.rank for segment in path])
+        times = np.array([(s.start, s.end) for s in path]) * (_SEGMENTS / path.duration)
+        start, end = np.minimum(times, _SEGMENTS).T
+        cover = coverage(row, start, end, len(places), _SEGMENTS)
+        x = (np.arange(_SEGMENTS + 1) * (result.makespan / _SEGMENTS / scale)).repeat(2)[1:-1]
+        y = np.array(places)[np.argmax(cover, axis=0)].repeat(2)
+        label = "critical path, mostly"
     width = 1.0 if len(result.ranks) > _ROWS else 1.4
-    (line,) = axis.plot(x, y, color=PATH, linewidth=width, clip_on=False, label="critical path")
+    (line,) = axis.plot(x, y, color=PATH, linewidth=width, clip_on=False, label=label)
     line.set_path_effects([Stroke(linewidth=2 * width, foreground="white"), Normal()])
+    return line
+
+
+def _made_of(result: Result, axis: Any) -> None:
+    scale, path = _time_axis(result, axis), result.critical_path
+    kinds = [kind for kind, total in path.totals().items() if total > 0]
+    bins = _BINS // 4
+    # A message's transfer is drawn before its contention.
+    pieces = []
+    for segment in path:
+        at = segment.start
+        for kind, part in segment.parts.items():
+            if part > 0:
+                pieces.append((kinds.index(kind), at, at + part))
+                at += part
+    row, start, end = (np.array(column) for column in zip(*pieces, strict=True))
+    begun, over = (np.minimum(time * (bins / path.duration), bins) for time in (start, end))
+    shares = coverage(row, begun, over, len(kinds), bins)
+    x = (np.arange(bins) + 0.5) * (path.duration / bins / scale)
+    totals = path.totals()
+    labels = [f"{kind} {text_of(totals[kind] / path.duration, '%')}" for kind in kinds]
+    axis.stackplot(x, 100 * shares, labels=labels, colors=[_PARTS[kind] for kind in kinds])
+    axis.set_ylim(0, 100)
+    axis.set_ylabel("% of the time", fontsize=9)
+    _legend(axis)
 
 
 def _share_of_ranks(result: Result, axis: Any) -> None:
@@ -192,12 +237,11 @@ def _totals(result: Result, axis: Any) -> None:
     left = np.zeros(len(ranks))
     for name, color in (("compute", COMPUTE), ("communication", COMMUNICATION), ("idle", IDLE)):
         width = ranks[name][order] / scale
-        label = "waiting for communication" if name == "communication" else name
         y = np.arange(len(ranks))
         if many:
-            axis.fill_betweenx(y, left, left + width, color=color, label=label, linewidth=0)
+            axis.fill_betweenx(y, left, left + width, color=color, label=name, linewidth=0)
         else:
-            axis.barh(y, width, left=left, color=color, label=label, height=0.8)
+            axis.barh(y, width, left=left, color=color, label=name, height=0.8)
         left = left + width
     axis.set_ylim(len(ranks) - 0.5, -0.5)
     axis.set_ylabel("ranks, by compute" if many else "rank", fontsize=9)
@@ -228,8 +272,9 @@ def _links(result: Result, axis: Any) -> None:
         _legend(axis)
         return
     extent = (0, use.shape[1] * result.bin / scale, len(order) - 0.5, -0.5)
+    top = next((limit for limit in (1, 2, 5, 10, 20, 50) if use.max() <= limit), 100)
     shown = axis.imshow(
-        use, aspect="auto", extent=extent, cmap="Blues", vmin=0, vmax=100, interpolation="nearest"
+        use, aspect="auto", extent=extent, cmap="Blues", vmin=0, vmax=top, interpolation="nearest"
     )
     names = [f"{links['source'][i]} → {links['target'][i]}" for i in order]
     axis.set_yticks(np.arange(len(order)), names, fontsize=8 if len(order) <= 12 else 6)

@@ -59,6 +59,7 @@ class Program(Builder):
         self._states: dict[int, RankState] = {}
         self._loops: list[Loop] = []
         self._groups: dict[tuple[int, ...], Group] = {}
+        self._everyone: Group | None = None
         self._names: dict[str, int] = {}
         self._tables: dict[bytes, tuple[int, NDArray[np.uint64]]] = {}
         self._queues: dict[Queue, None] = {}
@@ -113,6 +114,8 @@ class Program(Builder):
         if self._loops:
             raise ProgramError(f"program.trace: {self._loops[-1].what} is still open")
         ops, begin, end = assemble(self._count, self._shared, self._own_lists())
+        for column in (ops, begin, end):
+            column.setflags(write=False)
         taken = np.unique(ops["tag"][ops["kind"] == OpKind.TAKE]).tolist()
         for queue in self._queues:
             if queue.number in taken and queue.number not in self._answered:
@@ -169,8 +172,9 @@ class Program(Builder):
             raise ProgramError(
                 f"{place}: got {list(given)}, expected at least one rank, each of them once"
             )
-        if members == tuple(range(self._count)):
-            return Group(self, 0, members)
+        if len(members) == self._count and members == tuple(range(self._count)):
+            self._everyone = self._everyone or Group(self, 0, members)
+            return self._everyone
         return self._groups.setdefault(members, Group(self, len(self._groups) + 1, members))
 
     def _name(self, name: str) -> int:
@@ -237,6 +241,10 @@ class Program(Builder):
         where = builder._at("wait")
         if stream > 0:
             handle.check_owner(where, self, builder._ranks)
+            if handle.waited.covers(builder._ranks, self._count):
+                # It is over, and its slot may be another's.
+                return
+            handle.check_waited(where, builder._ranks)
             builder._add(OpKind.WAIT, stream, slot=handle.slot)
             return
         handle.check_wait(where, self, builder._ranks, self._loops)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leeboard.sim.names import PlatformError, integer
+from leeboard.sim.collectives import supported
+from leeboard.sim.names import PlatformError, integer, nearest
 from leeboard.sim.ops import ALGORITHMS, COLLECTIVES
 from leeboard.sim.parts import UNLIMITED, Quantity
 from leeboard.sim.units import SIZE
@@ -42,6 +42,12 @@ class Rule:
     def __post_init__(self) -> None:
         _known("collective", self.collective, COLLECTIVES)
         _known("algorithm", self.algorithm, ALGORITHMS[1:])
+        algorithms = supported(self.collective)
+        if self.algorithm not in algorithms:
+            raise PlatformError(
+                f"algorithm: {self.collective} has none named {self.algorithm!r}, expected one of "
+                f"{', '.join(algorithms)}"
+            )
         for name in ("min_ranks", "max_ranks"):
             integer(name, getattr(self, name), 1, _MOST_RANKS)
         if self.max_ranks < self.min_ranks or self.max_bytes < self.min_bytes:
@@ -50,14 +56,47 @@ class Rule:
 
 def _known(name: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
-        close = difflib.get_close_matches(str(given), known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = nearest(str(given), known)
         raise PlatformError(f"{name}: got {given!r}{hint}, expected one of {', '.join(known)}")
 
 
 Table = str | tuple[Rule, ...]
 
-TABLES: dict[str, tuple[Rule, ...]] = {}
+# What PyTorch does over gloo, whatever the size: gloo's allreduce.cc, allgather.cc, broadcast.cc,
+# reduce.cc, gather.cc, scatter.cc, alltoall.cc, barrier.cc. Its reduce_scatter is torch's own: an
+# all_reduce of which each rank keeps a part.
+GLOO = (
+    Rule("all_reduce", "gloo_ring"),
+    Rule("all_gather", "ring"),
+    Rule("reduce_scatter", "gloo_ring"),
+    Rule("broadcast", "binomial_tree"),
+    Rule("reduce", "gloo_ring"),
+    Rule("gather", "direct"),
+    Rule("scatter", "direct"),
+    Rule("all_to_all", "direct"),
+    Rule("barrier", "recursive_doubling"),
+)
+
+# Like NCCL, and simpler: NCCL reckons the time of ring and tree from the topology it finds, and its
+# trees pass on pieces; here sizes decide, and trees pass on whole tensors. Chains and rings of
+# pieces for one-to-all and all-to-one, grouped sends for the rest; a barrier is an all_reduce of
+# one element.
+NCCL = (
+    Rule("all_reduce", "binomial_tree", max_ranks=8, max_bytes="64 KiB"),
+    Rule("all_reduce", "binomial_tree", min_ranks=9, max_ranks=64, max_bytes="512 KiB"),
+    Rule("all_reduce", "binomial_tree", min_ranks=65, max_bytes="4 MiB"),
+    Rule("all_reduce", "ring"),
+    Rule("all_gather", "ring"),
+    Rule("reduce_scatter", "ring"),
+    Rule("broadcast", "ring"),
+    Rule("reduce", "ring"),
+    Rule("gather", "direct"),
+    Rule("scatter", "direct"),
+    Rule("all_to_all", "direct"),
+    Rule("barrier", "binomial_tree"),
+)
+
+TABLES: dict[str, tuple[Rule, ...]] = {"gloo": GLOO, "nccl": NCCL}
 
 
 def table(given: str | Iterable[Rule]) -> Table:

@@ -138,16 +138,18 @@ def sweep(
             raise ValueError(f"network: got {name!r}, expected one of {', '.join(NETWORKS)}")
     compiled = trace.trace() if isinstance(trace, Program) else trace
     print_of_trace = fingerprint(__version__, compiled.core())
+    chosen = list(seeds)
     labels, tasks = [], []
     for point in points:
         print_of_platform = fingerprint(point.platform.core(), point.platform.power())
         for name in networks:
-            for seed in seeds:
+            for seed in chosen:
                 key = fingerprint(print_of_trace, print_of_platform, name, seed)
                 labels.append({**point.parameters, "network": name, "seed": seed})
                 tasks.append((key, point.platform, name, seed))
     with _file(resume) as file:
-        done = dict(file.rows) if file is not None else {}
+        rows = {} if file is None else file.rows
+        done = {key: row for key, row in rows.items() if set(row) >= {*MEASURES, "error"}}
         left = list({task[0]: task for task in tasks if task[0] not in done}.values())
         with _bar(len(left), progress) as advance, _pool(executor) as pool:
             for key, row, keep in _rows(pool, print_of_trace, compiled, left):
@@ -156,8 +158,8 @@ def sweep(
                     file.add(key, row)
                 advance(1)
     parameters = list(points[0].parameters) if points else []
-    rows = [{**done[task[0]], **label} for task, label in zip(tasks, labels, strict=True)]
-    return Sweep(parameters, rows)
+    table = [{**done[task[0]], **label} for task, label in zip(tasks, labels, strict=True)]
+    return Sweep(parameters, table)
 
 
 def _rows(

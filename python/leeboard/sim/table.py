@@ -38,9 +38,9 @@ def text_of(value: Any, unit: str = "") -> str:
     number = value.item() if isinstance(value, np.generic) else value
     if unit == "%":
         return f"{100 * number:.1f} %"
-    if unit in _SCALES:
+    if unit in _SCALES and number:
         scales = _SCALES[unit]
-        scale, unit = next((s for s in scales if abs(number) >= s[0]), scales[-1 if number else 0])
+        scale, unit = next((s for s in scales if abs(number) >= s[0]), scales[-1])
         number = number / scale if scale != 1.0 else number
     whole = isinstance(number, int) or 1e4 <= abs(number) < 1e15
     text = f"{number:,.0f}" if whole else f"{number:.4g}"

@@ -68,7 +68,10 @@ class Trace:
 
     def __post_init__(self) -> None:
         for name, dtype in COLUMNS.items():
-            column = np.array(getattr(self, name), dtype=dtype)
+            given = getattr(self, name)
+            # What nobody can write to need not be copied.
+            frozen = isinstance(given, np.ndarray) and not given.flags.writeable
+            column = np.asarray(given, dtype) if frozen else np.array(given, dtype)
             column.setflags(write=False)
             object.__setattr__(self, name, column)
         queues = tuple(MappingProxyType(dict(queue)) for queue in self.queues)

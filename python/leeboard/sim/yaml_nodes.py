@@ -6,12 +6,11 @@ own idea of `no`, `010` or `1e9`. Anchors, aliases and merge keys work; tags do 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
-from leeboard.sim.names import PlatformError
+from leeboard.sim.names import PlatformError, nearest
 
 MOST_BYTES = 16 << 20
 _MOST_NODES = 500_000
@@ -214,8 +213,7 @@ class At:
         if known is not None:
             for key, (at, _) in self.node.value.items():
                 if key not in known:
-                    close = difflib.get_close_matches(key[:60], known, n=1)
-                    hint = f" (did you mean {close[0]!r}?)" if close else ""
+                    hint = nearest(key, known)
                     At(at, self.file, self.path).fail(
                         f"unknown key {key[:60]!r}{hint}; allowed are {', '.join(known)}"
                     )
