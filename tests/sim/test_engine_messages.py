@@ -247,3 +247,14 @@ def test_what_lets_each_thing_end_is_recorded(eager_limit: object, network: str)
         (message, 0),
         (compute, 0),
     ]
+
+
+def test_what_never_met_is_counted(network: str) -> None:
+    program = sim.Program(2)
+    for tag in (1, 1, 2):
+        program[0].send(1, bytes=10, tag=tag)
+    program[1].irecv(0, tag=3)
+    result = sim.run(program, star(2), network=network)
+    assert result.unmatched == 4
+    assert "4 messages and receives that never met" in str(result)
+    assert sim.run(one_way(1), star(2), network=network).unmatched == 0
