@@ -33,22 +33,47 @@ void AlphaBeta::start(uint32_t message, uint32_t source, uint32_t target, uint64
     return;
   }
   const Time length = route.overhead + duration(static_cast<double>(bytes), rate);
+  Time& free = free_[route.resources.front()];
+  const Time begin = std::max(now, free);
+  free = begin + length;
+  const Leaving leaving{message, &route, begin, length, delay, bytes};
+  if (begin == now) return leave(leaving);
+  // Messages come to the last link in the order in which they leave, not in that of the calls.
+  uint32_t place = free_place_;
+  if (place == kNil) {
+    place = static_cast<uint32_t>(leaving_.size());
+    leaving_.push_back(leaving);
+  } else {
+    free_place_ = leaving_[place].message;
+    leaving_[place] = leaving;
+  }
+  sink_.schedule(begin, place);
+}
+
+void AlphaBeta::on_timer(uint64_t data, Time) {
+  const auto place = static_cast<uint32_t>(data);
+  const Leaving leaving = leaving_[place];
+  leaving_[place].message = free_place_;
+  free_place_ = place;
+  leave(leaving);
+}
+
+void AlphaBeta::leave(const Leaving& leaving) {
+  const Route& route = *leaving.route;
   const ResourceId first = route.resources.front(), last = route.resources.back();
-  const Time begin = std::max(now, free_[first]);
-  const Time departed = begin + length;
-  free_[first] = departed;
+  const Time departed = leaving.begin + leaving.length;
   Time arrived = departed + route.latency;
   if (last != first) {
-    arrived = std::max(begin + route.latency, free_[last]) + length;
+    arrived = std::max(leaving.begin + route.latency, free_[last]) + leaving.length;
     free_[last] = arrived;
   }
   if (usage_ != nullptr) {
+    const double carried = static_cast<double>(leaving.bytes) / platform_.protocol.goodput;
     for (const ResourceId resource : route.resources) {
-      usage_->add(resource, begin, departed,
-                  static_cast<double>(bytes) / platform_.protocol.goodput);
+      usage_->add(resource, leaving.begin, departed, carried);
     }
   }
-  sink_.delivered(message, departed, arrived + delay);
+  sink_.delivered(leaving.message, departed, arrived + leaving.delay);
 }
 
 Time AlphaBeta::latency(uint32_t source, uint32_t target) {

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "mailbox.h"
 #include "network.h"
 #include "platform.h"
 #include "route.h"
@@ -17,7 +18,7 @@ class AlphaBeta final : public Network {
 
   void start(uint32_t message, uint32_t source, uint32_t target, uint64_t bytes, Time delay,
              Time now) override;
-  void on_timer(uint64_t, Time) override {}
+  void on_timer(uint64_t data, Time now) override;
   void settle(Time) override {}
   Time latency(uint32_t source, uint32_t target) override;
   Time ideal(uint32_t source, uint32_t target, uint64_t bytes) override;
@@ -34,7 +35,16 @@ class AlphaBeta final : public Network {
     Time delay;
   };
 
+  // A message that has got its first link.
+  struct Leaving {
+    uint32_t message;  // of a free place: the next one
+    const Route* route;
+    Time begin, length, delay;
+    uint64_t bytes;
+  };
+
   double bandwidth(const Route& route) const;
+  void leave(const Leaving& leaving);
 
   const Platform& platform_;
   Routes& routes_;
@@ -43,6 +53,9 @@ class AlphaBeta final : public Network {
   std::vector<Time> free_;
   std::vector<double> factor_;
   bool nominal_ = true;
+  // Messages whose first link is busy until they leave.
+  std::vector<Leaving> leaving_;
+  uint32_t free_place_ = kNil;
   // Messages on routes with a link that is down, in order.
   std::vector<Waiting> waiting_;
 };

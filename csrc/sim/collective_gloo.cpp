@@ -5,7 +5,7 @@
 namespace leeboard::sim {
 namespace {
 
-// Of float32, as everywhere in the table of docs/sim/collectives.md.
+// Segments hold whole numbers, of float32.
 constexpr uint64_t kElement = 4;
 constexpr uint64_t kLongestSegment = uint64_t{1} << 20;
 constexpr uint64_t kMostSegments = uint64_t{1} << 28;

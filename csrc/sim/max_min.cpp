@@ -20,7 +20,7 @@ MaxMin::MaxMin(const std::vector<double>& capacities, double limit)
     : limit_(limit), resources_(capacities.size() + 1), edges_(capacities.size() + 1) {
   for (size_t r = 0; r < capacities.size(); ++r) {
     resources_[r].capacity = capacities[r];
-    edges_[r].most = capacities[r] * (1.0 + kTie);
+    resources_[r].most = capacities[r] * (1.0 + kTie);
   }
   edges_.back().level = limit;
 }
@@ -40,35 +40,52 @@ uint32_t MaxMin::add(std::span<const Share> shares) {
   return static_cast<uint32_t>(flows_.size() - 1);
 }
 
-void MaxMin::visit(ResourceId resource) {
-  if (solved_) {
-    for (const ResourceId old : visited_) edges_[old].visited = false;
-    visited_.clear();
-    solved_ = false;
+// The first change after a solution.
+void MaxMin::begin() {
+  for (const ResourceId old : visited_) {
+    edges_[old].visited = false;
+    edges_[old].alarm = -kInfinity;
   }
+  visited_.clear();
+  solved_ = false;
+}
+
+void MaxMin::arm(ResourceId resource) {
+  Edge& edge = edges_[resource];
+  if (edge.dirty) {
+    edge.alarm = kInfinity;
+  } else {
+    edge.alarm = edge.level < kInfinity || !edge.visited ? -kInfinity : resources_[resource].most;
+  }
+}
+
+void MaxMin::visit(ResourceId resource) {
+  if (solved_) begin();
   if (edges_[resource].visited) return;
   edges_[resource].visited = true;
   visited_.push_back(resource);
+  arm(resource);
 }
 
 // Its level or its load may be wrong.
 void MaxMin::mark(ResourceId resource) {
   Edge& edge = edges_[resource];
   if (edge.dirty) return;
-  edge.dirty = true;
   visit(resource);
+  edge.dirty = true;
+  edge.alarm = kInfinity;
   const Resource& r = resources_[resource];
   const double least = r.total > 0.0 ? r.capacity / r.total : 0.0;
   heap_.push_back({edge.level < kInfinity ? edge.level : least, resource});
   std::push_heap(heap_.begin(), heap_.end());
 }
 
-// Its load has changed. That is nothing to one that is not full before and after.
+// Its load has changed, beyond its alarm. That is nothing to one that is not full.
 void MaxMin::touch(ResourceId resource) {
   const Edge& edge = edges_[resource];
-  if (edge.level < kInfinity || edge.elsewhere > edge.most) {
+  if (edge.level < kInfinity || edge.elsewhere > resources_[resource].most) {
     mark(resource);
-  } else if (!edge.visited) {
+  } else {
     visit(resource);
   }
 }
@@ -111,7 +128,7 @@ void MaxMin::deactivate(uint32_t flow) {
 
 void MaxMin::set_capacity(ResourceId resource, double capacity) {
   resources_[resource].capacity = capacity;
-  edges_[resource].most = capacity * (1.0 + kTie);
+  resources_[resource].most = capacity * (1.0 + kTie);
   mark(resource);
 }
 
@@ -173,7 +190,8 @@ void MaxMin::move(uint32_t flow, uint32_t to, ResourceId except) {
   enter(flow, to);
   const Flow& f = flows_[flow];
   for (uint32_t share = f.begin; share < f.end; ++share) {
-    if (places_[share].resource != except) touch(places_[share].resource);
+    const ResourceId resource = places_[share].resource;
+    if (resource != except && !edges_[resource].dirty) touch(resource);
   }
 }
 
@@ -239,24 +257,28 @@ bool MaxMin::shift(ResourceId resource, double level) {
   const Place* const places = places_.data();
   Edge* const edges = edges_.data();
   const bool limited = limit_ < bound;
-  // The resource itself is on all these ways: cheaper to put it right than to leave it out.
-  Edge& self = edges[resource];
-  const double elsewhere = self.elsewhere;
-  self.dirty = true;
+  // The resource itself is on all ways: cheaper to put it right than to leave it out, mostly.
+  const double elsewhere = edges[resource].elsewhere;
   const Member* const end = r.members.data() + r.grouped;
+  const auto felt = [&](const Place& place) {
+    Edge& other = edges[place.resource];
+    other.elsewhere += place.weight * by;
+    if (other.elsewhere > other.alarm) touch(place.resource);
+    return other.level < bound;
+  };
   for (const Member* member = r.members.data(); member != end; ++member) {
     bool leaves = limited;
-    const Place* const last = places + member->end;
-    for (const Place* place = places + member->begin; place != last; ++place) {
-      Edge& other = edges[place->resource];
-      other.elsewhere += place->weight * by;
-      leaves |= other.level < bound;
-      if (!other.dirty) touch(place->resource);
+    if (member->end - member->begin == 2) {
+      leaves |= felt(places[2 * member->begin + 1 - member->share]);
+    } else {
+      const Place* const last = places + member->end;
+      for (const Place* place = places + member->begin; place != last; ++place) {
+        leaves |= felt(*place);
+      }
     }
     if (leaves) leaving_.push_back(member->flow);
   }
-  self.dirty = false;
-  self.elsewhere = elsewhere;
+  edges[resource].elsewhere = elsewhere;
   for (const uint32_t flow : leaving_) {
     const Flow& f = flows_[flow];
     uint32_t best = unlimited();
@@ -269,13 +291,14 @@ bool MaxMin::shift(ResourceId resource, double level) {
   return !leaving_.empty();
 }
 
-// Makes the level of a resource fit those of the others.
+// Makes the level of a resource, which is on the list meanwhile, fit those of the others.
 void MaxMin::relax(ResourceId resource) {
   Resource& r = resources_[resource];
   Edge& edge = edges_[resource];
-  edge.dirty = false;
   if (++r.age >= kFresh) refresh(resource);
   const auto full = [&r, &edge] {
+    // Not what rounding leaves: its flows stand still.
+    if (r.capacity <= 0.0) return 0.0;
     // No resource is full before all its flows have an equal part.
     return std::max((r.capacity - edge.elsewhere) / r.weight, r.capacity / r.total);
   };
@@ -283,7 +306,7 @@ void MaxMin::relax(ResourceId resource) {
     if (r.grouped == 0) {
       edge.level = kInfinity;
       if (r.members.empty()) edge.elsewhere = r.total = 0.0;
-      if (edge.elsewhere <= edge.most) return;
+      if (edge.elsewhere <= r.most) return;
       edge.level = r.capacity / r.total;
       r.opened = true;
       pull(resource, edge.level);
@@ -337,7 +360,7 @@ void MaxMin::fill() {
   const auto full = [this](ResourceId resource) {
     const Resource& r = resources_[resource];
     const double least = r.capacity / r.total;
-    if (r.rising <= 0.0) return least;
+    if (r.rising <= 0.0 || r.capacity <= 0.0) return least;
     return std::max((r.capacity - edges_[resource].elsewhere) / r.rising, least);
   };
   for (const ResourceId resource : visited_) {
@@ -378,13 +401,11 @@ void MaxMin::fill() {
     f.filled = false;
     if (f.group == kNobody) enter(flow, unlimited());
   }
+  for (const ResourceId resource : visited_) arm(resource);
 }
 
 void MaxMin::solve() {
-  if (solved_) {
-    for (const ResourceId old : visited_) edges_[old].visited = false;
-    visited_.clear();
-  }
+  if (solved_) begin();
   moved_.clear();
   std::erase_if(fresh_, [this](uint32_t flow) {
     return !flows_[flow].active || flows_[flow].group != kNobody;
@@ -407,6 +428,8 @@ void MaxMin::solve() {
     std::pop_heap(heap_.begin(), heap_.end());
     heap_.pop_back();
     relax(resource);
+    edges_[resource].dirty = false;
+    arm(resource);
   }
   solved_ = true;
   std::erase_if(moved_, [this](const Move& move) {

@@ -71,13 +71,16 @@ class MaxMin {
   struct Edge {
     double level = kInfinity;  // of its group; infinity if that is empty
     double elsewhere = 0.0;    // what flows of other groups take
-    double most = 0.0;         // and may take
+    // What they take beyond this has to be looked at: nothing of it while the resource is on the
+    // list anyway; if it is known to be visited and not full, what is more than its capacity.
+    double alarm = -kInfinity;
     bool dirty = false, visited = false;
   };
   struct Resource {
     double weight = 0.0;  // of its group
     double total = 0.0;   // weight of all its flows
     double capacity = 0.0;
+    double most = 0.0;     // that it carries, but for rounding
     double rising = 0.0;   // while filling: weight of the flows that have no group yet,
     uint32_t risers = 0;   // and their number
     uint32_t grouped = 0;  // the first members are its group
@@ -105,6 +108,8 @@ class MaxMin {
     }
   };
 
+  void begin();
+  void arm(ResourceId resource);
   void visit(ResourceId resource);
   void mark(ResourceId resource);
   void touch(ResourceId resource);

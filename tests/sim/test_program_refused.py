@@ -107,6 +107,7 @@ REFUSED: list[tuple[Callable[[Program], object], str]] = [
     (lambda p: p.broadcast(1, root=4), r"program\.broadcast: root: got 4"),
     (lambda p: p.broadcast(1, root=0, group=[1, 2]), r"broadcast: root: got 0, expected a member"),
     (lambda p: p.all_reduce(1, algorithm="rng"), r"algorithm: got 'rng', expected one of auto"),
+    (lambda p: p.broadcast(1, algorithm="pairwise"), r"algorithm: got 'pairwise', expected one of"),
     (lambda p: p.all_reduce(2**62 + 1), r"program\.all_reduce: bytes: got 4611686018427387905"),
     (lambda p: p.all_to_all([[1, 2]]), r"bytes: got int64 \[1, 2\], expected .* \[4, 4\]"),
     (lambda p: p.all_to_all(np.full((4, 4), -1)), r"program\.all_to_all: bytes: got -1"),

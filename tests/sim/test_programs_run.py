@@ -63,19 +63,6 @@ def test_a_stream_waits_for_what_another_computes() -> None:
     assert result.makespan == pytest.approx(3 * 2e-3 + 1e6 / 1.25e9 + 5e-6, rel=1e-9)
 
 
-def test_a_collective_follows_those_of_its_group_that_are_under_way() -> None:
-    """However far apart the ranks are, all of them take part in the same order."""
-    program = Program(2)
-    for rank in program:
-        handles = [rank.all_reduce("1 MiB", async_op=True) for _ in range(2)]
-        rank.compute(seconds=f"{rank._members()[0] * 10} ms")
-        rank.all_gather(bytes=4)
-        rank.wait(*handles)
-        rank.all_gather(bytes=4)
-    for network in ("flow", "alpha-beta"):
-        assert run(program, platform(0, 2), network=network).makespan > 0.01  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_programs_run_and_run_alike(seed: int, tmp_path: Path) -> None:
     program = RandomProgram(seed).program

@@ -6,6 +6,7 @@ Quantities are numbers in plain SI units or text with a unit ("10 Gbit/s", "50 u
 from __future__ import annotations
 
 from leeboard.sim.calibration import PointToPoint, fit_point_to_point
+from leeboard.sim.chakra import load_chakra
 from leeboard.sim.collectives import closed_form
 from leeboard.sim.errors import (
     Blocked,
@@ -70,6 +71,7 @@ __all__ = [
     "closed_form",
     "fit_point_to_point",
     "grid",
+    "load_chakra",
     "load_trace",
     "platform_schema",
     "presets",

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leeboard.sim.collectives import supported
 from leeboard.sim.handles import Handle, Scope
 from leeboard.sim.ops import ALGORITHMS, COLLECTIVES, NO_SLOT, OpKind, ProgramError, integer
 from leeboard.sim.units import SIZE, Value, parse
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from leeboard.sim.members import Group
     from leeboard.sim.program import Program
 
 _MOST_STREAMS = 254
+# The stream of collectives that run beside the rank's own thread, one for each group.
+_BESIDE = -1
 # kMostBytes in csrc/bindings/sim_convert.cpp.
 _MOST_BYTES = 2**62
+
+
+class Options(TypedDict, total=False):
+    """What every collective takes; see `CollectiveBuilder`."""
+
+    group: Group | Sequence[int] | None
+    algorithm: str | None
+    async_op: bool
+    stream: int
 
 
 class CollectiveBuilder:
@@ -29,7 +43,6 @@ class CollectiveBuilder:
     "direct", "pairwise", "hierarchical", "gloo_ring"), `async_op` (go on at once and return a
     handle) and `stream`. `bytes` is the size of the tensor that each rank passes in; for broadcast
     and scatter, that the root passes in. `root` is a rank of the program; None: the group's first.
-    Keep the collectives of one group on one stream: on several they may overtake each other.
     """
 
     _program: Program
@@ -37,38 +50,58 @@ class CollectiveBuilder:
     _ranks: Scope
     _label: str
 
-    def all_reduce(self, bytes: Value, **options: Any) -> Handle | None:  # noqa: A002
+    def all_reduce(self, bytes: Value, **options: Unpack[Options]) -> Handle | None:  # noqa: A002
         """Every rank gets the sum of all ranks' tensors."""
         return self._collective("all_reduce", bytes, **options)
 
-    def all_gather(self, bytes: Value, **options: Any) -> Handle | None:  # noqa: A002
+    def all_gather(self, bytes: Value, **options: Unpack[Options]) -> Handle | None:  # noqa: A002
         """Every rank gets all ranks' tensors of `bytes` each."""
         return self._collective("all_gather", bytes, **options)
 
-    def reduce_scatter(self, bytes: Value, **options: Any) -> Handle | None:  # noqa: A002
+    def reduce_scatter(self, bytes: Value, **options: Unpack[Options]) -> Handle | None:  # noqa: A002
         """Every rank gets its part of the sum of all ranks' tensors of `bytes` each."""
         return self._collective("reduce_scatter", bytes, **options)
 
-    def broadcast(self, bytes: Value, root: int | None = None, **options: Any) -> Handle | None:  # noqa: A002
+    def broadcast(
+        self,
+        bytes: Value,  # noqa: A002
+        root: int | None = None,
+        **options: Unpack[Options],
+    ) -> Handle | None:
         """Every rank gets the root's tensor."""
         return self._collective("broadcast", bytes, root, **options)
 
-    def reduce(self, bytes: Value, root: int | None = None, **options: Any) -> Handle | None:  # noqa: A002
+    def reduce(
+        self,
+        bytes: Value,  # noqa: A002
+        root: int | None = None,
+        **options: Unpack[Options],
+    ) -> Handle | None:
         """The root gets the sum of all ranks' tensors."""
         return self._collective("reduce", bytes, root, **options)
 
-    def gather(self, bytes: Value, root: int | None = None, **options: Any) -> Handle | None:  # noqa: A002
+    def gather(
+        self,
+        bytes: Value,  # noqa: A002
+        root: int | None = None,
+        **options: Unpack[Options],
+    ) -> Handle | None:
         """The root gets all ranks' tensors of `bytes` each."""
         return self._collective("gather", bytes, root, **options)
 
-    def scatter(self, bytes: Value, root: int | None = None, **options: Any) -> Handle | None:  # noqa: A002
+    def scatter(
+        self,
+        bytes: Value,  # noqa: A002
+        root: int | None = None,
+        **options: Unpack[Options],
+    ) -> Handle | None:
         """Every rank gets its part of the root's tensor of `bytes`."""
         return self._collective("scatter", bytes, root, **options)
 
     def all_to_all(
         self,
         bytes: Value | Sequence[Sequence[int]] | NDArray[Any],  # noqa: A002
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Handle | None:
         """Every rank gives every rank a part of its tensor.
 
@@ -79,7 +112,7 @@ class CollectiveBuilder:
         """
         return self._collective("all_to_all", bytes, **options)
 
-    def barrier(self, **options: Any) -> Handle | None:
+    def barrier(self, **options: Unpack[Options]) -> Handle | None:
         """Nobody goes on before all have come."""
         return self._collective("barrier", 0, **options)
 
@@ -118,14 +151,9 @@ class CollectiveBuilder:
         def add(slot: int) -> None:
             target._add(OpKind.COLLECTIVE, lane, slot=slot, **op)
 
-        beside = lane or -1 - op["tag"]
         if async_op:
-            return target._under_way(name, beside, add)
-        if lane == 0 and program._any_beside(beside, target._ranks):
-            # Behind those of its group that are under way, as on every other rank.
-            program._wait(target, target._under_way(name, beside, add), 0)
-        else:
-            add(NO_SLOT)
+            return target._under_way(name, lane or _BESIDE, add)
+        add(NO_SLOT)
         return None
 
     def _among(self, name: str, group: Group | Sequence[int] | None) -> Group | None:
@@ -166,12 +194,13 @@ class CollectiveBuilder:
         return most, self._program._size_table(matrix.astype("<u8"))
 
     def _algorithm(self, name: str, algorithm: str | None) -> int:
-        if algorithm is None:
+        if algorithm is None or algorithm == "auto":
             return 0
-        if algorithm not in ALGORITHMS:
+        known = ("auto", *supported(name))
+        if algorithm not in known:
             raise ProgramError(
                 f"{self._at(name, 'algorithm')}: got {algorithm!r}, expected one of "
-                f"{', '.join(ALGORITHMS)}"
+                f"{', '.join(known)}"
             )
         return ALGORITHMS.index(algorithm)
 

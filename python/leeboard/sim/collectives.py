@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 from leeboard import _C
@@ -13,6 +14,7 @@ LATENCIES = {"eager": 1, "notify": 2, "request": 3}
 _PIECE = 1 << 19
 
 
+@cache
 def supported(collective: str) -> tuple[str, ...]:
     """Algorithms of a collective, by name.
 
@@ -43,7 +45,7 @@ def closed_form(
     | ring: reduce_scatter | P - 1 | n (P - 1) / P | n (P - 1) / P |
     | ring: all_gather | P - 1 | n (P - 1) | |
     | ring: all_reduce | 2 (P - 1) | 2 n (P - 1) / P | n (P - 1) / P |
-    | ring: broadcast, reduce, of S pieces | P - 1 | n (P - 2 + S) / S | reduce: n (P - 1) / S |
+    | ring: broadcast, reduce, of S pieces | P - 1 | n (P - 2 + S) / S | reduce: n (P - 2 + S) / S |
     | recursive doubling: all_reduce | d | d n | d n |
     | recursive doubling: all_gather | d | n (P - 1) | |
     | recursive halving: reduce_scatter | d | n (P - 1) / P | n (P - 1) / P |
@@ -59,8 +61,6 @@ def closed_form(
     Where P is no power of two, recursive doubling and halving fold the ranks beyond the largest one
     into their neighbours first, and give them their result last; all_gather takes Bruck's rounds.
     For such P, folding and trees take at most what is given here, for powers of two exactly that.
-    (Eager, a tree's sends down leave at once, and where they share the sender's link, the network
-    "flow", all come later than one after the other: up to d / 2 times as late for long tensors.)
 
     Of a message with a handshake a latency becomes two ("notify") or three ("request"), but where
     its receive was posted long before: down a tree.
@@ -170,9 +170,11 @@ def _chain(
         latencies += alpha
     elif handshake == "request":
         latencies *= 3
-    # One piece all the way, and the others behind it at the pace of the slower part.
+    # One piece all the way, and the others behind it. A rank that both receives and sends reduces
+    # between rounds; the ends of a chain of two overlap.
     cost = gamma if reduce else 0.0
-    return latencies + piece * ((ranks - 1) * (beta + cost) + (pieces - 1) * max(beta, cost))
+    pace = beta + cost if ranks > 2 else max(beta, cost)
+    return latencies + piece * ((ranks - 1) * (beta + cost) + (pieces - 1) * pace)
 
 
 def _number(name: str, given: str, known: tuple[str, ...]) -> int:

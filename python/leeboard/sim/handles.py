@@ -70,8 +70,7 @@ class Handle:
         ranks: Whose it is; None: every rank has one.
         slot: Its number on the rank.
         what: How it was made, for people.
-        stream: The stream it is queued on; below 0: -1 - its group, of a collective beside the
-            rank's own thread.
+        stream: The stream it is queued on; -1 for a collective beside the rank's own thread.
     """
 
     ranks: Scope

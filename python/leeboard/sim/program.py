@@ -57,8 +57,6 @@ class Program(Builder):
         self._shared_slots = Slots()
         self._shared_pending: dict[Handle, None] = {}
         self._states: dict[int, RankState] = {}
-        # Collectives under way, by -1 - group.
-        self._beside: dict[int, dict[Handle, None]] = {}
         self._loops: list[Loop] = []
         self._groups: dict[tuple[int, ...], Group] = {}
         self._everyone: Group | None = None
@@ -230,16 +228,7 @@ class Program(Builder):
         for slots, pending in self._books(ranks):
             slots.add(slot)
             pending[handle] = None
-        if stream < 0:
-            self._beside.setdefault(stream, {})[handle] = None
         return handle
-
-    def _any_beside(self, stream: int, ranks: Scope) -> bool:
-        """Whether collectives of a group (stream -1 - group) run beside one of these ranks."""
-        handles = self._beside.get(stream, {})
-        return any(
-            touch(handle.ranks, ranks) and not handle.over(ranks, self._count) for handle in handles
-        )
 
     def _books(self, ranks: Scope) -> list[tuple[Slots, dict[Handle, None]]]:
         """Where slots and handles of these ranks are kept."""
@@ -268,7 +257,6 @@ class Program(Builder):
             for slots, pending in self._books(handle.ranks):
                 slots.discard(handle.slot)
                 pending.pop(handle, None)
-            self._beside.get(handle.stream, {}).pop(handle, None)
 
     def _settle(self, ranks: Scope, *, waited: bool, stream: int | None) -> None:
         """All operations under way (waited), or those of a stream or all streams, are over."""
@@ -282,5 +270,3 @@ class Program(Builder):
                 self._waited(handle, over)
             elif handle.stream != 0 and stream in (None, handle.stream):
                 handle.settled.add(handle.ranks if ranks is None else ranks)
-                if handle.over(None, self._count):
-                    self._beside.get(handle.stream, {}).pop(handle, None)

@@ -28,7 +28,7 @@ void each_pairing(Each each) {
 
 // What is sent from one rank to another is received there, message by message.
 LEEBOARD_TEST(collective_schedules_match) {
-  const std::vector<uint32_t> island_of = {0, 0, 1, 1, 1, 2, 0, 3, 3, 2, 1, 0, 4};
+  const std::vector<uint32_t> islands = {0, 0, 1, 1, 1, 2, 0, 3, 3, 2, 1, 0, 4};
   each_pairing([&](Collective collective, Algorithm algorithm) {
     for (uint32_t ranks = 1; ranks <= 13; ++ranks) {
       for (const uint64_t bytes : {0, 1, 12, 1'000'003}) {
@@ -40,9 +40,8 @@ LEEBOARD_TEST(collective_schedules_match) {
                           .ranks = ranks,
                           .root = root,
                           .bytes = bytes,
-                          .sizes = {},
-                          .islands = nullptr};
-        const Islands layout({island_of.data(), ranks}, ranks);
+                          .sizes = {}};
+        const Islands layout{std::span<const uint32_t>(islands).first(ranks), ranks};
         if (algorithm == Algorithm::kHierarchical) schedule.islands = &layout;
         using Ends = std::pair<uint32_t, uint32_t>;
         std::map<Ends, std::vector<uint64_t>> sent, received;
