@@ -97,6 +97,26 @@ def test_costs_are_those_of_the_closed_forms(collective: str, algorithm: str, ne
                 assert found == pytest.approx(expected, abs=room), case
 
 
+@pytest.mark.parametrize("network", ["flow", "alpha-beta"])
+@pytest.mark.parametrize("collective", COLLECTIVES)
+def test_hierarchies_cost_what_they_consist_of(collective: str, network: str) -> None:
+    trees = collective in (*ROOTED, "barrier")
+    for ranks, islands in ((4, 2), (8, 1), (8, 2), (8, 8), (16, 4), (12, 3), (15, 5)):
+        size = ranks * 4800
+        costs = (ALPHA, 1 / BANDWIDTH, 1 / REDUCE)
+        expected = closed_form(
+            *(collective, "hierarchical", ranks, size, *costs[:2]), gamma=costs[2], islands=islands
+        )
+        platform = sim.Platform.star(ranks, bandwidth=BANDWIDTH, latency=ALPHA, device=DEVICE)
+        platform = platform.with_islands(ranks // islands)
+        found = seconds(collective, "hierarchical", ranks, size, platform, network)
+        room = 1e-12 * 4 * ranks
+        if ranks in (12, 15) and trees:
+            assert 0.49 * expected <= found <= expected + room, (ranks, islands)
+        else:
+            assert found == pytest.approx(expected, abs=room), (ranks, islands)
+
+
 @pytest.mark.parametrize("collective", ["broadcast", "reduce"])
 def test_a_chain_of_pieces_overlaps(collective: str) -> None:
     """5 pieces through 6 ranks: 9 or so pieces' time, not 25."""
@@ -249,7 +269,7 @@ def test_named_tables_know_every_collective(name: str) -> None:
     [
         (("all_sum", "ring", 4, 8), "collective: got 'all_sum'"),
         (("broadcast", "pairwise", 4, 8), "algorithm: broadcast has none named 'pairwise'"),
-        (("all_reduce", "hierarchical", 4, 8), "hierarchical has no closed form"),
+        (("all_reduce", "gloo_ring", 4, 8), "gloo_ring has no closed form"),
         (("all_reduce", "ring", 0, 8), "ranks, bytes: got 0, 8"),
     ],
 )
@@ -258,3 +278,7 @@ def test_a_closed_form_refuses(arguments: tuple[str, str, int, int], message: st
         closed_form(*arguments, ALPHA, 1e-9)
     with pytest.raises(ValueError, match="handshake: got 'tcp'"):
         closed_form("all_reduce", "ring", 4, 8, ALPHA, 1e-9, handshake="tcp")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="islands: got 3, expected a divisor of 4 ranks"):
+        closed_form("all_reduce", "hierarchical", 4, 8, ALPHA, 1e-9, islands=3)
+    with pytest.raises(ValueError, match="handshake: a hierarchy has a closed form for eager only"):
+        closed_form("all_reduce", "hierarchical", 4, 8, ALPHA, 1e-9, handshake="notify")
