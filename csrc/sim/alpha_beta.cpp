@@ -10,7 +10,8 @@ AlphaBeta::AlphaBeta(const Platform& platform, Routes& routes, NetworkSink& sink
       sink_(sink),
       usage_(usage),
       free_(2 * platform.links.size(), 0),
-      factor_(platform.links.size(), 1.0) {}
+      factor_(platform.links.size(), 1.0),
+      queued_(2 * platform.links.size(), 0) {}
 
 double AlphaBeta::bandwidth(const Route& route) const {
   double least = route.bandwidth;
@@ -33,11 +34,14 @@ void AlphaBeta::start(uint32_t message, uint32_t source, uint32_t target, uint64
     return;
   }
   const Time length = route.overhead + duration(static_cast<double>(bytes), rate);
-  Time& free = free_[route.resources.front()];
+  const ResourceId first = route.resources.front();
+  Time& free = free_[first];
   const Time begin = std::max(now, free);
   free = begin + length;
   const Leaving leaving{message, &route, begin, length, delay, bytes};
-  if (begin == now) return leave(leaving);
+  // One that takes no time may still be about to leave, now.
+  if (begin == now && queued_[first] == 0) return leave(leaving);
+  ++queued_[first];
   // Messages come to the last link in the order in which they leave, not in that of the calls.
   uint32_t place = free_place_;
   if (place == kNil) {
@@ -55,6 +59,7 @@ void AlphaBeta::on_timer(uint64_t data, Time) {
   const Leaving leaving = leaving_[place];
   leaving_[place].message = free_place_;
   free_place_ = place;
+  --queued_[leaving.route->resources.front()];
   leave(leaving);
 }
 

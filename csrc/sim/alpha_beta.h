@@ -53,7 +53,8 @@ class AlphaBeta final : public Network {
   std::vector<Time> free_;
   std::vector<double> factor_;
   bool nominal_ = true;
-  // Messages whose first link is busy until they leave.
+  // Messages whose first link is busy until they leave, and how many of them each link has.
+  std::vector<uint32_t> queued_;
   std::vector<Leaving> leaving_;
   uint32_t free_place_ = kNil;
   // Messages on routes with a link that is down, in order.
