@@ -108,11 +108,13 @@ void FlowNetwork::finish(uint32_t pair, Time now) {
     const uint32_t place = pairs_[pair].first;
     const Waiting done = waiting_[place];
     sink_.delivered(done.message, now, now + pairs_[pair].latency + done.delay);
-    pairs_[pair].first = done.next;
+    // Another may have been queued just now.
+    const uint32_t next = waiting_[place].next;
+    pairs_[pair].first = next;
     waiting_[place].next = free_;
     free_ = place;
-    if (done.next == kNil) return;
-    if (pairs_[pair].overhead > 0 || waiting_[done.next].bytes > 0) break;
+    if (next == kNil) return;
+    if (pairs_[pair].overhead > 0 || waiting_[next].bytes > 0) break;
   }
   begin(pair, now);
 }
