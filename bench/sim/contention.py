@@ -13,12 +13,14 @@ AIMS = {64: 10.0}
 def measure(quick: bool) -> list[Row]:
     """Both simulators' seconds, after they agreed on the simulated end."""
     rows = []
-    for ranks in (32,) if quick else (32, 64, 128):
-        workload = Workload("all_to_all", ranks)
+    sizes = (32,) if quick else (32, 64, 128)
+    for ranks, uneven in ((ranks, uneven) for uneven in (False, True) for ranks in sizes):
+        workload = Workload("all_to_all", ranks, uneven=uneven)
         wait_for_quiet()
         outcome = own.run(workload, "flow", repeats=2)
         row: Row = {
             "ranks": ranks,
+            "uneven": uneven,
             "flows": workload.messages,
             "end": outcome.end,
             "own": outcome.seconds,
@@ -29,15 +31,17 @@ def measure(quick: bool) -> list[Row]:
             outcome.check(workload, peer.end)
             row["simgrid"] = peer.seconds
         rows.append(row)
-        say(f"all-to-all {ranks}: {outcome.seconds / workload.messages * 1e6:.1f} us a flow")
+        kind = "uneven all-to-all" if uneven else "all-to-all"
+        say(f"{kind} {ranks}: {outcome.seconds / workload.messages * 1e6:.1f} us a flow")
     return rows
 
 
 def cells(row: Row) -> list[str]:
     own_us = row["own"] / row["flows"] * 1e6
     peer = row["simgrid"]
-    aim = AIMS.get(row["ranks"])
+    aim = None if row["uneven"] else AIMS.get(row["ranks"])
     return [
+        "all different" if row["uneven"] else "by distance",
         str(row["ranks"]),
         f"{row['flows']:,}",
         number(own_us),
@@ -52,12 +56,14 @@ PART = Part(
     name="contention",
     title="Contention",
     reading=(
-        "Microseconds of a flow. Every rank sends to every other one, all at once, each message of "
-        "a size of its own: as many moments at which rates change as flows. SimGrid has the fluid "
-        "model without factors (CM02). Both must end at the same simulated time (1e-6)."
+        "Microseconds of a flow. Every rank sends to every other one, all at once. Sizes by "
+        "distance: a rank's messages are all different, and every rank's are the same, so that "
+        "as many end together as there are ranks. All different: rates change as often as there "
+        "are flows. SimGrid has the fluid model without factors (CM02). Both must end at the same "
+        "simulated time (1e-6)."
     ),
-    head=("ranks", "flows", "leeboard", "SimGrid", "faster", "both end at", "aim"),
-    left=0,
+    head=("sizes", "ranks", "flows", "leeboard", "SimGrid", "faster", "both end at", "aim"),
+    left=1,
     measure=measure,
     cells=cells,
 )

@@ -6,6 +6,7 @@ to device, and messages that leave without a handshake.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +22,8 @@ class Workload:
 
     ping_pong: ranks 2i and 2i + 1 send `bytes` to and fro, `rounds` times. ring: every rank sends
     `bytes` to the next and receives from the one before, 2 (ranks - 1) times a round: a ring
-    all-reduce of ranks * bytes. all_to_all: every rank gives every other one message of a size of
-    its own, all at once.
+    all-reduce of ranks * bytes. all_to_all: every rank gives every other one message, all at once; no
+    two of a rank's are of one size, and if `uneven`, no two at all.
     """
 
     kind: Kind
@@ -31,6 +32,7 @@ class Workload:
     bytes: int = 4
     latency: float = 1e-3
     bandwidth: float = 125e6
+    uneven: bool = False
 
     @property
     def steps(self) -> int:
@@ -52,24 +54,20 @@ class Workload:
         return self.steps * message if self.kind == "ring" else None
 
     def sizes(self) -> NDArray[np.uint64]:
-        """all_to_all: bytes from row to column, all different, [ranks, ranks]."""
-        off = ~np.eye(self.ranks, dtype=bool)
-        sizes = np.zeros((self.ranks, self.ranks), np.uint64)
-        order = np.random.default_rng(self.ranks).permutation(off.sum())
-        sizes[off] = 100_000 + 977 * order.astype(np.uint64)
+        """all_to_all: bytes from row to column, [ranks, ranks]."""
+        rank = np.arange(self.ranks)
+        ahead = (rank[None, :] - rank[:, None]) % self.ranks
+        sizes = 100_000 + 10_000 * ahead.astype(np.uint64)
+        if self.uneven:
+            order = np.random.default_rng(self.ranks).permutation(ahead.size)
+            sizes = 100_000 + 977 * order.astype(np.uint64).reshape(ahead.shape)
+        sizes[ahead == 0] = 0
         return sizes
 
     def scaled(self, messages: int) -> Workload:
         """The same with as many rounds as make about so many messages."""
-        once = Workload(self.kind, self.ranks).messages
-        return Workload(
-            self.kind,
-            self.ranks,
-            max(1, round(messages / once)),
-            self.bytes,
-            self.latency,
-            self.bandwidth,
-        )
+        once = dataclasses.replace(self, rounds=1).messages
+        return dataclasses.replace(self, rounds=max(1, round(messages / once)))
 
 
 @dataclass(frozen=True)

@@ -235,10 +235,17 @@ Program program_of(const py::dict& dict) {
   // Ranges that many ranks share are checked once.
   std::unordered_set<uint64_t> called, owned;
   std::vector<uint64_t> open;
+  // Ranges may overlap, but reading must not become quadratic.
+  uint64_t budget = 64 * program.ops.size() + 1'000'000;
+  const auto spend = [&](uint64_t length) {
+    if (length > budget) refuse("ops", "called ranges that overlap too much");
+    budget -= length;
+  };
   for (uint64_t i = 0; i < program.ops.size(); ++i) {
     check_op(program, i);
     const Op& op = program.ops[i];
     if (op.kind == OpKind::kCall && called.insert(op.a << 32 | op.b).second) {
+      spend(op.b - op.a);
       check_range(program, op.a, op.b, true, open);
     }
   }
@@ -248,7 +255,9 @@ Program program_of(const py::dict& dict) {
       refuse("end", "rank " + std::to_string(rank) + " has ops " + std::to_string(begin) + " to " +
                         std::to_string(end));
     }
-    if (owned.insert(begin << 32 | end).second) check_range(program, begin, end, false, open);
+    if (!owned.insert(begin << 32 | end).second) continue;
+    spend(end - begin);
+    check_range(program, begin, end, false, open);
   }
   return program;
 }

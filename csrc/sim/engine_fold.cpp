@@ -136,12 +136,12 @@ void Engine::fold(Instance& instance) {
       up[r] = begin + take;
       down[to] = std::max(begin + there[r], down[to]) + take;
       // The receiver's side of this round; its own send's side comes on top, in its turn.
-      next[to] = std::max(next[to], down[to] + protocol.recv_overhead);
+      next[to] = std::max(next[to], std::max(down[to], at[to]) + protocol.recv_overhead);
       next[r] = std::max(next[r], up[r]);
     }
     for (uint32_t r = 0; r < count; ++r) {
       at[r] = std::max(at[r], next[r]);
-      if (reducing) {
+      if (!even || reducing) {
         at[r] += even ? reduces[r] : reduce_time(r, reduced_by(schedule, r, k));
       }
       next[r] = 0;

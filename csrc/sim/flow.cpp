@@ -108,7 +108,7 @@ void FlowNetwork::finish(uint32_t pair, Time now) {
     const uint32_t place = pairs_[pair].first;
     const Waiting done = waiting_[place];
     sink_.delivered(done.message, now, now + pairs_[pair].latency + done.delay);
-    // Another may have been queued just now.
+    // Read now: what delivered() starts queues behind.
     const uint32_t next = waiting_[place].next;
     pairs_[pair].first = next;
     waiting_[place].next = free_;

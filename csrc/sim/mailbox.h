@@ -72,6 +72,7 @@ class Mailbox {
   template <class Item>
   void link(Entry& entry, Pool<Item>& pool, uint32_t item, bool receives) {
     pool[item].next = kNil;
+    ++items_;
     if (entry.head == kNil) {
       entry.head = item;
       entry.receives = receives;
@@ -86,12 +87,14 @@ class Mailbox {
   template <class Item>
   uint32_t take(Entry& entry, Pool<Item>& pool) {
     const uint32_t item = entry.head;
+    --items_;
     entry.head = pool[item].next;
     if (entry.head == kNil) erase(static_cast<uint64_t>(&entry - entries_.data()));
     return item;
   }
 
-  uint64_t size() const { return size_; }
+  // Items in all chains.
+  uint64_t size() const { return items_; }
 
  private:
   static uint64_t hash(const MailKey& key) {
@@ -130,7 +133,8 @@ class Mailbox {
 
   std::vector<Entry> entries_;
   uint64_t mask_;
-  uint64_t size_ = 0;
+  uint64_t size_ = 0;  // chains
+  uint64_t items_ = 0;
 };
 
 }  // namespace leeboard::sim

@@ -73,6 +73,7 @@ def ping(bins: int = 8) -> dict[str, Any]:
         "bin_ps": 31 * US // bins,
         "records": records,
         "records_dropped": False,
+        "unmatched": 0,
         "requests": [],
         "blocked": [],
         "failed": [(1, 30 * US)],

@@ -81,6 +81,18 @@ def test_messages_of_a_pair_travel_in_order(network: str) -> None:
     assert result.makespan == pytest.approx(ALPHA + 2e-3, abs=2e-12)
 
 
+def test_receivers_take_messages_as_they_begin_not_as_they_were_given(network: str) -> None:
+    """Each rank's i-th message is for the i-th rank after it: no receiver has two at a time."""
+    program = sim.Program(4)
+    for rank in range(4):
+        others = [(rank + i) % 4 for i in (1, 2, 3)]
+        handles = [program[rank].isend(peer, bytes=1000) for peer in others]
+        handles += [program[rank].irecv(peer) for peer in others]
+        program[rank].wait(*handles)
+    result = sim.run(program, star(4), network=network)
+    assert result.makespan == pytest.approx(ALPHA + 3 * 1000 / BANDWIDTH, abs=2e-12)
+
+
 def test_tags_match_across_the_order_of_sending(network: str) -> None:
     program = sim.Program(2)
     program[0].send(1, bytes=10, tag=1)
@@ -235,3 +247,14 @@ def test_what_lets_each_thing_end_is_recorded(eager_limit: object, network: str)
         (message, 0),
         (compute, 0),
     ]
+
+
+def test_what_never_met_is_counted(network: str) -> None:
+    program = sim.Program(2)
+    for tag in (1, 1, 2):
+        program[0].send(1, bytes=10, tag=tag)
+    program[1].irecv(0, tag=3)
+    result = sim.run(program, star(2), network=network)
+    assert result.unmatched == 4
+    assert "4 messages and receives that never met" in str(result)
+    assert sim.run(one_way(1), star(2), network=network).unmatched == 0

@@ -253,7 +253,7 @@ def test_equal_runs_have_equal_events_whatever_the_threads(network: str) -> None
 
 @pytest.mark.parametrize("collective", ["all_reduce", "all_gather", "reduce_scatter"])
 @pytest.mark.parametrize("eager_limit", [0, "unlimited"])
-@pytest.mark.parametrize("size", [13 * 4096, 100_003])
+@pytest.mark.parametrize("size", [13 * 4096, 100_003, 7])
 @pytest.mark.parametrize("spread", [0.0, 3e-3])
 def test_folded_rings_take_what_their_messages_take(
     collective: str, eager_limit: object, size: int, spread: float

@@ -47,7 +47,7 @@ def test_core_is_clean(sanitizers: str, tmp_path: Path) -> None:
     flags = [*FLAGS, f"-fsanitize={sanitizers}", "-pthread", f"-I{CORE.parent}", f"-I{NATIVE}"]
     objects = []
     # One translation unit of each folder: the headers cost more than the sources.
-    for folder in (CORE, NATIVE):
+    for folder in (NATIVE, CORE):
         unit = tmp_path / f"{folder.name}.cpp"
         unit.write_text("".join(f'#include "{path}"\n' for path in sorted(folder.glob("*.cpp"))))
         objects.append(unit.with_suffix(".o"))

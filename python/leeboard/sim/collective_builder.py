@@ -63,26 +63,38 @@ class CollectiveBuilder:
         return self._collective("reduce_scatter", bytes, **options)
 
     def broadcast(
-        self, bytes: Value, root: int | None = None, **options: Unpack[Options]
-    ) -> Handle | None:  # noqa: A002
+        self,
+        bytes: Value,  # noqa: A002
+        root: int | None = None,
+        **options: Unpack[Options],
+    ) -> Handle | None:
         """Every rank gets the root's tensor."""
         return self._collective("broadcast", bytes, root, **options)
 
     def reduce(
-        self, bytes: Value, root: int | None = None, **options: Unpack[Options]
-    ) -> Handle | None:  # noqa: A002
+        self,
+        bytes: Value,  # noqa: A002
+        root: int | None = None,
+        **options: Unpack[Options],
+    ) -> Handle | None:
         """The root gets the sum of all ranks' tensors."""
         return self._collective("reduce", bytes, root, **options)
 
     def gather(
-        self, bytes: Value, root: int | None = None, **options: Unpack[Options]
-    ) -> Handle | None:  # noqa: A002
+        self,
+        bytes: Value,  # noqa: A002
+        root: int | None = None,
+        **options: Unpack[Options],
+    ) -> Handle | None:
         """The root gets all ranks' tensors of `bytes` each."""
         return self._collective("gather", bytes, root, **options)
 
     def scatter(
-        self, bytes: Value, root: int | None = None, **options: Unpack[Options]
-    ) -> Handle | None:  # noqa: A002
+        self,
+        bytes: Value,  # noqa: A002
+        root: int | None = None,
+        **options: Unpack[Options],
+    ) -> Handle | None:
         """Every rank gets its part of the root's tensor of `bytes`."""
         return self._collective("scatter", bytes, root, **options)
 

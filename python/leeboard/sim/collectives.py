@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Literal
 
@@ -35,6 +36,7 @@ def closed_form(
     *,
     gamma: float = 0.0,
     handshake: Literal["eager", "notify", "request"] = "eager",
+    islands: int = 1,
 ) -> float:
     r"""Seconds that a collective takes on an idle network of full bisection, all ranks at once.
 
@@ -65,6 +67,10 @@ def closed_form(
     Of a message with a handshake a latency becomes two ("notify") or three ("request"), but where
     its receive was posted long before: down a tree.
 
+    "hierarchical" on I islands of M ranks is the sum of what it consists of, with both ways the same
+    alpha and beta: all_reduce of a reduce_scatter and an all_gather by ring within islands around an
+    all_reduce by ring of 1 / M of the bytes across them; and so on (docs/sim/collectives.md).
+
     Source: R. Hockney, "The communication challenge for MPP", Parallel Computing 20, 1994 (a
     message takes alpha + n beta); R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of collective
     communication operations in MPICH", IJHPCA 19(1), 2005 (the algorithms); J. Bruck et al., IEEE
@@ -72,23 +78,25 @@ def closed_form(
 
     Args:
         collective: Its name.
-        algorithm: Its name; neither "hierarchical" nor "gloo_ring", which have no such form.
+        algorithm: Its name; not "gloo_ring", which has no such form.
         ranks: P.
         bytes: n, of the tensor that a rank passes in (broadcast, scatter: that the root does).
         alpha: Seconds, one way.
         beta: Seconds a byte.
         gamma: Seconds a byte reduced.
         handshake: "eager": messages leave at once; "notify", "request": see `Protocol`.
+        islands: Of "hierarchical", of equal size.
 
     Raises:
-        ValueError: An unknown name, a collective without this algorithm, or one without a form.
+        ValueError: An unknown name, a collective without this algorithm, or one without a form;
+            islands that do not divide the ranks.
     """
     if algorithm not in supported(collective):
         raise ValueError(
             f"algorithm: {collective} has none named {algorithm!r}, expected one of "
             f"{', '.join(supported(collective))}"
         )
-    if algorithm in ("hierarchical", "gloo_ring"):
+    if algorithm == "gloo_ring":
         raise ValueError(f"algorithm: {algorithm} has no closed form")
     if handshake not in LATENCIES:
         raise ValueError(
@@ -96,9 +104,74 @@ def closed_form(
         )
     if ranks < 1 or bytes < 0:
         raise ValueError(f"ranks, bytes: got {ranks}, {bytes}, expected at least 1, 0")
+    if not 1 <= islands <= ranks or ranks % islands:
+        raise ValueError(f"islands: got {islands}, expected a divisor of {ranks} ranks")
+    size = 0 if collective == "barrier" else bytes
+    if algorithm != "hierarchical":
+        return _flat(collective, algorithm, ranks, size, alpha, beta, gamma, handshake)
+    if handshake != "eager":
+        raise ValueError("handshake: a hierarchy has a closed form for eager only")
+    return sum(
+        _flat(*part, alpha, beta, gamma, handshake)
+        for part in _parts(collective, ranks // islands, islands, size)
+    )
+
+
+def _parts(
+    collective: str, within: int, across: int, size: float
+) -> list[tuple[str, str, int, float]]:
+    """What a hierarchy consists of: collective, algorithm, ranks, bytes."""
+    match collective:
+        case "all_reduce":
+            part = size / within
+            return [
+                ("reduce_scatter", "ring", within, size),
+                ("all_reduce", "ring", across, part),
+                ("all_gather", "ring", within, part),
+            ]
+        case "reduce_scatter":
+            return [
+                ("reduce_scatter", "ring", within, size),
+                ("reduce_scatter", "ring", across, size / within),
+            ]
+        case "all_gather":
+            return [
+                ("all_gather", "ring", across, size),
+                ("all_gather", "ring", within, across * size),
+            ]
+        case "gather":
+            return [
+                ("gather", "binomial_tree", within, size),
+                ("gather", "direct", across, within * size),
+            ]
+        case "scatter":
+            return [
+                ("scatter", "direct", across, size),
+                ("scatter", "binomial_tree", within, size / across),
+            ]
+        case "all_to_all":
+            return [(collective, "direct", within, size), (collective, "direct", across, size)]
+        case "barrier":
+            return [
+                ("barrier", "binomial_tree", within, 0),
+                ("barrier", "recursive_doubling", across, 0),
+            ]
+        case _:
+            return [(collective, "binomial_tree", n, size) for n in (within, across)]
+
+
+def _flat(
+    collective: str,
+    algorithm: str,
+    ranks: int,
+    size: float,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    handshake: str,
+) -> float:
     if ranks == 1:
         return 0.0
-    size = 0 if collective == "barrier" else bytes
     if algorithm == "ring" and collective in ("broadcast", "reduce"):
         return _chain(collective == "reduce", ranks, size, alpha, beta, gamma, handshake)
     each = LATENCIES[handshake]
@@ -113,7 +186,7 @@ def closed_form(
     return latencies * alpha + sent * beta + reduced * gamma
 
 
-def _even(collective: str, algorithm: str, ranks: int, size: int) -> tuple[int, float, float]:
+def _even(collective: str, algorithm: str, ranks: int, size: float) -> tuple[int, float, float]:
     """Rounds, bytes sent and bytes reduced of one rank where all do the same."""
     others = ranks - 1
     rounds = 1 if algorithm == "direct" else others
@@ -127,7 +200,7 @@ def _even(collective: str, algorithm: str, ranks: int, size: int) -> tuple[int, 
     return rounds, parts if collective in ("scatter", "all_to_all") else whole, 0.0
 
 
-def _doubling(collective: str, ranks: int, size: int) -> tuple[int, float, float]:
+def _doubling(collective: str, ranks: int, size: float) -> tuple[int, float, float]:
     if collective in ("all_gather", "barrier"):
         return (ranks - 1).bit_length(), float(size * (ranks - 1)), 0.0
     steps = ranks.bit_length() - 1
@@ -141,7 +214,7 @@ def _doubling(collective: str, ranks: int, size: int) -> tuple[int, float, float
     return steps + 2 * folds, kept + folds * (size + size / ranks), kept + folds * size
 
 
-def _tree(collective: str, ranks: int, size: int, handshake: str) -> tuple[int, float, float]:
+def _tree(collective: str, ranks: int, size: float, handshake: str) -> tuple[int, float, float]:
     depth = (ranks - 1).bit_length()
     each = LATENCIES[handshake]
     # Receives from above are posted before: only the first word of a receiver is waited for.
@@ -159,9 +232,9 @@ def _tree(collective: str, ranks: int, size: int, handshake: str) -> tuple[int, 
 
 
 def _chain(
-    reduce: bool, ranks: int, size: int, alpha: float, beta: float, gamma: float, handshake: str
+    reduce: bool, ranks: int, size: float, alpha: float, beta: float, gamma: float, handshake: str
 ) -> float:
-    pieces = max(1, -(-size // _PIECE))
+    pieces = max(1, math.ceil(size / _PIECE))
     piece = size / pieces
     if handshake != "eager" and pieces > 1:
         raise ValueError(f"handshake: a chain of {pieces} pieces has a closed form for eager only")

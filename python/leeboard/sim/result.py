@@ -80,6 +80,7 @@ class Result:
             platform says what it draws.
         queues: Of each queue of requests what came when (see `requests` for the summary).
         records: The timeline, a RECORD array in order of creation; empty if it was not asked for.
+        unmatched: Messages and receives that were left over: nobody waited for them.
         records_dropped: There were more records than asked for, so there are none.
         names: Of the marks.
         link_use: float32 [links, bins]: share of each link's bandwidth over time; empty if it was
@@ -101,6 +102,7 @@ class Result:
     queues: tuple[Requests, ...] = ()
     records: np.ndarray = field(default_factory=lambda: np.zeros(0, RECORD))
     records_dropped: bool = False
+    unmatched: int = 0
     names: tuple[str, ...] = ()
     link_use: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     bin: float = 0.0
@@ -154,6 +156,7 @@ class Result:
             ),
             records=np.asarray(raw["records"], RECORD),
             records_dropped=bool(raw["records_dropped"]),
+            unmatched=int(raw["unmatched"]),
             names=tuple(trace.names),
             link_use=use[rows] if use.size else np.zeros((0, 0), np.float32),
             bin=int(raw["bin_ps"]) / PICOSECONDS,

@@ -77,6 +77,7 @@ def save(result: Result, path: str | Path) -> None:
             for q in result.queues
         ],
         "records_dropped": result.records_dropped,
+        "unmatched": result.unmatched,
         "records": _pack(result.records),
     }
     with atomic(path) as file:
@@ -142,6 +143,7 @@ def _result(content: Mapping[str, Any]) -> Result:
         ),
         records=records,
         records_dropped=_of(bool, content, "records_dropped"),
+        unmatched=_of(int, content, "unmatched"),
         names=tuple(_strings(content["marks"])),
         link_use=link_use,
         bin=float(content["bin"]),

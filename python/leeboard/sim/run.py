@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 NETWORKS = ("flow", "alpha-beta")
 # Records of 56 bytes; a timeline that would grow beyond is left out unless it is asked for.
 RECORDS = 1_000_000
-BINS = 200
+# Bins of link use over time: this many, but for platforms of so many links that they would not fit.
+BINS, FEWEST_BINS, MOST_CELLS = 200, 10, 8_000_000
 _SECOND = 1e12
 
 
@@ -65,7 +66,7 @@ def run(
         "network": network,
         "seed": seed,
         "records": 2**32 if timeline else 0 if timeline is False else RECORDS,
-        "bins": BINS if links else 0,
+        "bins": _bins(2 * len(core["link_a"])) if links else 0,
     }
     raw = _C.sim_run(trace.compiled(), core, options)
     _raise_for(raw, trace)
@@ -83,6 +84,10 @@ def replay(
 ) -> Result:
     """Run a recorded trace on a platform: `run`, with no Python between events."""
     return run(trace, platform, network=network, seed=seed, timeline=timeline, links=links)
+
+
+def _bins(directions: int) -> int:
+    return max(FEWEST_BINS, min(BINS, MOST_CELLS // max(directions, 1)))
 
 
 def _raise_for(raw: dict[str, Any], trace: Trace) -> None:

@@ -53,6 +53,8 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
         yield "energy", text_of(result.energy, "J")
     yield from _few("out of memory", result.out_of_memory)
     yield from _few("failed", result.failures)
+    if result.unmatched:
+        yield "left over", f"{result.unmatched:,} messages and receives that never met"
     if result.records_dropped:
         yield "timeline", "dropped: it was larger than allowed"
     yield "simulated", f"{result.network} network, seed {result.seed}, {result.events:,} events"
