@@ -60,6 +60,8 @@ class MaxMin {
 
  private:
   static constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  // Levels that rounding alone keeps apart count as one.
+  static constexpr double kTie = 1e-12;
 
   struct Member {
     uint32_t flow;

@@ -140,6 +140,37 @@ def test_long_sequences_do_not_drift() -> None:
     check(flows, sorted(active), weights, capacity, np.inf)
 
 
+@pytest.mark.parametrize("hops", [2, 5, 30])
+def test_change_by_change_comes_to_the_same_as_from_nothing(hops: int) -> None:
+    """Far larger than the oracle can take: capacities from 1e3 to 1e12, waves that go far."""
+    random = np.random.default_rng(hops)
+    capacity = (10.0 ** random.uniform(3, 12, 500)).tolist()
+    shares = []
+    for _ in range(3000):
+        way = (random.integers(500) + np.arange(hops)) % 500 if hops == 30 else None
+        way = random.choice(500, hops, replace=False) if way is None else way
+        shares.append([(int(r), float(random.choice([1.0, 0.05]))) for r in way])
+    flows = _C.SimMaxMin(capacity, np.inf)
+    for share in shares:
+        flows.add(share)
+    active: set[int] = set()
+    for step in range(3000):
+        flow = int(random.integers(len(shares)))
+        flows.set_active(flow, flow not in active)
+        active ^= {flow}
+        if step % 5:
+            continue
+        rates = flows.solve()
+        if step % 500:
+            continue
+        fresh = _C.SimMaxMin(capacity, np.inf)
+        for share in shares:
+            fresh.add(share)
+        for flow in sorted(active):
+            fresh.set_active(flow, True)
+        np.testing.assert_allclose(rates, fresh.solve(), rtol=1e-10)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="capacity: got -1"):
         _C.SimMaxMin([-1.0], np.inf)
