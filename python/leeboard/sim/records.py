@@ -6,6 +6,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from leeboard.sim.ops import COLLECTIVES
+
 PICOSECONDS = 10**12
 NEVER = 2**64 - 1
 NO_RECORD = 2**32 - 1
@@ -58,17 +60,6 @@ class Kind(IntEnum):
 INSTANTS = (Kind.MARK, Kind.OUT_OF_MEMORY, Kind.STOPPED, Kind.DONE)
 
 # csrc/sim/program.h, in the order of Collective.
-COLLECTIVES = (
-    "all_reduce",
-    "all_gather",
-    "reduce_scatter",
-    "broadcast",
-    "reduce",
-    "gather",
-    "scatter",
-    "all_to_all",
-    "barrier",
-)
 
 _NAMES = {
     Kind.COMPUTE: "compute",
