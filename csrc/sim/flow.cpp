@@ -6,8 +6,10 @@
 namespace leeboard::sim {
 namespace {
 
-// The timer of the next completion; other timers carry a pair.
-constexpr uint64_t kCompletion = (uint64_t{1} << 40) - 1;
+// The timer of the next completion among those that share; the others carry a pair: the end of one
+// that is alone, or of its overhead.
+constexpr uint64_t kCompletion = uint64_t{1} << 40;
+constexpr uint64_t kAlone = uint64_t{1} << 41;
 
 std::vector<double> capacities_of(const Platform& platform) {
   std::vector<double> capacities;
@@ -30,6 +32,8 @@ FlowNetwork::FlowNetwork(const Platform& platform, Routes& routes, NetworkSink& 
       usage_(usage),
       shares_(capacities_of(platform), limit_of(platform.protocol)),
       services_(shares_.unlimited() + 1),
+      users_(2 * platform.links.size(), 0),
+      owner_(2 * platform.links.size(), kNil),
       ends_(shares_.unlimited() + 1) {
   if (usage_ != nullptr) {
     load_.resize(2 * platform.links.size());
@@ -51,17 +55,23 @@ uint32_t FlowNetwork::pair_of(uint32_t source, uint32_t target) {
     }
   }
   const uint32_t pair = shares_.add(shares);
-  double alone = limit_of(platform_.protocol);
+  const auto begin = static_cast<uint32_t>(ways_.size());
   for (const MaxMin::Share& share : shares) {
-    double weight = 0.0;
-    for (const MaxMin::Share& other : shares) {
-      if (other.resource == share.resource) weight += other.weight;
+    const auto same = std::find_if(ways_.begin() + begin, ways_.end(),
+                                   [&](const Way& way) { return way.resource == share.resource; });
+    if (same == ways_.end()) {
+      ways_.push_back({share.resource, share.weight});
+    } else {
+      same->weight += share.weight;
     }
-    const double nominal =
-        platform_.links[share.resource / 2].bandwidth * platform_.protocol.goodput;
-    alone = std::min(alone, nominal / weight);
   }
-  pairs_.push_back({route.latency, route.overhead, alone});
+  double alone = limit_of(platform_.protocol);
+  for (auto way = ways_.begin() + begin; way != ways_.end(); ++way) {
+    const double bandwidth = platform_.links[way->resource / 2].bandwidth;
+    alone = std::min(alone, bandwidth * platform_.protocol.goodput / way->weight);
+  }
+  pairs_.push_back(
+      {route.latency, route.overhead, alone, begin, static_cast<uint32_t>(ways_.size())});
   services_.add_flow();
   return pair;
 }
@@ -97,7 +107,42 @@ void FlowNetwork::begin(uint32_t pair, Time now) {
 }
 
 void FlowNetwork::flow(uint32_t pair, Time now) {
-  if (waiting_[pairs_[pair].first].bytes == 0) return finish(pair, now);
+  Pair& p = pairs_[pair];
+  const uint64_t bytes = waiting_[p.first].bytes;
+  if (bytes == 0) return finish(pair, now);
+  p.left = static_cast<double>(bytes);
+  bool alone = nominal_;
+  for (const Way& way : ways(p)) {
+    if (users_[way.resource]++ == 0) continue;
+    alone = false;
+    if (owner_[way.resource] != kNil) join_others(owner_[way.resource], now);
+  }
+  if (!alone) {
+    changed_ = true;
+    return shares_.activate(pair);
+  }
+  for (const Way& way : ways(p)) owner_[way.resource] = pair;
+  p.since = now;
+  p.until = now + ticks(p.left, p.alone);
+  sink_.schedule(p.until, kAlone | pair);
+}
+
+// The pair had its links to itself until now.
+void FlowNetwork::close_alone(uint32_t pair, Time now) {
+  Pair& p = pairs_[pair];
+  const double carried = p.alone * to_seconds(now - p.since);
+  for (const Way& way : ways(p)) {
+    owner_[way.resource] = kNil;
+    if (usage_ == nullptr || now == p.since) continue;
+    usage_->add(way.resource, p.since, now, way.weight * carried / platform_.protocol.goodput);
+  }
+  p.left = std::max(p.left - carried, 0.0);
+  p.until = kNever;
+}
+
+void FlowNetwork::join_others(uint32_t pair, Time now) {
+  close_alone(pair, now);
+  changed_ = true;
   shares_.activate(pair);
 }
 
@@ -120,7 +165,15 @@ void FlowNetwork::finish(uint32_t pair, Time now) {
 }
 
 void FlowNetwork::on_timer(uint64_t data, Time now) {
-  if (data != kCompletion) return flow(static_cast<uint32_t>(data), now);
+  if (data < kCompletion) return flow(static_cast<uint32_t>(data), now);
+  if (data >= kAlone) {
+    const auto pair = static_cast<uint32_t>(data);
+    // It may share by now, or be another message's.
+    if (pairs_[pair].until != now) return;
+    close_alone(pair, now);
+    for (const Way& way : ways(pairs_[pair])) --users_[way.resource];
+    return finish(pair, now);
+  }
   // Set for a time that has moved since: another timer stands.
   if (now != timer_) return;
   timer_ = kNever;
@@ -133,19 +186,24 @@ void FlowNetwork::on_timer(uint64_t data, Time now) {
     update(group);
   }
   std::sort(ended_.begin(), ended_.end());
-  for (const uint32_t pair : ended_) shares_.deactivate(pair);
+  changed_ = true;
+  for (const uint32_t pair : ended_) {
+    shares_.deactivate(pair);
+    for (const Way& way : ways(pairs_[pair])) --users_[way.resource];
+  }
   for (const uint32_t pair : ended_) finish(pair, now);
 }
 
 void FlowNetwork::settle(Time now) {
+  if (!changed_) return;
+  changed_ = false;
   shares_.solve();
   const uint32_t unlimited = shares_.unlimited();
   for (const ResourceId resource : shares_.visited()) services_.advance(resource, now);
   services_.advance(unlimited, now);
   for (const auto [pair, before] : shares_.moved()) {
-    const double left = before == MaxMin::kNobody
-                            ? static_cast<double>(waiting_[pairs_[pair].first].bytes)
-                            : services_.part(pair, before);
+    const double left =
+        before == MaxMin::kNobody ? pairs_[pair].left : services_.part(pair, before);
     services_.join(pair, shares_.group(pair), left);
   }
   for (const ResourceId resource : shares_.visited()) update(resource);
@@ -186,7 +244,12 @@ Time FlowNetwork::ideal(uint32_t source, uint32_t target, uint64_t bytes) {
   return pair.overhead + ticks(static_cast<double>(bytes), pair.alone) + pair.latency;
 }
 
-void FlowNetwork::set_factor(uint32_t link, double factor, Time) {
+void FlowNetwork::set_factor(uint32_t link, double factor, Time now) {
+  nominal_ = false;
+  changed_ = true;
+  for (const ResourceId resource : {2 * link, 2 * link + 1}) {
+    if (owner_[resource] != kNil) join_others(owner_[resource], now);
+  }
   const double capacity = platform_.links[link].bandwidth * platform_.protocol.goodput * factor;
   shares_.set_capacity(2 * link, capacity);
   shares_.set_capacity(2 * link + 1, capacity);
