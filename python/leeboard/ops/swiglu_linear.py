@@ -52,8 +52,9 @@ def swiglu_linear(
 
     Args:
         x: [..., K], K >= 1; float32, bfloat16, float16 (float64 by the reference).
-        gate, up: [I, K]; each of x's dtype, or bfloat16 with float32 x, or a `QuantizedWeight` (int8
-            and int4 on CPUs; fp8 there by the reference). Formats may differ.
+        gate: [I, K]; of x's dtype, or bfloat16 with float32 x, or a `QuantizedWeight` (int8 and int4
+            on CPUs; fp8 there by the reference). Formats of the three may differ.
+        up: [I, K], likewise.
         down: [N, I], likewise.
         norm_weight: [K] of x's dtype (float32 also goes with half precision), or None for no norm.
         eps: Added to the mean square of the norm; >= 0.
