@@ -13,8 +13,8 @@ _RUN = """\
 Run a program or a recorded trace on a platform, in simulated time.
 
 PLATFORM is a YAML file (docs/sim/platforms.md). PROGRAM is a trace (of any format that
-`leeboard sim trace` reads) or a Python file. A Python file is executed, so trust it; with `__name__` set to "program" and its own
-folder on the path. It must define one of
+`leeboard sim trace` reads) or a Python file. A Python file is executed, so trust it; `__name__` is
+"program", and its own folder is on the path. It must define one of
 
   def build(args): ...    a function that takes the words after `--` (a list of str) and returns a
                           leeboard.sim.Program or Trace; it is preferred
