@@ -45,6 +45,7 @@ class DeviceClock {
   Time free = 0;  // the device is busy until then
   Time busy = 0;  // time it has worked or will have worked by `free`
   uint32_t last_record = UINT32_MAX;
+  Time stopped = kNever;  // a process found it down for good, from then on
 
   void set_changes(std::span<const Change> changes) { changes_ = changes; }
   bool steady() const { return changes_.empty(); }
@@ -74,7 +75,7 @@ class DeviceClock {
       *stopped = at;
       return kNever;
     }
-    return at + static_cast<Time>(std::nearbyint(left / factor));
+    return at + from_picoseconds(left / factor);
   }
 
   // The first time from `time` on at which the device is up; kNever as above.

@@ -56,6 +56,8 @@ Outcome Engine::run() {
         if (options_.interrupted && options_.interrupted()) throw Interrupted();
       }
     }
+    // What the last messages carried is booked.
+    if (dirty_) network_->settle(now_);
     conclude();
   } catch (const Mismatch& mismatch) {
     outcome_.status = Status::kMismatch;
@@ -101,8 +103,7 @@ void Engine::handle(uint64_t data) {
 }
 
 void Engine::push(EventKind kind, uint64_t value, Time at) {
-  if (at > kLongest) throw std::overflow_error("the simulation runs past 106 days");
-  queue_.push(at, event(static_cast<uint8_t>(kind), value));
+  queue_.push(within(at), event(static_cast<uint8_t>(kind), value));
 }
 
 void Engine::schedule(Time at, uint64_t data) { push(EventKind::kNetwork, data, at); }
@@ -122,9 +123,7 @@ void Engine::advance(uint32_t index) {
       steps_ = 0;
       if (options_.interrupted && options_.interrupted()) throw Interrupted();
       // A loop of compute alone never comes back to the queue.
-      if (processes_[index].clock > kLongest) {
-        throw std::overflow_error("the simulation runs past 106 days");
-      }
+      within(processes_[index].clock);
     }
   }
 }
@@ -136,7 +135,7 @@ bool Engine::fetch(Process& p) {
       p.finished = true;
       --running_;
       auto& totals = outcome_.ranks[p.rank];
-      totals.finish = std::max(totals.finish, p.clock);
+      totals.finish = std::max(totals.finish, within(p.clock));
       if (p.sync_waiter != kNil) {
         const uint32_t waiter = p.sync_waiter;
         p.sync_waiter = kNil;
@@ -147,6 +146,7 @@ bool Engine::fetch(Process& p) {
     p.item = items.front();
     items.pop_front();
     p.op = p.item.op;
+    if (p.item.request != kKnown) p.request = p.item.request;
     return true;
   }
   while (p.pc == p.end) {
@@ -154,7 +154,7 @@ bool Engine::fetch(Process& p) {
       p.finished = true;
       --running_;
       auto& totals = outcome_.ranks[p.rank];
-      totals.finish = std::max(totals.finish, p.clock);
+      totals.finish = std::max(totals.finish, within(p.clock));
       return false;
     }
     p.pc = p.return_pc;
@@ -247,8 +247,7 @@ bool Engine::begin(uint32_t index) {
     case OpKind::kTake:
       return take(index, op);
     case OpKind::kDone:
-      answer(p, op);
-      return true;
+      return answer(index, op);
   }
   throw std::logic_error("an op of unknown kind");
 }
@@ -272,6 +271,7 @@ bool Engine::launch(uint32_t index, const Op& op) {
     if (slot.state == Slot::State::kResolved) {
       tickets_[ticket].at = slot.at;
       tickets_[ticket].record = slot.record;
+      tickets_[ticket].request = slot.request;
       tickets_[ticket].resolved = true;
     } else {
       tickets_[ticket].next = slot.ticket;
@@ -285,7 +285,9 @@ bool Engine::launch(uint32_t index, const Op& op) {
   const int32_t stream = op.stream != 0 ? op.stream : 256 + op.tag;
   const uint32_t other = stream_of(index, stream);
   Process& p = processes_[other];
-  items_[p.items].push_back({&op, ticket, number});
+  const uint32_t works_on = ranks_[rank].request;
+  items_[p.items].push_back({&op, ticket, number, works_on == p.told ? kKnown : works_on});
+  p.told = works_on;
   if (p.finished) {
     p.finished = false;
     ++running_;
@@ -341,6 +343,7 @@ bool Engine::finish_wait(uint32_t index) {
   close(p);
   if (p.inherit != kNil) {
     ranks_[p.rank].request = p.inherit;
+    if (p.stream != 0) p.request = p.told = p.inherit;
     p.inherit = kNil;
   }
   if (op.kind == OpKind::kTake) {
@@ -363,7 +366,7 @@ bool Engine::finish_wait(uint32_t index) {
   return true;
 }
 
-// Communication that the rank's own computing does not hide.
+// Communication that computing on the rank's device does not hide.
 void Engine::account(const Process& p) {
   if (p.stream != 0) return;
   const DeviceClock& device = devices_[ranks_[p.rank].device];
@@ -399,10 +402,12 @@ void Engine::resolve(const Endpoint& endpoint, Time at, uint32_t cause, uint32_t
     const uint32_t next = t.next;
     t.at = at;
     t.record = cause;
+    t.request = request;
     t.resolved = true;
     t.next = kNil;
     if (t.waiter != kNil) {
       const uint32_t waiter = t.waiter;
+      if (request != kNil) processes_[waiter].inherit = request;
       tickets_.release(ticket);
       resolve_process(waiter, 0, at, cause);
     }

@@ -7,6 +7,7 @@
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -135,11 +136,12 @@ class Engine final : public NetworkSink {
     Endpoint sender, receiver;
     Time ready = 0;  // when the sender offered it; then when it began to leave
     Time arrived = kNever;
-    uint32_t sender_record = kNoRecord, receiver_record = kNoRecord;
+    uint32_t sender_record = kNoRecord;
     uint32_t record = kNoRecord;
     uint32_t request = kNil;
     uint32_t op = 0;
     uint32_t next = kNil;
+    uint32_t place = 0;  // among those of its pair, where these are matched by arrival
     bool eager = false, matched = false;
   };
 
@@ -152,6 +154,13 @@ class Engine final : public NetworkSink {
     uint32_t op = 0;
     uint32_t record = kNoRecord;
     uint32_t next = kNil;
+  };
+
+  // Of a pair of ranks whose messages are matched by arrival: they enter in the order in which they
+  // were sent, though the word of a large one is faster than the bytes of one before it.
+  struct Order {
+    uint32_t sent = 0, entered = 0;
+    std::map<uint32_t, uint32_t> early;  // places to messages
   };
 
   // Matching with wildcards goes by arrival, in lists.
@@ -174,6 +183,7 @@ class Engine final : public NetworkSink {
   struct Ticket {
     Time at = kNever;
     uint32_t record = kNoRecord;
+    uint32_t request = kNil;
     uint32_t waiter = kNil;
     uint32_t next = kNil;  // of the slot, or of the pool
     bool resolved = false;
@@ -183,10 +193,12 @@ class Engine final : public NetworkSink {
     uint64_t begin, left;
   };
 
+  static constexpr uint32_t kKnown = kNil - 1;
   struct Item {
     const Op* op;
-    uint32_t ticket;  // of a wait
-    uint32_t number;  // of a collective
+    uint32_t ticket;   // of a wait
+    uint32_t number;   // of a collective
+    uint32_t request;  // that the thread works on; kKnown: no other than the stream was told of
   };
 
   // A rank in a group.
@@ -220,6 +232,8 @@ class Engine final : public NetworkSink {
     // Streams.
     uint32_t items = kNil;
     Item item{};
+    uint32_t request = kNil;  // that a stream works on
+    uint32_t told = kNil;     // which one it was last told of, or told its thread
     uint32_t sync_waiter = kNil;
     // The collective it is in.
     uint32_t instance = kNil, me = 0, round = 0, rounds = 0, posted = 0;
@@ -232,6 +246,7 @@ class Engine final : public NetworkSink {
     uint32_t world_collectives = 0;
     bool wildcard = false;  // it has receives from anywhere or of any tag
     bool shared = false;    // others compute on its device, or its own streams do
+    bool failed = false;    // its device is down for good
     RandomStream random;
   };
 
@@ -256,7 +271,6 @@ class Engine final : public NetworkSink {
   // engine.cpp: the loop, and what a thread does next.
   void handle(uint64_t data);
   void note(uint64_t a, uint64_t b);
-  void resume(uint32_t process);
   void advance(uint32_t process);
   bool fetch(Process& p);
   bool execute(uint32_t process);
@@ -276,6 +290,7 @@ class Engine final : public NetworkSink {
   void push(EventKind kind, uint64_t value, Time at);
   void load();
   void conclude();
+  void explain(const Process& p, Blocked& blocked) const;
   uint32_t op_index(const Op* op) const {
     return op == nullptr ? 0 : static_cast<uint32_t>(op - program_.ops.data());
   }
@@ -303,6 +318,7 @@ class Engine final : public NetworkSink {
   void start(uint32_t message, Time at);
   void leave(uint32_t message);
   void arrive_in_inbox(uint32_t message);
+  void enter(uint32_t message);
 
   // engine_collectives.cpp
   bool join(uint32_t process, const Op& op);
@@ -315,7 +331,6 @@ class Engine final : public NetworkSink {
 
   // engine_fold.cpp: rings of all ranks that nobody watches, without their messages.
   bool can_fold() const;
-  bool folds(const Instance& instance) const;
   bool join_folded(uint32_t process);
   void fold(Instance& instance);
   uint64_t reduced_by(const Schedule& schedule, uint32_t rank, uint32_t round);
@@ -323,7 +338,7 @@ class Engine final : public NetworkSink {
   // engine_requests.cpp
   bool take(uint32_t process, const Op& op);
   void leave_loop(Process& p, const Op& op);
-  void answer(Process& p, const Op& op);
+  bool answer(uint32_t process, const Op& op);
   void arrive(uint32_t request);
   void issue(uint32_t queue, Time from);
   void release_takers(uint32_t queue);
@@ -353,6 +368,7 @@ class Engine final : public NetworkSink {
   Pool<Ticket> tickets_;
   Mailbox mailbox_;
   std::unordered_map<uint32_t, Inbox> inboxes_;
+  std::unordered_map<uint64_t, Order> orders_;  // source << 32 | target
   std::deque<Instance> instances_;
   uint32_t free_instance_ = kNil;
   std::unordered_map<uint64_t, uint32_t> instance_index_;  // group << 32 | number

@@ -50,10 +50,6 @@ Algorithm Engine::choose(const Op& op, uint32_t ranks) const {
       }
     }
   }
-  if (!supports(collective, algorithm)) {
-    throw std::runtime_error(std::string(name_of(collective)) + " has no algorithm " +
-                             name_of(algorithm));
-  }
   return algorithm;
 }
 
@@ -95,7 +91,12 @@ uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t number) {
   instance.number = number;
   instance.first_rank = rank;
   instance.here.assign(size, false);
+  const auto collective = static_cast<Collective>(op.flags);
   const Algorithm algorithm = choose(op, size);
+  if (!supports(collective, algorithm)) {
+    throw std::runtime_error(std::string(name_of(collective)) + " has no algorithm " +
+                             name_of(algorithm));
+  }
   if (algorithm == Algorithm::kHierarchical) {
     std::vector<uint32_t> island_of;
     for (uint32_t k = 0; k < size && !platform_.island.empty(); ++k) {
@@ -108,7 +109,7 @@ uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t number) {
   if (const uint64_t table = op.b >> 32; table > 0) {
     sizes = {program_.sizes.data() + program_.size_offsets[table - 1], uint64_t{size} * size};
   }
-  instance.schedule = {static_cast<Collective>(op.flags),
+  instance.schedule = {collective,
                        algorithm,
                        size,
                        static_cast<uint32_t>(std::max(op.peer, 0)),
@@ -143,7 +144,7 @@ bool Engine::join(uint32_t index, const Op& op) {
   p.since = p.clock;
   p.busy = devices_[ranks_[p.rank].device].busy_until(p.clock);
   p.round = p.posted = 0;
-  if (folds(instance)) return join_folded(index);
+  if (can_fold_) return join_folded(index);
   p.rounds = instance.schedule.rounds(p.me);
   return run_rounds(index);
 }

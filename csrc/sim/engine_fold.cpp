@@ -7,9 +7,18 @@
 #include "engine.h"
 
 namespace leeboard::sim {
+namespace {
+
+bool is_ring(Collective collective, Algorithm algorithm) {
+  return algorithm == Algorithm::kRing &&
+         (collective == Collective::kAllReduce || collective == Collective::kAllGather ||
+          collective == Collective::kReduceScatter);
+}
+
+}  // namespace
 
 // Whether rings may be folded at all: nobody looks at single messages, and whatever a rank has on
-// its links belongs to the collective that it is in.
+// its links belongs to a ring: messages of another collective would come in between.
 bool Engine::can_fold() const {
   const Protocol& protocol = platform_.protocol;
   if (alpha_beta_ == nullptr || usage_ != nullptr || timeline_.on() ||
@@ -24,7 +33,10 @@ bool Engine::can_fold() const {
       case OpKind::kTake:
         return false;
       case OpKind::kCollective:
-        if (op.tag != 0 || op.slot >= 0) return false;
+        if (op.tag != 0 || op.slot >= 0 ||
+            !is_ring(static_cast<Collective>(op.flags), choose(op, program_.ranks()))) {
+          return false;
+        }
         break;
       default:
         break;
@@ -44,13 +56,6 @@ bool Engine::can_fold() const {
   }
   // Two devices on one link would share it as first and last.
   return platform_.switches > 0;
-}
-
-bool Engine::folds(const Instance& instance) const {
-  if (!can_fold_ || instance.schedule.algorithm != Algorithm::kRing) return false;
-  const Collective collective = instance.schedule.collective;
-  return collective == Collective::kAllReduce || collective == Collective::kAllGather ||
-         collective == Collective::kReduceScatter;
 }
 
 bool Engine::join_folded(uint32_t index) {

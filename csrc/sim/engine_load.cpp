@@ -111,17 +111,39 @@ void Engine::load() {
   }
 }
 
-void Engine::conclude() {
-  for (const RankTotals& totals : outcome_.ranks) {
-    outcome_.makespan = std::max(outcome_.makespan, totals.finish);
+// If a process has to do with the collective that `blocked` waits for: which one, who is missing.
+void Engine::explain(const Process& p, Blocked& blocked) const {
+  if (p.instance == kNil || op_index(p.op) != blocked.op) {
+    if (p.items == kNil) return;
+    for (const Item& item : items_[p.items]) {
+      if (op_index(item.op) == blocked.op) blocked.number = item.number;
+    }
+    return;
   }
+  const Instance& instance = instances_[p.instance];
+  blocked.number = instance.number;
+  const uint64_t members = program_.group_offsets[instance.group];
+  for (uint32_t k = 0; k < instance.here.size() && blocked.missing.size() < 8; ++k) {
+    if (!instance.here[k]) {
+      blocked.missing.push_back(static_cast<uint32_t>(program_.group_members[members + k]));
+    }
+  }
+}
+
+void Engine::conclude() {
   outcome_.unmatched = mailbox_.size();
   for (const auto& [rank, inbox] : inboxes_) {
     outcome_.unmatched += inbox.messages.size() + inbox.receives.size();
   }
+  for (const auto& [pair, order] : orders_) outcome_.unmatched += order.early.size();
   for (uint32_t index = 0; index < processes_.size(); ++index) {
-    const Process& p = processes_[index];
+    Process& p = processes_[index];
     if (p.finished || p.stopped) continue;
+    // What else it has on a device that is down for good does not wait for anything.
+    if (const Time stopped = devices_[ranks_[p.rank].device].stopped; stopped != kNever) {
+      stop(p, std::max(stopped, p.since));
+      continue;
+    }
     Blocked blocked{
         p.rank, static_cast<uint8_t>(std::min(p.stream, int32_t{255})), op_index(p.op), p.since, 0,
         {}};
@@ -129,18 +151,16 @@ void Engine::conclude() {
       for (const Slot& slot : slots_[p.rank]) {
         if (slot.waiter == index) blocked.op = slot.op;
       }
-    }
-    if (p.instance != kNil) {
-      const Instance& instance = instances_[p.instance];
-      blocked.number = instance.number;
-      const uint64_t members = program_.group_offsets[instance.group];
-      for (uint32_t k = 0; k < instance.here.size() && blocked.missing.size() < 8; ++k) {
-        if (!instance.here[k]) {
-          blocked.missing.push_back(static_cast<uint32_t>(program_.group_members[members + k]));
-        }
+      // A collective is in the hands of a stream.
+      for (uint32_t i = p.next_stream; i != kNil; i = processes_[i].next_stream) {
+        explain(processes_[i], blocked);
       }
     }
+    explain(p, blocked);
     outcome_.blocked.push_back(std::move(blocked));
+  }
+  for (const RankTotals& totals : outcome_.ranks) {
+    outcome_.makespan = std::max(outcome_.makespan, totals.finish);
   }
   if (!outcome_.blocked.empty()) {
     outcome_.status = Status::kDeadlock;

@@ -27,13 +27,19 @@ bool Engine::up(Process& p) {
   return true;
 }
 
+// A rank has failed once its thread or one of its streams has.
 void Engine::stop(Process& p, Time at) {
+  Rank& rank = ranks_[p.rank];
+  Time& stopped = devices_[rank.device].stopped;
+  stopped = std::min(stopped, at);
   p.stopped = true;
-  --running_;
-  if (p.stream != 0) return;
-  outcome_.failed.emplace_back(p.rank, at);
   p.clock = at;
-  outcome_.ranks[p.rank].finish = at;
+  --running_;
+  Time& finish = outcome_.ranks[p.rank].finish;
+  finish = std::max(finish, at);
+  if (rank.failed) return;
+  rank.failed = true;
+  outcome_.failed.emplace_back(p.rank, at);
   record(p, RecordKind::kStopped, at, p.last);
 }
 
@@ -76,13 +82,18 @@ bool Engine::compute(Process& p, Time length) {
   const Time start = std::max(p.clock, device.free);
   const uint32_t prev = device.free > p.clock ? device.last_record : p.last;
   Time stopped = 0;
-  const Time end = device.finish(start, length, &stopped);
+  // One less than the longest: the sum of both fits.
+  within(start + 1);
+  const Time end = device.finish(start, within(length), &stopped);
   if (end == kNever) {
-    outcome_.ranks[p.rank].compute += stopped - std::min(start, stopped);
+    const Time done = stopped - std::min(start, stopped);
+    outcome_.ranks[p.rank].compute += done;
+    device.busy += done;
+    device.free = std::max(device.free, stopped);
     stop(p, stopped);
     return false;
   }
-  p.clock = end;
+  p.clock = within(end);
   device.free = end;
   device.busy += end - start;
   outcome_.ranks[p.rank].compute += end - start;
@@ -131,6 +142,7 @@ bool Engine::wait(uint32_t index, const Op& op) {
     if (ticket.resolved) {
       p.resume_at[0] = ticket.at;
       p.cause[0] = ticket.record;
+      p.inherit = ticket.request;
       tickets_.release(p.item.ticket);
     } else {
       ticket.waiter = index;

@@ -4,6 +4,11 @@
 #include "engine.h"
 
 namespace leeboard::sim {
+namespace {
+
+uint64_t pair_key(uint32_t source, uint32_t target) { return (uint64_t{source} << 32) | target; }
+
+}  // namespace
 
 bool Engine::send(uint32_t index, const Op& op) {
   if (!in_step(index)) return false;
@@ -55,7 +60,8 @@ void Engine::offer(Process& p, uint32_t target, int32_t tag, uint32_t channel, u
   m.sender = sender;
   m.ready = ready;
   m.sender_record = p.last;
-  m.request = ranks_[p.rank].request;
+  // Messages of the program carry requests along; those of collectives are nobody's.
+  if (channel == 0) m.request = p.request != kNil ? p.request : ranks_[p.rank].request;
   m.op = op_index(p.op);
   m.eager = platform_.protocol.eager(bytes);
   outcome_.ranks[p.rank].sent += bytes;
@@ -67,6 +73,7 @@ void Engine::offer(Process& p, uint32_t target, int32_t tag, uint32_t channel, u
   }
   if (channel == 0 && ranks_[target].wildcard) {
     // Matched by arrival: of the message itself, or of the word that it is there.
+    m.place = orders_[pair_key(m.source, target)].sent++;
     if (m.eager) return start(index, ready);
     const Time word = ready + latency(m.source, target);
     return push(EventKind::kInbox, index, word);
@@ -109,7 +116,23 @@ void Engine::expect(uint32_t target, uint32_t source, int32_t tag, uint32_t chan
 }
 
 void Engine::arrive_in_inbox(uint32_t index) {
-  Message& m = messages_[index];
+  const Message& m = messages_[index];
+  Order& order = orders_[pair_key(m.source, m.target)];
+  if (m.place != order.entered) {
+    order.early.emplace(m.place, index);
+    return;
+  }
+  enter(index);
+  ++order.entered;
+  for (auto it = order.early.begin(); it != order.early.end() && it->first == order.entered;) {
+    enter(it->second);
+    ++order.entered;
+    it = order.early.erase(it);
+  }
+}
+
+void Engine::enter(uint32_t index) {
+  const Message& m = messages_[index];
   Inbox& inbox = inboxes_[m.target];
   for (auto it = inbox.receives.begin(); it != inbox.receives.end(); ++it) {
     const Receive& r = receives_[*it];
@@ -149,7 +172,11 @@ void Engine::match(uint32_t index, const Receive& receive) {
   const Time back = latency(m.target, m.source);
   const bool asks = platform_.protocol.handshake == Handshake::kRequest;
   const bool by_arrival = m.channel == 0 && ranks_[m.target].wildcard;
-  if (asks || by_arrival) from_sender += latency(m.source, m.target) + back;
+  if (by_arrival) {
+    from_sender = now_ + back;
+  } else if (asks) {
+    from_sender += latency(m.source, m.target) + back;
+  }
   const Time from_receiver = receive.posted + back;
   if (from_receiver > from_sender) m.sender_record = receive.record;
   start(index, std::max({from_sender, from_receiver, now_}));
@@ -201,14 +228,14 @@ void Engine::delivered(uint32_t index, Time departed, Time arrived) {
   Message& m = messages_[index];
   --in_flight_;
   ++outcome_.messages;
-  if (arrived > kLongest) throw std::overflow_error("the simulation runs past 106 days");
+  within(arrived);
   if (platform_.protocol.jitter > 0.0 || platform_.protocol.loss > 0.0) {
     // A pair's messages are handed over in order.
-    Time& last = last_arrival_[(uint64_t{m.source} << 32) | m.target];
+    Time& last = last_arrival_[pair_key(m.source, m.target)];
     arrived = last = std::max(last, arrived);
   }
   outcome_.ranks[m.target].received += m.bytes;
-  note(arrived, (uint64_t{m.source} << 32) | m.target);
+  note(arrived, pair_key(m.source, m.target));
   m.arrived = arrived;
   if (timeline_.on()) {
     const uint32_t a = ranks_[m.source].device, b = ranks_[m.target].device;

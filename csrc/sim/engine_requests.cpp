@@ -81,9 +81,13 @@ void Engine::leave_loop(Process& p, const Op& op) {
   p.loops.pop_back();
 }
 
-void Engine::answer(Process& p, const Op& op) {
-  uint32_t& held = ranks_[p.rank].request;
+bool Engine::answer(uint32_t index, const Op& op) {
   const auto queue = static_cast<uint32_t>(op.tag);
+  const bool closed = program_.queues[queue].kind == Queue::Kind::kClosed;
+  // The client who has its answer first asks first.
+  if (closed && !in_step(index)) return false;
+  Process& p = processes_[index];
+  uint32_t& held = ranks_[p.rank].request;
   if (held == kNil || outcome_.requests[held].queue != queue ||
       outcome_.requests[held].done != kNever) {
     throw std::runtime_error("rank " + std::to_string(p.rank) + " answers a request of queue " +
@@ -92,7 +96,8 @@ void Engine::answer(Process& p, const Op& op) {
   outcome_.requests[held].done = p.clock;
   held = kNil;
   record(p, RecordKind::kDone, p.clock, p.last, 0, -1, op.tag);
-  if (program_.queues[queue].kind == Queue::Kind::kClosed) issue(queue, p.clock);
+  if (closed) issue(queue, p.clock);
+  return true;
 }
 
 }  // namespace leeboard::sim
