@@ -202,6 +202,11 @@ def test_what_is_wrong_is_one_line(
         (["run", "star.yaml", "talk.py", "3"], "words for the program follow --"),
         (["run", "star.yaml", "variable.py", "--", "3"], "defines no build(args) to take 3"),
         (["run", "star.yaml", "talk.py", "--out", "no/where.json"], "there is no folder no"),
+        (["run", "star.yaml", "talk.py", "--out", "."], "--out .: is a folder"),
+        (
+            ["run", "star.yaml", "talk.py", "--no-timeline", "--critical-path"],
+            "--critical-path needs the timeline, which --no-timeline leaves out",
+        ),
         (["run", "star.yaml", "talk.py", "--seed", "-1"], "seed: got -1"),
         (["show", "star.yaml"], "star.yaml: not a result"),
         (["show", "missing.json"], "missing.json"),

@@ -292,7 +292,13 @@ def test_a_run_can_be_interrupted() -> None:
 
 @pytest.mark.parametrize(
     ("argument", "match"),
-    [({"network": "tcp"}, "network: got 'tcp'"), ({"seed": -1}, "seed: got -1")],
+    [
+        ({"network": "tcp"}, "network: got 'tcp'"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"seed": 2**64}, "seed: got 18446744073709551616, expected an integer from 0"),
+        ({"seed": 1.5}, "seed: got 1.5"),
+        ({"seed": "1"}, "seed: got '1'"),
+    ],
 )
 def test_bad_arguments_are_named(argument: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):

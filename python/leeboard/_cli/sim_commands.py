@@ -173,8 +173,13 @@ def deadlock(error: DeadlockError) -> str:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """What cannot be written is said before anything runs."""
+    if getattr(args, "no_timeline", False) and (args.perfetto or args.critical_path):
+        wanted = "--perfetto" if args.perfetto else "--critical-path"
+        raise ValueError(f"{wanted} needs the timeline, which --no-timeline leaves out")
     for name in ("out", "plot", "perfetto"):
         path: Path | None = getattr(args, name, None)
+        if path is not None and path.is_dir():
+            raise IsADirectoryError(f"--{name} {path}: is a folder")
         if path is not None and not path.parent.is_dir():
             raise FileNotFoundError(f"--{name} {path}: there is no folder {path.parent}")
 

@@ -198,7 +198,7 @@ class Builder(CollectiveBuilder):
         """Answer the request that the rank works on.
 
         A rank works on the request that it took, or that came with the last message it received:
-        messages carry the request that their sender works on.
+        messages carry the request that their sender works on; those of collectives do not.
         """
         number = self._queue("done", queue)
         self._add(OpKind.DONE, tag=number)

@@ -11,6 +11,7 @@ from leeboard.sim.errors import (
     DeadlockError,
     SimulationError,
 )
+from leeboard.sim.names import integer
 from leeboard.sim.program import Program
 from leeboard.sim.result import Result
 from leeboard.sim.trace import OpKind, Trace
@@ -47,7 +48,9 @@ def run(
             seeds give equal events (`Result.event_hash`).
         timeline: Whether to keep what happened when (critical path, Perfetto, timeline plot). None:
             yes, unless it grows beyond a million records.
-        links: Whether to keep what each link carried over time.
+        links: Whether to keep what each link carried over time. With neither, the messages of rings
+            that have the alpha-beta network to themselves are counted and timed all the same, but
+            are no events of their own: the hash is another.
 
     Raises:
         DeadlockError: Nothing can happen any more; it says which rank waits for what, since when.
@@ -58,8 +61,7 @@ def run(
     """
     if network not in NETWORKS:
         raise ValueError(f"network: got {network!r}, expected one of {', '.join(NETWORKS)}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed: got {seed}, expected 0 <= seed < 2**64")
+    seed = integer("seed", seed, 0, 2**64 - 1)
     trace = program.trace() if isinstance(program, Program) else program
     core = platform.core()
     options = {

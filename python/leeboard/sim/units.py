@@ -91,7 +91,7 @@ TIME = Dimension(
     largest=math.nextafter(LONGEST, 0.0),
 )
 FLOPS = Dimension("rate", "FLOP/s", "8 TFLOP/s", _scaled("FLOP/s", _LARGE), _shown("FLOP/s"))
-FLOP = Dimension("amount of work", "FLOP", "2 GFLOP", _scaled("FLOP", _LARGE), _shown("FLOP"))
+FLOP = Dimension("count", "FLOP", "2 GFLOP", _scaled("FLOP", _LARGE), _shown("FLOP"))
 POWER = Dimension(
     "power",
     "W",
