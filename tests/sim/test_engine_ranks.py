@@ -284,9 +284,13 @@ def test_a_run_can_be_interrupted() -> None:
     with program.loop(10**12):
         program.compute(seconds=1e-12)
     timer = threading.Timer(0.2, _thread.interrupt_main)
-    with pytest.raises(KeyboardInterrupt):
+
+    def interrupted() -> None:
         timer.start()
         sim.run(program, star(1), timeline=False)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     timer.join()
 
 
