@@ -319,6 +319,8 @@ def test_tables_go_to_csv_and_pandas(tmp_path: Path) -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="network: got 'packets', expected one of flow"):
         sweep(served(), star(), network="packets")
+    with pytest.raises(ValueError, match="seeds: got -1, expected an integer from 0"):
+        sweep(served(), star(), seeds=[0, -1])
     with pytest.raises(TypeError, match=r"platforms\[1\]: got 3"):
         sweep(served(), [star(), 3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="same parameters"):

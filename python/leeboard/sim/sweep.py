@@ -14,6 +14,7 @@ import numpy as np
 
 from leeboard._version import __version__
 from leeboard.sim.grid import Point, grid, points_of
+from leeboard.sim.names import integer
 from leeboard.sim.sweep_file import SweepFile, fingerprint
 from leeboard.sim.table import Table
 
@@ -127,6 +128,9 @@ def sweep(
     Returns:
         A row per point, in order: platforms, then networks, then seeds. A point that fails is a row
         with its error.
+
+    Raises:
+        ValueError: A platform, network or seed is none; nothing has run.
     """
     from leeboard.sim.program import Program
     from leeboard.sim.run import NETWORKS
@@ -138,7 +142,7 @@ def sweep(
             raise ValueError(f"network: got {name!r}, expected one of {', '.join(NETWORKS)}")
     compiled = trace.trace() if isinstance(trace, Program) else trace
     print_of_trace = fingerprint(__version__, compiled.core())
-    chosen = list(seeds)
+    chosen = [integer("seeds", seed, 0, 2**64 - 1) for seed in seeds]
     labels, tasks = [], []
     for point in points:
         print_of_platform = fingerprint(point.platform.core(), point.platform.power())
