@@ -149,10 +149,14 @@ void Engine::conclude() {
         {}};
     if (p.op != nullptr && p.op->kind == OpKind::kWait) {
       for (const Slot& slot : slots_[p.rank]) {
-        if (slot.waiter == index) blocked.op = slot.op;
+        bool waited = slot.waiter == index;
+        for (uint32_t t = slot.ticket; t != kNil && p.stream != 0; t = tickets_[t].next) {
+          waited = waited || t == p.item.ticket;
+        }
+        if (waited) blocked.op = slot.op;
       }
       // A collective is in the hands of a stream.
-      for (uint32_t i = p.next_stream; i != kNil; i = processes_[i].next_stream) {
+      for (uint32_t i = processes_[p.rank].next_stream; i != kNil; i = processes_[i].next_stream) {
         explain(processes_[i], blocked);
       }
     }

@@ -236,3 +236,21 @@ def test_a_stream_takes_over_the_request_of_what_it_waits_for() -> None:
         program[2].done(queue)
     result = sim.run(program, star(3))
     assert result.queues[0].latency == pytest.approx([5.002, 5.902])
+
+
+def test_a_deadlock_says_what_streams_wait_for() -> None:
+    program = sim.Program(2)
+    arrived = program[0].irecv(1, tag=7)
+    program[0].wait(arrived, stream=2)
+    program[0].synchronize(2)
+    program[1].all_reduce(bytes=8, async_op=True)
+    gathered = program[1].all_reduce(bytes=16, async_op=True)
+    program[1].wait(gathered, stream=3)
+    program[1].synchronize()
+    with pytest.raises(sim.DeadlockError) as caught:
+        sim.run(program, star(2))
+    waits = {(entry.rank, entry.stream): entry.waits_for for entry in caught.value.blocked}
+    assert waits[0, 0] == "its stream 2"
+    assert waits[0, 2] == "a message of rank 1 (tag 7)"
+    assert waits[1, 0] == "its streams"
+    assert waits[1, 3].startswith("collective 1 of group 0 (all_reduce 16 B")

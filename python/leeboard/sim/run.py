@@ -117,6 +117,8 @@ def _blocked(entry: dict[str, Any], trace: Trace) -> Blocked:
         text = f"collective {entry['number']} of group {tag} ({trace.describe_op(entry['op'])})"
         if entry["missing"]:
             text += f", to which rank(s) {', '.join(map(str, entry['missing']))} have not come"
+    elif kind is OpKind.SYNC:
+        text = "its streams" if peer < 0 else f"its stream {peer}"
     elif kind is OpKind.TAKE:
         text = f"a request of queue {tag}"
     else:
