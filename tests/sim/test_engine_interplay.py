@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 
 import numpy as np
@@ -254,3 +255,21 @@ def test_a_deadlock_says_what_streams_wait_for() -> None:
     assert waits[0, 2] == "a message of rank 1 (tag 7)"
     assert waits[1, 0] == "its streams"
     assert waits[1, 3].startswith("collective 1 of group 0 (all_reduce 16 B")
+
+
+@pytest.mark.parametrize("network", ["flow", "alpha-beta"])
+def test_a_deadlock_names_the_links_that_are_down(network: str) -> None:
+    program = sim.Program(2)
+    program[0].compute(seconds=1)
+    program[0].send(1, bytes=1000)
+    program[1].recv(0)
+    faults = [
+        sim.Fault(link=0, at=0.5),
+        sim.Fault(link=1, at=0.1, duration=0.2),
+        sim.Fault(link=1, at=5),
+    ]
+    with pytest.raises(sim.DeadlockError, match=r"link\.0 is down since 0\.5 s") as caught:
+        sim.run(program, star(2).with_faults(*faults), network=network)
+    assert caught.value.down[0] == ("link.0", 0.5)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.down) == (str(caught.value), caught.value.down)

@@ -168,6 +168,8 @@ def deadlock(error: DeadlockError) -> str:
         lines.append(f"... and {len(error.blocked) - _BLOCKED:,} more")
     for rank, at in error.failed:
         lines.append(f"rank {rank}'s device had stopped at {text_of(at, 's')}")
+    for name, at in error.down[:_BLOCKED]:
+        lines.append(f"{name} had been down since {text_of(at, 's')}")
     return "\n".join(lines)
 
 

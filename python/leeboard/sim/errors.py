@@ -43,18 +43,28 @@ class DeadlockError(SimulationError):
     Attributes:
         blocked: Every rank and stream that waits, in order of rank.
         failed: (rank, seconds) of ranks whose device stopped for good, which may be the cause.
+        down: (name, seconds) of links that are down for good, which may be it, too.
     """
 
-    def __init__(self, blocked: Sequence[Blocked], failed: Sequence[tuple[int, float]]) -> None:
+    def __init__(
+        self,
+        blocked: Sequence[Blocked],
+        failed: Sequence[tuple[int, float]],
+        down: Sequence[tuple[str, float]] = (),
+    ) -> None:
         self.blocked = tuple(blocked)
         self.failed = tuple(failed)
+        self.down = tuple(down)
         shown = 20
         lines = [f"deadlock: {len(self.blocked)} of the program's threads wait for ever"]
         lines += [f"  {entry}" for entry in self.blocked[:shown]]
         if len(self.blocked) > shown:
             lines.append(f"  and {len(self.blocked) - shown} more (see .blocked)")
         lines += [f"  rank {rank}'s device stopped at {at:.9g} s" for rank, at in self.failed]
+        lines += [f"  {name} is down since {at:.9g} s" for name, at in self.down[:shown]]
+        if len(self.down) > shown:
+            lines.append(f"  and {len(self.down) - shown} more links (see .down)")
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.blocked, self.failed)
+        return type(self), (self.blocked, self.failed, self.down)

@@ -71,7 +71,7 @@ def run(
         "bins": _bins(2 * len(core["link_a"])) if links else 0,
     }
     raw = _C.sim_run(trace.compiled(), core, options)
-    _raise_for(raw, trace)
+    _raise_for(raw, trace, platform, core)
     return Result.from_core(raw, trace, platform, network=network, seed=seed, core=core)
 
 
@@ -92,7 +92,7 @@ def _bins(directions: int) -> int:
     return max(FEWEST_BINS, min(BINS, MOST_CELLS // max(directions, 1)))
 
 
-def _raise_for(raw: dict[str, Any], trace: Trace) -> None:
+def _raise_for(raw: dict[str, Any], trace: Trace, platform: Platform, core: dict[str, Any]) -> None:
     status = raw["status"]
     if status == "done":
         return
@@ -100,8 +100,22 @@ def _raise_for(raw: dict[str, Any], trace: Trace) -> None:
         raise DeadlockError(
             [_blocked(entry, trace) for entry in raw["blocked"]],
             [(rank, at / _SECOND) for rank, at in raw["failed"]],
+            _down(platform, core, raw["makespan"]),
         )
     raise (CollectiveMismatchError if status == "mismatch" else SimulationError)(raw["message"])
+
+
+def _down(platform: Platform, core: dict[str, Any], until: int) -> list[tuple[str, float]]:
+    """The links that are down at the end of a run, to stay so, and since when."""
+    since: dict[int, int | None] = {}
+    for link, at, factor in zip(*core["link_changes"], strict=True):
+        since[int(link)] = int(at) if factor == 0 else None
+    names = platform.graph.links
+    return [
+        (names[link], at / _SECOND)
+        for link, at in sorted(since.items())
+        if at is not None and at <= until
+    ]
 
 
 def _blocked(entry: dict[str, Any], trace: Trace) -> Blocked:
