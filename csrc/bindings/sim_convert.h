@@ -9,6 +9,8 @@
 
 namespace leeboard {
 
+inline constexpr uint32_t kMostDevices = 1u << 28;
+
 // Both raise ValueError (py::value_error) that names the key, what was given and what is expected.
 sim::Program program_of(const pybind11::dict& dict);
 sim::Platform platform_of(const pybind11::dict& dict);

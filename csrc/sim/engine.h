@@ -280,13 +280,7 @@ class Engine final : public NetworkSink {
   bool in_step(uint32_t process);
   bool up(Process& p);
   void stop(Process& p, Time at);
-  bool block(uint32_t process, uint32_t lane);
-  void close(Process& p);
-  bool finish_wait(uint32_t process);
-  void resolve(const Endpoint& endpoint, Time at, uint32_t record, uint32_t request);
-  void resolve_process(uint32_t process, uint32_t lane, Time at, uint32_t record);
   uint32_t stream_of(uint32_t thread, int32_t stream);
-  void account(const Process& p);
   void push(EventKind kind, uint64_t value, Time at);
   void load();
   void conclude();
@@ -296,6 +290,14 @@ class Engine final : public NetworkSink {
   }
   uint32_t record(Process& p, RecordKind kind, Time start, uint32_t prev, uint64_t bytes = 0,
                   int32_t peer = -1, int32_t tag = 0, uint16_t flags = 0);
+
+  // engine_wait.cpp: waiting, and what ends it.
+  bool block(uint32_t process, uint32_t lane);
+  void close(Process& p);
+  bool finish_wait(uint32_t process);
+  void resolve(const Endpoint& endpoint, Time at, uint32_t record, uint32_t request);
+  void resolve_process(uint32_t process, uint32_t lane, Time at, uint32_t record);
+  void account(const Process& p);
 
   // engine_local.cpp: compute, memory, slots, streams.
   bool compute(Process& p, Time length);

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -277,21 +280,25 @@ def test_folded_rings_take_what_their_messages_take(
 
 
 def test_a_run_can_be_interrupted() -> None:
-    import _thread
-    import threading
-
     program = sim.Program(1)
-    with program.loop(10**12):
+    # Some ten seconds, were it not interrupted.
+    with program.loop(10**9):
         program.compute(seconds=1e-12)
+    trace = program.trace()
     timer = threading.Timer(0.2, _thread.interrupt_main)
 
     def interrupted() -> None:
         timer.start()
-        sim.run(program, star(1), timeline=False)
+        sim.run(trace, star(1), timeline=False)
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    timer.join()
+    # Processes that were started in the background may ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        timer.join()
 
 
 @pytest.mark.parametrize(
