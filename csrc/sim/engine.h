@@ -254,7 +254,6 @@ class Engine final : public NetworkSink {
     Schedule schedule;
     const Op* op = nullptr;
     uint32_t group = 0, number = 0;
-    uint32_t first_rank = 0;
     uint32_t joined = 0, left = 0;
     std::unique_ptr<Islands> islands;  // schedule points at it
     std::vector<bool> here;
@@ -325,7 +324,7 @@ class Engine final : public NetworkSink {
   // engine_collectives.cpp
   bool join(uint32_t process, const Op& op);
   bool run_rounds(uint32_t process);
-  uint32_t instance_of(uint32_t rank, const Op& op, uint32_t number);
+  uint32_t instance_of(const Op& op, uint32_t number);
   uint32_t count_collective(uint32_t rank, const Op& op);
   Member& member_of(uint32_t rank, const Op& op);
   std::string describe(const Op& op) const;

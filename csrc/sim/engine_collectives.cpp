@@ -70,7 +70,7 @@ Engine::Member& Engine::member_of(uint32_t rank, const Op& op) {
   return member->second;
 }
 
-uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t number) {
+uint32_t Engine::instance_of(const Op& op, uint32_t number) {
   const auto group = static_cast<uint32_t>(op.tag);
   const uint64_t begin = program_.group_offsets[group];
   const auto size = static_cast<uint32_t>(program_.group_offsets[group + 1] - begin);
@@ -89,7 +89,6 @@ uint32_t Engine::instance_of(uint32_t rank, const Op& op, uint32_t number) {
   instance.op = &op;
   instance.group = group;
   instance.number = number;
-  instance.first_rank = rank;
   instance.here.assign(size, false);
   const auto collective = static_cast<Collective>(op.flags);
   const Algorithm algorithm = choose(op, size);
@@ -123,7 +122,7 @@ bool Engine::join(uint32_t index, const Op& op) {
   if (!in_step(index)) return false;
   Process& p = processes_[index];
   const uint32_t number = p.stream == 0 ? count_collective(p.rank, op) : p.item.number;
-  p.instance = instance_of(p.rank, op, number);
+  p.instance = instance_of(op, number);
   p.me = op.tag == 0 ? p.rank : member_of(p.rank, op).place;
   Instance& instance = instances_[p.instance];
   const Op& first = *instance.op;

@@ -13,20 +13,10 @@ from contextlib import ExitStack, contextmanager
 from leeboard.sim import Exponential, Lognormal, Poisson, Program, Uniform
 from leeboard.sim.handles import Handle
 from leeboard.sim.members import Group
+from leeboard.sim.ops import COLLECTIVES
 
 # Sizes on both sides of the platforms' eager limits.
 SIZES = (0, 1, 100, 5_000, 100_000, 3_000_000)
-COLLECTIVES = (
-    "all_reduce",
-    "all_gather",
-    "reduce_scatter",
-    "broadcast",
-    "reduce",
-    "gather",
-    "scatter",
-    "all_to_all",
-    "barrier",
-)
 
 
 class RandomProgram:
