@@ -185,7 +185,9 @@ def bad_calls() -> dict[str, tuple[Callable[[], object], type[Exception], str]]:
             k,
             k[:, :, 1:],
         ),
-        "v-dtype": bad(ValueError, r"v: dtype torch.bfloat16 .* float32", q, k, k.bfloat16()),
+        "v-dtype": bad(
+            ValueError, r"v: dtype torch.bfloat16 was given; expected", q, k, k.bfloat16()
+        ),
         "pattern-name": bad(
             TypeError,
             r"pattern: expected a Pattern of leeboard.ops.patterns, got str",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,21 +57,24 @@ class Segments:
             return None, None
         return torch.tensor(self.cu_q), torch.tensor(self.cu_k)
 
-    def plans(self, code: str) -> list[AttentionPlan]:
-        """One for each segment, or a single one for all batches.
+    def check(self, pattern: patterns.Pattern) -> None:
+        """Nothing where the pattern fits every segment.
 
         Raises:
-            ValueError: If the pattern does not fit a segment.
+            ValueError: Naming the first that it does not fit.
         """
         if self.cu_q is None:
-            return [plan_for(code, *lengths) for lengths in self.lengths[:1]]
-        return [self._plan(code, s) for s in range(len(self.lengths))]
+            for lengths in self.lengths[:1]:
+                pattern.check(*lengths)
+            return
+        for s, lengths in enumerate(self.lengths):
+            with _about(f"segment {s} of cu_seqlens"):
+                pattern.check(*lengths)
 
-    def _plan(self, code: str, segment: int) -> AttentionPlan:
-        try:
-            return plan_for(code, *self.lengths[segment])
-        except ValueError as error:
-            raise ValueError(f"{error} (segment {segment} of cu_seqlens)") from None
+    def plans(self, code: str) -> list[AttentionPlan]:
+        """One for each segment, or a single one for all batches."""
+        alike = self.lengths if self.cu_q is not None else self.lengths[:1]
+        return [plan_for(code, *lengths) for lengths in alike]
 
     def visible(self, key_padding: Tensor | None) -> list[int]:
         """How many keys of each segment are not padding."""
@@ -81,6 +85,14 @@ class Segments:
         before = torch.zeros(key_padding.shape[1] + 1, dtype=torch.int64)
         before[1:] = (~key_padding[0]).cumsum(0)
         return before[self.cu_k].diff().tolist()
+
+
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} ({what})") from None
 
 
 def _bounds(name: str, cu: Tensor, total: int, of: str) -> list[int]:

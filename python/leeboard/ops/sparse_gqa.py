@@ -155,10 +155,10 @@ def sparse_gqa(
 
 
 def _direct(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: patterns.Pattern,
+    q: Any,
+    k: Any,
+    v: Any,
+    pattern: object,
     scale: float | None,
     active_heads: Sequence[int] | None,
     key_padding: Tensor | None,
@@ -169,7 +169,9 @@ def _direct(
 ) -> Tensor | tuple[Tensor, Tensor] | None:
     """The result without torch's dispatcher and most checks, or None where they are needed."""
     level = direct_level(q, k, v, key_padding, sink_logits)
-    if level is None or q.dim() != 4 or k.dim() != 4 or not isinstance(pattern, patterns.Pattern):
+    if level is None or k is None or v is None or not isinstance(pattern, patterns.Pattern):
+        return None
+    if q.dim() != 4 or k.dim() != 4:
         return None
     if q.numel() == 0 or k.numel() == 0:
         return None
@@ -359,6 +361,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     pattern = patterns.decode(code)
     segments = Segments.of(q, k, cu_seqlens, cu_seqlens_k)
+    segments.check(pattern)
     backend = choose("sparse_gqa", [q, k, v])
 
     def by_reference() -> tuple[Tensor, Tensor, Tensor]:
