@@ -387,10 +387,10 @@ def test_top_u_over_nothing(backend: str) -> None:
         assert not out[0].any()
         assert (lse[0] == -float("inf")).all()
         cotangents = [torch.ones_like(out), torch.ones_like(lse)]
-        grads = torch.autograd.grad([out, lse], sample.tensors(), cotangents, allow_unused=True)
+        leaves = [t for t in sample.tensors() if t.requires_grad]
+        grads = torch.autograd.grad([out, lse], leaves, cotangents)
     for grad in grads:
-        if grad is not None and grad.is_floating_point():
-            assert not grad.isnan().any()
+        assert not grad.isnan().any()
     assert not grads[0][0].any()
     assert not grads[2][0].any()
 
@@ -482,7 +482,7 @@ def test_compiles_whole_for_any_length() -> None:
 
     compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
     for pattern, graphs in ((Band(3, 1), 1), (Causal(), 2)):
-        for rows in (6, 9, 33):
+        for rows in (6, 33):
             sample = call(*heads_of(torch.float32, 2, (4, 2), (rows, rows + 3), 16), pattern)
             traced = wants_gradient(sample)
             outputs = many(compiled(*traced.args))

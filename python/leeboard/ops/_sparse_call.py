@@ -87,6 +87,17 @@ class Segments:
         return before[self.cu_k].diff().tolist()
 
 
+def require_memory(**tensors: Tensor | None) -> None:
+    """For tensors whose values are read here.
+
+    Raises:
+        RuntimeError: If a storage was emptied; the message names the argument.
+    """
+    for name, t in tensors.items():
+        if t is not None and t.numel() and t.untyped_storage().nbytes() == 0:
+            raise RuntimeError(f"{name}: its storage is empty; expected memory to read from")
+
+
 @contextmanager
 def _about(what: str) -> Iterator[None]:
     try:
@@ -96,8 +107,6 @@ def _about(what: str) -> Iterator[None]:
 
 
 def _bounds(name: str, cu: Tensor, total: int, of: str) -> list[int]:
-    if cu.numel() and cu.device.type == "cpu" and cu.untyped_storage().nbytes() == 0:
-        raise RuntimeError("leeboard.ops.sparse_gqa: a tensor's storage is empty")
     numbers: list[int] = cu.tolist()
     if numbers[0] != 0:
         raise ValueError(f"{name}: starts at {numbers[0]}; expected 0")

@@ -28,6 +28,7 @@ from leeboard.ops._sparse_call import (
     dense,
     kernel_options,
     plain_sample,
+    require_memory,
     rows,
     top_u_sample,
     try_kernel,
@@ -359,6 +360,7 @@ def _forward(
     softcap: float | None,
     sink_logits: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    require_memory(key_padding=key_padding, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k)
     pattern = patterns.decode(code)
     segments = Segments.of(q, k, cu_seqlens, cu_seqlens_k)
     segments.check(pattern)
