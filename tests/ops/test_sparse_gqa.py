@@ -97,6 +97,7 @@ def draw_pattern(draw: st.DrawFn, queries: int, keys: int) -> Pattern:
 @st.composite
 def calls(draw: st.DrawFn) -> Sample:
     """Any options together, batches or sequences in a row."""
+    torch.manual_seed(draw(st.integers(0, 1 << 31)))
     dtype = draw(st.sampled_from(DTYPES))
     groups, ratio = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     heads = groups * ratio
@@ -142,7 +143,7 @@ def test_random_calls(sample: Sample) -> None:
         actual = gradients(sparse_gqa, wants_gradient(sample), grads)
     in_double = wants_gradient(sample.copied().in_double())
     exact = gradients(reference.sparse_gqa, in_double, [g.double() for g in grads])
-    if all(grad.any() or not grad.numel() for grad in exact):
+    if all(grad.abs().max() > 1e-9 for grad in exact if grad.numel()):
         assert_gradients_match(NAME, sample, grads, actual, arbitrary=True)
         return
     # Where every row sees one key or none, scores have no gradient; a kernel leaves what rounding

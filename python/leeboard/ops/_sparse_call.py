@@ -180,8 +180,3 @@ def wide(t: Tensor) -> torch.dtype:
 def kernel_options(scale: float | None, softcap: float | None, channels: int) -> tuple[float, Any]:
     """Scale and cap as the kernels take them."""
     return channels**-0.5 if scale is None else scale, 0.0 if softcap is None else softcap
-
-
-def try_kernel(entry: Any, inputs: Sequence[Any], outputs: Sequence[Any], *options: Any) -> bool:
-    """Until the kernels are there: false where there is none."""
-    return bool(entry(*inputs, *outputs, *options))

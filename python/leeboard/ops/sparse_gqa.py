@@ -18,6 +18,7 @@ from leeboard.ops._library import (
     define,
     kernels,
     overlaps,
+    run_kernel,
     takes_reference,
 )
 from leeboard.ops._sparse_backward import OPTIONS
@@ -30,7 +31,6 @@ from leeboard.ops._sparse_call import (
     require_memory,
     rows,
     top_u_sample,
-    try_kernel,
     wide,
 )
 from leeboard.ops._sparse_checks import check_call, heads_of
@@ -320,7 +320,7 @@ def _forward(
     segments.check(pattern)
     backend = choose("sparse_gqa", [q, k, v])
 
-    def by_reference() -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "reference" or q.numel() == 0 or k.numel() == 0:
         exact = reference.sparse_gqa_parts(
             q,
             k,
@@ -335,9 +335,6 @@ def _forward(
             sink_logits=sink_logits,
         )
         return exact[0].contiguous(), exact[1].contiguous(), exact[2]
-
-    if backend == "reference" or q.numel() == 0 or k.numel() == 0:
-        return by_reference()
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=wide(q), device=q.device)
     arguments = [rows(q), rows(k), rows(v)]
@@ -364,7 +361,7 @@ def _forward(
                 *last,
             )
         else:
-            if not try_kernel(
+            run_kernel(
                 _C.sparse_gqa_top_u,
                 arguments,
                 [out, lse, chosen],
@@ -373,8 +370,7 @@ def _forward(
                 *segments.tensors(),
                 *last,
                 state().level,
-            ):
-                return by_reference()
+            )
         return out, lse, chosen
     plans = segments.plans(code)
     if backend == "triton":
@@ -382,7 +378,7 @@ def _forward(
             *arguments, out, lse, plans, segments.cu_q, segments.cu_k, *last
         )
     else:
-        if not try_kernel(
+        run_kernel(
             _C.sparse_gqa_forward,
             arguments,
             [out, lse],
@@ -390,8 +386,7 @@ def _forward(
             *segments.tensors(),
             *last,
             state().level,
-        ):
-            return by_reference()
+        )
     return out, lse, torch.empty(0, dtype=torch.int64, device=q.device)
 
 
