@@ -70,8 +70,7 @@ inline float* read_row_values(const TensorReader& reader, py::handle object, int
   const auto t = reader.read(object);
   // The strides of an empty tensor mean nothing.
   fits = t && t->kind == Kind::kFloat32 && t->ndim == 3 && t->shape[0] == batch &&
-         t->shape[1] == heads && t->shape[2] == rows &&
-         (batch * heads * rows == 0 || is_dense(*t));
+         t->shape[1] == heads && t->shape[2] == rows && (batch * heads * rows == 0 || is_dense(*t));
   return fits ? reinterpret_cast<float*>(t->data) : nullptr;
 }
 
@@ -118,7 +117,7 @@ inline bool read_segments(const TensorReader& reader, py::handle plans_object, p
         key[s + 1] > call.keys) {
       return false;
     }
-    const Segment segment{0,      row[s],  row[s + 1] - row[s], key[s], key[s + 1] - key[s],
+    const Segment segment{0,       row[s], row[s + 1] - row[s], key[s], key[s + 1] - key[s],
                           nullptr, nullptr};
     if (!add(*plans[static_cast<size_t>(s)], segment)) return false;
   }

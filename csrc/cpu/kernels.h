@@ -430,7 +430,7 @@ struct KernelTable {
   void (*sparse_gqa_backward)(const SparseGqaBackward&, Team&, float* memory);
   int64_t gqa_backward_rows;   // chunks are multiples of so many rows
   int64_t gqa_backward_panel;  // keys of a unit of packing
-  int64_t pack_multiple;  // packed rows are padded to a multiple of this many elements
+  int64_t pack_multiple;       // packed rows are padded to a multiple of this many elements
 };
 
 }  // namespace leeboard
