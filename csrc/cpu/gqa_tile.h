@@ -55,7 +55,7 @@ LB_INLINE float largest_lane(vf v) {
 #if defined(__AVX512F__)
   v = larger(v, reinterpret_cast<vf>(_mm512_shuffle_f32x4(v, v, 0x4e)));
   v = larger(v, reinterpret_cast<vf>(_mm512_shuffle_f32x4(v, v, 0xb1)));
-  const __m128 low = _mm512_castps512_ps128(v);
+  const __m128 low = _mm256_castps256_ps128(_mm512_castps512_ps256(v));
 #elif defined(__AVX2__)
   const __m128 low = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
 #endif
