@@ -23,14 +23,19 @@ if TYPE_CHECKING:
 
 
 def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
-    """Tile for heads of `width` channels."""
+    """Tile for heads of `width` channels.
+
+    128 x 64 is FlashAttention's on Hopper; wide heads keep fewer rows, so that their sums stay in
+    registers. On AMD tiles are small because every mask there takes scalar registers. float32 has
+    no tensor cores on NVIDIA: its rows are read in chunks, see `product`.
+    """
     wide = max(16, triton.next_power_of_2(width))
     if dtype.itemsize > 2:
-        tile = (32, 32, 4, 1) if wide <= 64 else (16, 16, 4, 1)
-    elif wide <= 128:
-        tile = (128, 64, 8, 3)
+        tile = (32, 32, 4, 1) if wide <= 128 else (32, 16, 4, 1)
+    elif hip:
+        tile = (64, 16, 4, 1)
     else:
-        tile = (128, 32, 8, 2)
+        tile = (128, 64, 8, 3) if wide <= 128 else (64, 32, 8, 2)
     rows, keys, warps, stages = tile
     return {
         "ROWS": rows,
@@ -38,7 +43,7 @@ def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
         "WIDTH": wide,
         "CHUNK": min(32, wide) if dtype.itemsize > 2 else 0,
         "num_warps": warps,
-        "num_stages": 1 if hip else stages,
+        "num_stages": stages,
         **PINNED,
     }
 

@@ -17,20 +17,25 @@ from leeboard.kernels._gqa_tiles import ENTRY, ITEM, Setting, head_lists, work
 
 
 def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
-    """Tile for heads of `width` channels."""
+    """Tile for heads of `width` channels; see `_gqa_grad_q.config`.
+
+    Two sums of the tile's keys are in registers: few rows are left for the scores.
+    """
     wide = max(16, triton.next_power_of_2(width))
     if dtype.itemsize > 2:
-        tile = (32, 32, 4, 1) if wide <= 64 else (16, 16, 4, 1)
+        tile = (16, 32 if wide <= 128 else 16, 4, 1, min(32, wide))
+    elif hip:
+        tile = (16, 64, 4, 1, 0) if wide <= 128 else (16, 32, 4, 1, 64)
     else:
-        tile = (64, 64, 8, 2) if wide <= 128 else (32, 64, 8, 1)
-    rows, keys, warps, stages = tile
+        tile = (32, 64, 8, 2, 0) if wide <= 128 else (32, 64, 8, 1, 64)
+    rows, keys, warps, stages, chunk = tile
     return {
         "ROWS": rows,
         "BLOCK": keys,
         "WIDTH": wide,
-        "CHUNK": min(32, wide) if dtype.itemsize > 2 else 0,
+        "CHUNK": chunk,
         "num_warps": warps,
-        "num_stages": 1 if hip else stages,
+        "num_stages": stages,
         **PINNED,
     }
 

@@ -14,7 +14,8 @@ names alone: two products on one target. Verification is compiled as the usual c
 a tree and the p/q rule over a large vocabulary. 4096 columns let Triton see alignment; 4097 is the same
 code with scalar loads. Row counts name each branch of the tile heuristics; columns name the
 narrowest, the usual and the widest one-block tile, and the walk beyond it. Attention is compiled
-for both tiles, for usual and odd numbers of channels, appending and under a tree mask. Linear
+for both tiles, for usual and odd numbers of channels, appending and under a tree mask. Sparse
+attention is compiled with every option at once, which takes the most registers. Linear
 layers are compiled for every format of their weights, with a norm, which makes their rows wider
 than 16 bits; whole drafts at the sizes of an 8B model's drafter, for one sequence and for many.
 """
@@ -55,7 +56,7 @@ USUAL_NORMS = ("H4096", "backward-H4096", "add-H4096", "glue-H4096")
 # Scalar registers that these kernels may keep in lanes of a vector register on AMD: no memory is
 # touched. Every other kernel keeps all of its scalars.
 SCALAR_LANES = {"_decode_attention_chunk_dot_kernel": 7, "_qlinear_dot_kernel": 3}
-USUAL_ATTENTION = ("attention-N16-D128", "attention-N64-D128")
+USUAL_ATTENTION = ("attention-N16-D128", "attention-N64-D128", "gqa-D128", "gqa-top_u-D128")
 # Kernels that are limited by memory: without 128-bit loads they fall short of its bandwidth.
 STREAMING = {
     "_rms_norm_forward_kernel",
@@ -135,10 +136,13 @@ def cases() -> dict[str, Callable[[Any], None]]:
         linear_topk,
         qlinear,
         rms_norm,
+        sparse_gqa,
         swiglu_linear,
         verify_greedy,
         verify_sample,
     )
+    from leeboard.ops import patterns
+    from leeboard.ops._attention_plan import plan_for
     from leeboard.reference import DrafterWeights, QuantizedWeight, Weight
 
     def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -219,6 +223,25 @@ def cases() -> dict[str, Callable[[Any], None]]:
                 small = (lengths, cos, cos, empty(1, T, dtype=torch.int64), mask)
             window = 1024 if tree else -1
             decode_attention.forward(q, k, k, cache, cache, *small, q, 0.1, window, 4, not tree)
+
+        return launch
+
+    def sparse(D: int, pattern: patterns.Pattern) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            L = 1024
+            q, k = empty(1, 32, L, D, dtype=dtype), empty(1, 8, L, D, dtype=dtype)
+            lse, padding = empty(1, 32, L, dtype=torch.float32), empty(1, L, dtype=torch.bool)
+            # Every option at once: each takes registers.
+            last = (None, None, tuple(range(1, 32)), padding)
+            sinks = empty(32, dtype=torch.float32)
+            if isinstance(pattern, patterns.TopU):
+                chosen, sample = (empty(1, n, 35, dtype=torch.int64) for n in (32, 1))
+                tail = (sinks, 0.1, 30.0)
+                sparse_gqa.top_u(q, k, k, q, lse, chosen, sample[0], [35], *last, *tail)
+                return
+            plans = [plan_for(pattern.code, L, L)]
+            sparse_gqa.forward(q, k, k, q, lse, plans, *last, sinks, 0.1, 30.0)
+            sparse_gqa.backward(q, lse, q, k, k, q, lse, q, k, k, plans, *last, 0.1, 30.0)
 
         return launch
 
@@ -329,6 +352,11 @@ def cases() -> dict[str, Callable[[Any], None]]:
     for D in (64, 128):
         table[f"attention-N64-D{D}"] = attention(16, D)
         table[f"attention-N64-tree-D{D}"] = attention(16, D, tree=True)
+    # Masks of two spans, and of a loop over many.
+    for D in (128, 256):
+        table[f"gqa-D{D}"] = sparse(D, patterns.Band(128, sinks=4))
+    table["gqa-D64"] = sparse(64, patterns.Modality.of_lengths((256,) * 4, window=64))
+    table["gqa-top_u-D128"] = sparse(128, patterns.TopU())
     for form in ("plain", "int8", "int4", "fp8"):
         for N in ROW_COUNTS:
             table[f"qlinear-N{N}-{form}-H4096"] = linear(N, 4096, form)
@@ -361,6 +389,9 @@ def selected(case: str, dtype: str, target: str) -> bool:
         return False
     if dtype == "bfloat16":
         return thorough or usual
+    if dtype == "float32" and case.startswith("gqa-"):
+        # The widest heads are the hardest.
+        return thorough and case == "gqa-D256"
     if dtype == "float32":
         # Rows of 32 bits on weights of 8 are those of a draft.
         return thorough and usual and not any(form in case for form in ("int8", "fp8"))

@@ -16,6 +16,11 @@ import triton
 import aot
 from leeboard.kernels import (
     _common,
+    _gqa_backward,
+    _gqa_forward,
+    _gqa_grad_kv,
+    _gqa_grad_q,
+    _gqa_top_u,
     _heads,
     _weights,
     add_rms_norm,
@@ -35,6 +40,11 @@ from leeboard.kernels import (
 pytestmark = pytest.mark.slow
 
 MODULES = (
+    _gqa_backward,
+    _gqa_forward,
+    _gqa_grad_kv,
+    _gqa_grad_q,
+    _gqa_top_u,
     _heads,
     add_rms_norm,
     aux_norm_linear,
