@@ -13,6 +13,8 @@ set(LEEBOARD_KERNEL_SOURCES
     csrc/cpu/linear_argmax.cpp
     csrc/cpu/linear_topk.cpp
     csrc/cpu/qlinear.cpp
+    csrc/cpu/sparse_gqa.cpp
+    csrc/cpu/sparse_gqa_backward.cpp
     csrc/cpu/swiglu_linear.cpp
     csrc/cpu/verify_greedy.cpp
     csrc/cpu/verify_sample.cpp

@@ -19,6 +19,8 @@ void bind_sim(py::module_& module);
 void bind_sim_collective(py::module_& module);
 void bind_sim_network(py::module_& module);
 void bind_sim_queue(py::module_& module);
+void bind_sparse(py::module_& module, const TensorReader& reader);
+void bind_sparse_backward(py::module_& module, const TensorReader& reader);
 void bind_verify(py::module_& module, const TensorReader& reader);
 
 }  // namespace leeboard

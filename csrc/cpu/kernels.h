@@ -272,6 +272,41 @@ struct DecodeAttention {
   float* states;  // [B * kv_heads, cache_chunks + new_chunks, decode_attention_floats]
 };
 
+// Rows of a batch that attend to each other: a sample, or a stretch of a packed batch. Its query
+// rows are [query, query + queries) of every head of `batch`, its keys [key, key + keys); row i
+// sees the keys of spans[offsets[i]] .. spans[offsets[i + 1] - 1], counted from `key`.
+struct Segment {
+  int64_t batch;
+  int64_t query;
+  int64_t queries;
+  int64_t key;
+  int64_t keys;
+  const int64_t* offsets;  // [queries + 1]
+  const int64_t* spans;    // pairs [begin, end), ascending, disjoint
+};
+
+// What forward and backward of sparse attention share.
+struct SparseGqa {
+  DType dtype;
+  int64_t kv_heads;
+  int64_t group;  // query heads of a key-value head
+  int64_t d;
+  Heads q;
+  Heads k;
+  Heads v;
+  const Segment* segments;
+  int64_t segment_count;
+  // Active query heads, key-value head by key-value head: those of head g are
+  // heads[head_offsets[g]] .. heads[head_offsets[g + 1] - 1].
+  const int64_t* head_offsets;  // [kv_heads + 1]
+  const int64_t* heads;
+  const uint8_t* padding;  // [B, keys], nonzero: ignored; null: none
+  int64_t padding_batch;
+  const float* sink_logits;  // [Hq], or null
+  float scale;
+  float softcap;  // 0: none
+};
+
 // Threads that run one kernel side by side and wait for each other between its phases.
 struct Team {
   int64_t size;

@@ -201,3 +201,67 @@ def sim_rounds(
     islands: list[int] = ...,
     sizes: list[int] = ...,
 ) -> tuple[list[list[tuple[list[tuple[int, int]], list[tuple[int, int]], int]]], int]: ...
+
+class AttentionPlan:
+    """The keys that each query row sees; checked here, immutable."""
+
+    def __init__(self, offsets: Tensor, spans: Tensor, keys: int) -> None: ...
+    @property
+    def queries(self) -> int: ...
+    @property
+    def keys(self) -> int: ...
+
+def sparse_gqa_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    plans: list[AttentionPlan],
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    heads: tuple[int, ...] | None,
+    padding: Tensor | None,
+    sink_logits: Tensor | None,
+    scale: float,
+    softcap: float,
+    level: int,
+) -> bool: ...
+def sparse_gqa_top_u(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    chosen: Tensor,
+    sample: Tensor,
+    counts: Tensor,
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    heads: tuple[int, ...] | None,
+    padding: Tensor | None,
+    sink_logits: Tensor | None,
+    scale: float,
+    softcap: float,
+    level: int,
+) -> bool: ...
+def sparse_gqa_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    plans: list[AttentionPlan],
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    heads: tuple[int, ...] | None,
+    padding: Tensor | None,
+    scale: float,
+    softcap: float,
+    level: int,
+) -> bool: ...
