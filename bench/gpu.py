@@ -18,8 +18,10 @@ import torch
 
 from bench import chain
 from bench.cases import Case, Prepared, Subject, Variant, subjects
-from bench.report import microseconds, spaced, table, write
+from bench.report import spaced, table
 from bench.run import ROOT
+from bench.sections import write
+from bench.timings import microseconds
 from leeboard import ops
 from leeboard.ops._state import Backend
 
@@ -67,7 +69,7 @@ def measure(subject: Subject, case: Case, device: str, backend: Backend, timer: 
     prepared = Prepared(subject, case, device)
     seconds: dict[Variant, float] = {}
     for variant in VARIANTS:
-        with torch.set_grad_enabled(case.direction == "backward"), ops.backend(backend):
+        with torch.set_grad_enabled(case.direction != "forward"), ops.backend(backend):
             call = prepared.call(variant)
             prepared.check(variant, call())
             seconds[variant] = timer(call)
