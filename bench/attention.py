@@ -18,8 +18,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from bench.cases import NotOfferedError, Prepared
 from leeboard.ops.patterns import Band, Causal, Dense, Modality, Pattern, TopU
 
-# Of 32, 64 and 128 (the default) the fastest for most of our cases.
-FLEX_BLOCK = 64
+# Of 32, 64 and 128 (the default) the fastest over our cases.
+FLEX_BLOCK = {torch.float32: 32, torch.bfloat16: 64}
 Visible = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -33,10 +33,10 @@ def visible(pattern: Pattern, device: torch.device) -> Visible:
             return lambda i, j: (i >= j) & (i - j < window)
         return lambda i, j: (i - j).abs() < window
     if isinstance(pattern, Modality) and pattern.window is not None:
-        near, lengths = pattern.window, [stop - start for start, stop in pattern.spans]
+        near, lengths = pattern.window, [stop - start for start, stop in pattern.modalities]
         modality = torch.repeat_interleave(torch.tensor(lengths)).to(device)
         summary = torch.zeros(sum(lengths), dtype=torch.bool, device=device)
-        for start, stop in pattern.spans:
+        for start, stop in pattern.modalities:
             summary[start : min(start + pattern.summary, stop)] = True
         return lambda i, j: (
             ((modality[i] == modality[j]) & ((i - j).abs() < near)) | summary[i] | summary[j]
@@ -77,23 +77,24 @@ def sdpa(prepared: Prepared) -> Callable[..., Tensor]:
     return run
 
 
-def _block_mask(pattern: Pattern, length: int, device: torch.device) -> BlockMask | None:
+def _block_mask(pattern: Pattern, q: Tensor) -> BlockMask | None:
     if isinstance(pattern, Dense):
         return None
-    see = visible(pattern, device)
+    see = visible(pattern, q.device)
+    length, block = q.shape[2], FLEX_BLOCK.get(q.dtype, 128)
 
     def mask_mod(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return see(i, j)
 
     return create_block_mask(
-        mask_mod, None, None, length, length, device=device.type, BLOCK_SIZE=FLEX_BLOCK
+        mask_mod, None, None, length, length, device=q.device.type, BLOCK_SIZE=block
     )
 
 
 def flex(prepared: Prepared) -> Callable[..., Tensor]:
     """FlexAttention with a block mask, compiled for the case and the number of threads."""
     q, k, v, pattern = prepared.inputs.args
-    blocks = _block_mask(pattern, q.shape[2], q.device)
+    blocks = _block_mask(pattern, q)
     torch._dynamo.reset()
     compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False)
 
