@@ -77,7 +77,8 @@ def entry(case: str, variant: str, seconds: float, **info: Any) -> dict[str, Any
 
 
 def read(report: ModuleType, tmp_path: Path, entries: list[dict[str, Any]]) -> Any:
-    run = {"machine_info": {"processor": "P"}, "benchmarks": entries, "datetime": "2000-01-01T"}
+    machine = {"processor": "P", "cores": "2", "torch": "T"}
+    run = {"machine_info": machine, "benchmarks": entries, "datetime": "2000-01-01T"}
     (tmp_path / "run.json").write_text(json.dumps(run))
     return report.read_timings(tmp_path / "run.json")
 
@@ -113,9 +114,9 @@ def test_a_section_is_replaced_and_nothing_else(report: ModuleType) -> None:
     # Its table had no other rows.
     assert "best" not in once
     assert with_section(once, "late", "## late\n\nnew\n") == once
-    middle = with_section(RESULTS, "middle", "## middle\n\nnew\n")
-    assert middle.replace("## middle\n\nnew\n\n", "") == RESULTS
-    assert middle.index("## early") < middle.index("## middle") < middle.index("## late")
+    between = with_section(RESULTS, "inner", "## inner\n\nnew\n")
+    assert between.replace("## inner\n\nnew\n\n", "") == RESULTS
+    assert between.index("## early") < between.index("## inner") < between.index("## late")
 
 
 def test_part_of_an_op_is_not_published(
@@ -144,14 +145,6 @@ def test_an_op_is_published_with_its_own_machine(
     monkeypatch.setattr(report, "TARGET", target)
     monkeypatch.setattr(report, "README", readme)
     monkeypatch.setattr(report, "ROOT", tmp_path)
-    monkeypatch.setattr("bench.environment.facts", dict)
-    read_timings = report.read_timings
-
-    def with_facts(path: Path) -> Any:
-        machine, timings, date = read_timings(path)
-        return machine | {"cores": "2", "torch": "T"}, timings, date
-
-    monkeypatch.setattr(report, "read_timings", with_facts)
     monkeypatch.setattr("sys.argv", ["report", "--publish", "--part"])
     report.main()
     text = target.read_text()
