@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leeboard.ops import patterns
 from leeboard.ops._state import backend, isa
 from leeboard.ops.add_rms_norm import add_rms_norm
 from leeboard.ops.aux_norm_linear import aux_norm_linear
@@ -12,6 +13,7 @@ from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.linear_topk import linear_topk
 from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
+from leeboard.ops.sparse_gqa import sparse_gqa
 from leeboard.ops.swiglu_linear import swiglu_linear
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
@@ -32,9 +34,11 @@ __all__ = [
     "isa",
     "linear_argmax",
     "linear_topk",
+    "patterns",
     "qlinear",
     "quantize_weight",
     "rms_norm",
+    "sparse_gqa",
     "swiglu_linear",
     "verify_greedy",
     "verify_sample",

@@ -20,6 +20,7 @@ from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.linear_topk import linear_topk
 from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
+from leeboard.ops.sparse_gqa import sparse_gqa
 from leeboard.ops.swiglu_linear import swiglu_linear
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
@@ -120,6 +121,14 @@ OPS: dict[str, OpSpec] = _table(
         reference.qlinear,
         differentiable=False,
         summary="linear layer on weights in any format, with norm and residual",
+    ),
+    OpSpec(
+        "sparse_gqa",
+        sparse_gqa,
+        reference.sparse_gqa,
+        differentiable=True,
+        summary="grouped-query attention under a structured pattern, whose time follows it",
+        rowwise=False,
     ),
     OpSpec(
         "swiglu_linear",

@@ -17,6 +17,11 @@ from leeboard.reference.linear_argmax import linear_argmax
 from leeboard.reference.linear_topk import linear_topk
 from leeboard.reference.qlinear import qlinear
 from leeboard.reference.rms_norm import rms_norm, rms_norm_backward
+from leeboard.reference.sparse_gqa import (
+    sparse_gqa,
+    sparse_gqa_backward,
+    sparse_gqa_parts,
+)
 from leeboard.reference.swiglu_linear import swiglu_linear
 from leeboard.reference.verify_greedy import verify_greedy
 from leeboard.reference.verify_sample import verify_sample
@@ -38,6 +43,9 @@ __all__ = [
     "quantize_weight",
     "rms_norm",
     "rms_norm_backward",
+    "sparse_gqa",
+    "sparse_gqa_backward",
+    "sparse_gqa_parts",
     "swiglu_linear",
     "verify_greedy",
     "verify_sample",

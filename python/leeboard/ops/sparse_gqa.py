@@ -1,0 +1,497 @@
+"""Grouped-query attention under a pattern: checks, dispatch, autograd and fake tensors."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from leeboard import _C, reference
+from leeboard.ops import _check, patterns
+from leeboard.ops._attention_plan import plan_for
+from leeboard.ops._library import (
+    check_out,
+    choose,
+    define,
+    kernels,
+    overlaps,
+    takes_reference,
+)
+from leeboard.ops._sparse_backward import OPTIONS
+from leeboard.ops._sparse_call import (
+    Segments,
+    as_heads,
+    dense,
+    kernel_options,
+    plain_sample,
+    rows,
+    top_u_sample,
+    try_kernel,
+    wide,
+)
+from leeboard.ops._state import direct_level, state
+
+MOST_CHANNELS = 256
+
+
+def sparse_gqa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: patterns.Pattern,
+    *,
+    scale: float | None = None,
+    active_heads: Sequence[int] | None = None,
+    key_padding: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+    return_lse: bool = False,
+    out: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Grouped-query attention whose time follows a pattern: what is out of sight is not computed.
+
+    out[i] = sum_j w[i, j] v[j] / sum_j w[i, j] over the keys j that `pattern` shows to query i,
+    w = exp(s - max s), s = scale * q[i] . k[j], or softcap * tanh(s / softcap). Query head h reads
+    key-value head h // (Hq / Hkv). A row that sees no key gives zeros and -inf (the sink's logit
+    where there is one), and zero gradients. No [Lq, Lk] tensor is made, but by the reference.
+    Sources: see `leeboard.reference.sparse_gqa`.
+
+    Products, softmax and sums are float32 (float64 for float64 inputs). Weights are rounded to the
+    storage dtype before they meet v, their sum is not; the result is rounded once.
+
+    Args:
+        q: [B, Hq, Lq, D], 1 <= D <= 256; float32, bfloat16, float16 (float64 by the reference). Hq
+            is a multiple of Hkv. Any strides; with contiguous channels no copy is made.
+        k: [B, Hkv, Lk, D] of q's dtype. Where Lk != Lq the last query is aligned with the last key.
+        v: [B, Hkv, Lk, D] of q's dtype.
+        pattern: One of `leeboard.ops.patterns`.
+        scale: Of the scores; D ** -0.5 by default.
+        active_heads: The query heads to compute, ascending; all by default. Others cost nothing:
+            zeros, -inf, zero gradients.
+        key_padding: bool [B, Lk], true for keys that nobody sees, as `key_padding_mask` of
+            `torch.nn.MultiheadAttention`. What they hold must be finite.
+        cu_seqlens: int32 or int64 [n + 1], ascending from 0 to Lq, for B = 1: rows cu_seqlens[s] to
+            cu_seqlens[s + 1] are a sequence of its own, which the pattern applies to. Its values
+            are read: on a GPU that waits for the queue.
+        cu_seqlens_k: The same for the keys; `cu_seqlens` by default.
+        softcap: Bound of the scores, > 0; none by default.
+        sink_logits: float32 [Hq] (float64 for float64 inputs): one more logit in the softmax of
+            each head, whose value is zero.
+        return_lse: Whether the log-sum-exp of the scores, sink included, is returned, too.
+        out: Written and returned, if given: q's shape, dtype and device. Not differentiable.
+
+    Returns:
+        Tensor [B, Hq, Lq, D] of q's dtype, contiguous unless `out` is given; with `return_lse` also
+        float32 [B, Hq, Lq] (float64 for float64 inputs), natural logarithms. Differentiable (once)
+        in q, k, v and sink_logits through both; which queries a TopU chooses is constant. Same
+        inputs give bit-identical results whatever the thread count.
+
+    Raises:
+        TypeError, ValueError: For an argument that does not fit; the message names it.
+        RuntimeError: If `out` is given while a gradient is wanted, or a forced backend cannot run.
+    """
+    if cu_seqlens is None and cu_seqlens_k is None:
+        done = _direct(
+            q,
+            k,
+            v,
+            pattern,
+            scale,
+            active_heads,
+            key_padding,
+            softcap,
+            sink_logits,
+            return_lse,
+            out,
+        )
+        if done is not None:
+            return done
+    _check_tensors(q, k, v, sink_logits)
+    _check_pattern(pattern, q, k, cu_seqlens)
+    heads = _check_heads(active_heads, q.shape[1])
+    scale, softcap = _check_numbers(scale, softcap)
+    _check_padding(key_padding, k)
+    _check_bounds(q, k, cu_seqlens, cu_seqlens_k)
+    if out is not None:
+        _check.output("out", out, "q", q, q.shape)
+        check_out("sparse_gqa", q=q, k=k, v=v, sink_logits=sink_logits, out=out)
+    elif takes_reference("sparse_gqa"):
+        return reference.sparse_gqa(
+            q,
+            k,
+            v,
+            pattern,
+            scale=scale,
+            active_heads=heads,
+            key_padding=key_padding,
+            cu_seqlens=cu_seqlens,
+            cu_seqlens_k=cu_seqlens_k,
+            softcap=softcap,
+            sink_logits=sink_logits,
+            return_lse=return_lse,
+        )
+    y, lse, _ = torch.ops.leeboard.sparse_gqa(
+        q,
+        k,
+        v,
+        pattern.code,
+        scale,
+        heads,
+        key_padding,
+        cu_seqlens,
+        cu_seqlens_k,
+        softcap,
+        sink_logits,
+    )
+    if out is not None:
+        y = out.copy_(y)
+    return (y, lse) if return_lse else y
+
+
+def _direct(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: patterns.Pattern,
+    scale: float | None,
+    active_heads: Sequence[int] | None,
+    key_padding: Tensor | None,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+    return_lse: bool,
+    out: Tensor | None,
+) -> Tensor | tuple[Tensor, Tensor] | None:
+    """The result without torch's dispatcher and most checks, or None where they are needed."""
+    level = direct_level(q, k, v, key_padding, sink_logits)
+    if level is None or q.dim() != 4 or k.dim() != 4 or not isinstance(pattern, patterns.Pattern):
+        return None
+    if q.numel() == 0 or k.numel() == 0:
+        return None
+    if scale is None:
+        scale = q.shape[3] ** -0.5
+    elif type(scale) is not float:
+        return None
+    if softcap is None:
+        softcap = 0.0
+    elif type(softcap) is not float or not softcap > 0.0:
+        return None
+    heads = None if active_heads is None else _check_heads(active_heads, q.shape[1])
+    if out is None:
+        y = torch.empty(q.shape, dtype=q.dtype)
+    elif direct_level(out) is None or not out.is_contiguous() or overlaps(out, q, k, v):
+        return None
+    else:
+        y = out
+    batch, query_heads, queries, _ = q.shape
+    lse = None
+    if return_lse:
+        lse = torch.empty((batch, query_heads, queries), dtype=torch.float32)
+    if pattern.kind == "top_u":
+        if key_padding is not None:
+            return None
+        sample, counts = plain_sample(pattern.code, batch, queries, k.shape[2])
+        done = _C.sparse_gqa_top_u(
+            q,
+            k,
+            v,
+            y,
+            lse,
+            torch.full((batch, query_heads, counts[0]), -1),
+            sample,
+            torch.tensor(counts),
+            None,
+            None,
+            heads,
+            None,
+            sink_logits,
+            scale,
+            softcap,
+            level,
+        )
+    else:
+        done = _C.sparse_gqa_forward(
+            q,
+            k,
+            v,
+            y,
+            lse,
+            plan_for(pattern.code, queries, k.shape[2]).alone,
+            None,
+            None,
+            heads,
+            key_padding,
+            sink_logits,
+            scale,
+            softcap,
+            level,
+        )
+    if not done:
+        return None
+    if out is not None:
+        increment_version(out)
+    return y if lse is None else (y, lse)
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sink_logits: Tensor | None) -> None:
+    channels = _check.rows("q", q)
+    if q.dim() != 4:
+        raise ValueError(f"q: shape {list(q.shape)} was given; expected [B, Hq, Lq, D]")
+    if channels > MOST_CHANNELS:
+        raise ValueError(
+            f"q: a head dimension of {channels} was given; expected 1 to {MOST_CHANNELS}"
+        )
+    for name, t in (("k", k), ("v", v)):
+        _check.companion(name, t, "q", q)
+        if t.dim() != 4:
+            raise ValueError(f"{name}: shape {list(t.shape)} was given; expected 4 dimensions")
+    batch, heads, _, _ = q.shape
+    groups, keys = k.shape[1:3]
+    if groups == 0 or heads == 0 or heads % groups:
+        raise ValueError(
+            f"k: {groups} heads were given; expected a divisor of the {heads} heads of q"
+        )
+    _check.shape("k", k, (batch, groups, keys, channels), "as q, but for heads and rows")
+    _check.shape("v", v, k.shape, "the shape of k")
+    if sink_logits is not None:
+        _check.values("sink_logits", sink_logits, q)
+        _check.shape("sink_logits", sink_logits, (heads,), "the heads of q")
+
+
+def _check_pattern(pattern: object, q: Tensor, k: Tensor, cu_seqlens: object) -> None:
+    if not isinstance(pattern, patterns.Pattern):
+        raise TypeError(
+            f"pattern: expected a Pattern of leeboard.ops.patterns, got {type(pattern).__name__}"
+        )
+    # Tracers would fix the lengths; then the kernel says it.
+    if cu_seqlens is None and not torch.compiler.is_compiling():
+        pattern.check(q.shape[2], k.shape[2])
+
+
+def _check_heads(active_heads: object, count: int) -> tuple[int, ...] | None:
+    if active_heads is None:
+        return None
+    if isinstance(active_heads, str) or not isinstance(active_heads, Sequence):
+        raise TypeError(
+            f"active_heads: expected a list of integers, got {type(active_heads).__name__}"
+        )
+    before = -1
+    for n, head in enumerate(active_heads):
+        if isinstance(head, bool) or not hasattr(head, "__index__"):
+            raise TypeError(f"active_heads[{n}]: expected an integer, got {type(head).__name__}")
+        if not 0 <= head < count:
+            raise ValueError(
+                f"active_heads[{n}]: {head} was given; expected 0 to {count - 1}, a head of q"
+            )
+        if head <= before:
+            raise ValueError(
+                f"active_heads[{n}]: {head} was given after {before}; expected ascending heads"
+            )
+        before = head
+    return tuple(operator.index(head) for head in active_heads)
+
+
+def _check_numbers(scale: float | None, softcap: float | None) -> tuple[float | None, float | None]:
+    if scale is not None:
+        _check.number("scale", scale)
+        scale = float(scale)
+    if softcap is not None:
+        _check.number("softcap", softcap)
+        softcap = float(softcap)
+        if not softcap > 0.0:
+            raise ValueError(f"softcap: {softcap} was given; expected a number > 0")
+    return scale, softcap
+
+
+def _check_padding(key_padding: Tensor | None, k: Tensor) -> None:
+    if key_padding is None:
+        return
+    _check.companion("key_padding", key_padding, "k", k, (torch.bool,))
+    if key_padding.dtype != torch.bool:
+        raise ValueError(f"key_padding: dtype {key_padding.dtype} was given; expected torch.bool")
+    _check.shape("key_padding", key_padding, (k.shape[0], k.shape[2]), "batch and rows of k")
+
+
+def _check_bounds(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor | None, cu_seqlens_k: Tensor | None
+) -> None:
+    if cu_seqlens is None:
+        if cu_seqlens_k is not None:
+            raise ValueError("cu_seqlens_k: a tensor was given; expected cu_seqlens to go with it")
+        return
+    for name, cu in (("cu_seqlens", cu_seqlens), ("cu_seqlens_k", cu_seqlens_k)):
+        if cu is None:
+            continue
+        _check.tensor(name, cu)
+        if cu.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"{name}: dtype {cu.dtype} was given; expected torch.int32 or torch.int64"
+            )
+        if cu.device.type not in ("cpu", q.device.type):
+            raise ValueError(f"{name}: device {cu.device} was given; expected {q.device} or cpu")
+        if cu.dim() != 1 or cu.shape[0] == 0:
+            raise ValueError(f"{name}: shape {list(cu.shape)} was given; expected [segments + 1]")
+    if q.shape[0] != 1:
+        raise ValueError(
+            f"cu_seqlens: q has a batch of {q.shape[0]}; expected 1, with the sequences in a row"
+        )
+    if cu_seqlens_k is not None:
+        _check.shape("cu_seqlens_k", cu_seqlens_k, cu_seqlens.shape, "the shape of cu_seqlens")
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    code: str,
+    scale: float | None,
+    active_heads: Sequence[int] | None,
+    key_padding: Tensor | None,
+    cu_seqlens: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    pattern = patterns.decode(code)
+    segments = Segments.of(q, k, cu_seqlens, cu_seqlens_k)
+    backend = choose("sparse_gqa", [q, k, v])
+
+    def by_reference() -> tuple[Tensor, Tensor, Tensor]:
+        exact = reference.sparse_gqa_parts(
+            q,
+            k,
+            v,
+            pattern,
+            scale=scale,
+            active_heads=active_heads,
+            key_padding=key_padding,
+            cu_seqlens=cu_seqlens,
+            cu_seqlens_k=cu_seqlens_k,
+            softcap=softcap,
+            sink_logits=sink_logits,
+        )
+        return exact[0].contiguous(), exact[1].contiguous(), exact[2]
+
+    if backend == "reference" or q.numel() == 0 or k.numel() == 0:
+        return by_reference()
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=wide(q), device=q.device)
+    arguments = [rows(q), rows(k), rows(v)]
+    last = (
+        as_heads(active_heads),
+        None if key_padding is None else rows(key_padding),
+        dense(sink_logits),
+        *kernel_options(scale, softcap, q.shape[3]),
+    )
+    if pattern.kind == "top_u":
+        assert isinstance(pattern, patterns.TopU)
+        sample, counts = top_u_sample(pattern, segments, key_padding)
+        size = (len(counts), q.shape[1], pattern.queries(q.shape[2]))
+        chosen = torch.full(size, -1, device=q.device)
+        if backend == "triton":
+            kernels("sparse_gqa").top_u(
+                *arguments, out, lse, chosen, sample, counts, segments.cu_q, segments.cu_k, *last
+            )
+        else:
+            if not try_kernel(
+                _C.sparse_gqa_top_u,
+                arguments,
+                [out, lse, chosen],
+                sample,
+                torch.tensor(counts, dtype=torch.int64),
+                *segments.tensors(),
+                *last,
+                state().level,
+            ):
+                return by_reference()
+        return out, lse, chosen
+    plans = segments.plans(code)
+    if backend == "triton":
+        kernels("sparse_gqa").forward(
+            *arguments, out, lse, plans, segments.cu_q, segments.cu_k, *last
+        )
+    else:
+        if not try_kernel(
+            _C.sparse_gqa_forward,
+            arguments,
+            [out, lse],
+            [plan.native for plan in plans],
+            *segments.tensors(),
+            *last,
+            state().level,
+        ):
+            return by_reference()
+    return out, lse, torch.empty(0, dtype=torch.int64, device=q.device)
+
+
+def _fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    code: str,
+    scale: float | None,
+    active_heads: Sequence[int] | None,
+    key_padding: Tensor | None,
+    cu_seqlens: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    pattern = patterns.decode(code)
+    size: tuple[int, ...] = (0,)
+    if isinstance(pattern, patterns.TopU):
+        segments = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        size = (segments, q.shape[1], pattern.queries(int(q.shape[2])))
+    return (
+        torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        torch.empty(q.shape[:3], dtype=wide(q), device=q.device),
+        torch.empty(size, dtype=torch.int64, device=q.device),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, ctx.code, ctx.scale, ctx.heads, padding, cu, cu_k, ctx.softcap, sinks = inputs
+    ctx.save_for_backward(q, k, v, *output, padding, cu, cu_k, sinks)
+    # A log-sum-exp that nobody uses has no gradient: then the kernels add none.
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, chosen, padding, cu, cu_k, sinks = ctx.saved_tensors
+    grads = torch.ops.leeboard.sparse_gqa_backward(
+        torch.zeros_like(out) if grad_out is None else grad_out,
+        grad_lse,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        chosen,
+        ctx.code,
+        ctx.scale,
+        ctx.heads,
+        padding,
+        cu,
+        cu_k,
+        ctx.softcap,
+        sinks,
+    )
+    return (*grads[:3], *[None] * 7, None if sinks is None else grads[3])
+
+
+define(
+    f"sparse_gqa(Tensor q, Tensor k, Tensor v, {OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _fake,
+    # Batches are no rows: a head count or a bound may belong to each sample.
+    row_arguments=(),
+    setup_context=_setup_context,
+    backward=_backward,
+)
