@@ -262,10 +262,11 @@ def compose_part(
     """An op's section by itself, with its own origin: the rest may be of another day or machine."""
     points, own_memory = _of(op, points_of(timings), memory)
     how = f"`python bench/run.py {'--quick ' if quick else ''}-k {op} --publish`"
+    facts = "; ".join(f"{name.capitalize()}: {value}" for name, value in machine.items())
     lines = [
         f"## {op}",
         "",
-        f"Written by {how} on {date}, apart from the other ops: {', '.join(machine.values())}.",
+        f"Written by {how} on {date}, apart from the other ops. {facts}.",
         "",
         *(f"- {line}" for line in _summary(points)),
         "",
