@@ -150,6 +150,7 @@ class Subject:
             the op itself, asked otherwise.
         choose: Which variants a case is measured in; by default the op and the two rivals.
         warm: The small case that readies a process before memory is measured.
+        gpu: The cases on a GPU, where those of the CPU are too small.
     """
 
     op: str
@@ -161,6 +162,7 @@ class Subject:
     peers: Mapping[str, Peer] = field(default_factory=dict)
     choose: Callable[[Case], Sequence[Variant]] | None = None
     warm: Callable[[Case], Case] = _two_rows
+    gpu: Sequence[Case] | None = None
 
 
 def tensors_of(result: Any) -> list[Tensor]:

@@ -180,6 +180,14 @@ def _training_cases() -> list[Case]:
     ]
 
 
+def _gpu_cases() -> list[Case]:
+    return [
+        _case(label, length, 128, BFLOAT16, MODEL)
+        for label in ("dense", "causal", "band", "modality")
+        for length in (1024, 4096, 16384)
+    ]
+
+
 def _variants(case: Case) -> tuple[Variant, ...]:
     if case.direction == "training":
         return ("leeboard", "sdpa")
@@ -189,8 +197,8 @@ def _variants(case: Case) -> tuple[Variant, ...]:
         return ("leeboard", "leeboard-dense", "sdpa", "flex")
     if case.label == "topu":
         return ("leeboard", "sdpa", "eager")
-    # Compiling takes seconds, so FlexAttention meets one causal shape; nobody needs it for dense.
-    if case.label == "causal" and (case.shape["L"], case.shape["D"]) == (2048, 128):
+    # Compiling takes seconds, so FlexAttention meets two causal shapes; nobody needs it for dense.
+    if case.label == "causal" and case.shape["L"] == 2048:
         return ("leeboard", "sdpa", "flex")
     return ("leeboard", "sdpa")
 
@@ -271,6 +279,7 @@ SUBJECT = Subject(
     check=_check,
     peers={"sdpa": sdpa, "flex": flex, "leeboard-dense": _own_dense},
     choose=_variants,
+    gpu=_gpu_cases(),
     warm=lambda case: replace(case, shape={**case.shape, "L": 64}),
 )
 

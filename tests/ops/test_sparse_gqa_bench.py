@@ -70,3 +70,13 @@ def test_cases_declare_their_work(bench: ModuleType) -> None:
     assert band.dense_flops is not None
     assert band.flops / band.dense_flops == pytest.approx(1 / 8, rel=0.07)
     assert any(case.direction == "training" for case in cases.values())
+
+
+def test_the_benchmark_of_gpus_has_a_column_for_each_rival(bench: ModuleType) -> None:
+    from bench import gpu
+
+    case = bench._case("topu", LENGTH, 16, torch.float32)
+    row = gpu.measure(bench.SUBJECT, case, "cpu", "reference", lambda call: len(call()) * 1e-6)
+    assert gpu._rivals([row]) == ["sdpa", "eager"]
+    assert len(row.cells(["sdpa", "flex", "eager"])) == 3 + 1 + 3 + 2
+    assert row.cells(["sdpa", "flex"])[4:6] == ["1.00x", ""]
