@@ -207,6 +207,7 @@ def measure(benchmark: Any, protocol: _Protocol) -> Iterator[Any]:
             limit_kernel=[kernel.places, kernel.non_temporal],
             faults_per_call=faults / (rounds * iterations),
             others=max(idle, load.others_since()),
+            quick=case.quick,
             aim=None if case.aim is None else dataclasses.asdict(case.aim),
         )
         protocol.done += 1

@@ -164,6 +164,10 @@ def _memory_table(found: list[dict[str, Any]]) -> list[str]:
     return table(head, rows, left=3)
 
 
+# Most cases of an op at a glance; of one with more, those of a quick run.
+GLANCE = 16
+
+
 def _glance(points: list[Point]) -> list[str]:
     """The cases that have an aim, on all cores; ops with the same rivals in one table."""
     most = max(p["leeboard"].threads for p in points)
@@ -174,6 +178,8 @@ def _glance(points: list[Point]) -> list[str]:
             for p in points
             if (own := p["leeboard"]).op == op and own.aim is not None and own.threads == most
         ]
+        if len(aimed) > GLANCE:
+            aimed = [p for p in aimed if p["leeboard"].quick]
         if not aimed:
             continue
         columns = [c for c in _columns(aimed) if c not in ("p99", "out=")]

@@ -29,7 +29,8 @@ class Timing:
     others: float
     faults_per_call: float
     aim: dict[str, Any] | None
-    flop_share: float | None = None
+    flop_share: float | None
+    quick: bool
 
     @property
     def share(self) -> float:
@@ -65,6 +66,7 @@ def read_timings(path: Path) -> tuple[dict[str, str], list[Timing], str]:
                 faults_per_call=info["faults_per_call"],
                 aim=info["aim"],
                 flop_share=info["flop_share"],
+                quick=info["quick"],
             )
         )
     return run["machine_info"], timings, run["datetime"][:10]

@@ -70,6 +70,7 @@ def entry(case: str, variant: str, seconds: float, **info: Any) -> dict[str, Any
             "others": 0.0,
             "faults_per_call": 0.0,
             "flop_share": 0.25,
+            "quick": case == "band-L8",
             "aim": aim | info.pop("aim", {}),
         }
         | info,
@@ -101,6 +102,14 @@ def test_aims_name_the_rival_and_the_overhead(report: ModuleType, tmp_path: Path
     assert shown["over flops"] == "1.33"
     assert shown["share"] == "60%"
     assert "out=" not in shown
+
+
+def test_many_cases_are_few_at_a_glance(report: ModuleType, tmp_path: Path) -> None:
+    cases = [f"band-L{length}" for length in range(8, 9 + report.GLANCE)]
+    _, timings, _ = read(report, tmp_path, [entry(case, "leeboard", MS) for case in cases])
+    assert len(report._glance(report.points_of(timings))) == 2 + 1 + 1
+    few = [t for t in timings if t.case != "band-L9-float32-forward"]
+    assert len(report._glance(report.points_of(few))) == 2 + report.GLANCE + 1
 
 
 def test_a_section_is_replaced_and_nothing_else(report: ModuleType) -> None:
