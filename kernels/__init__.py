@@ -18,6 +18,7 @@ __all__ = [
     "linear_topk",
     "qlinear",
     "rms_norm",
+    "sparse_gqa",
     "swiglu_linear",
     "verify_greedy",
     "verify_sample",

@@ -307,6 +307,45 @@ struct SparseGqa {
   float softcap;  // 0: none
 };
 
+// A key-value head of a segment, and how its query rows are cut into chunks.
+struct GqaBackwardItem {
+  int64_t segment;
+  int64_t head;
+  int64_t chunk_rows;
+  int64_t chunks;
+  float* memory;  // sparse_gqa_backward_item_floats, on a cache line
+};
+
+// What one thread takes at a time: panels to pack, one chunk, or keys whose gradients are summed.
+struct GqaBackwardUnit {
+  int64_t item;
+  int64_t first;
+  int64_t count;
+};
+
+// Every item has a unit of packs whose first is 0, and units of sums that cover its keys.
+struct SparseGqaBackward {
+  SparseGqa op;
+  Heads grad_out;
+  Heads out;
+  Heads grad_q;
+  Heads grad_k;
+  Heads grad_v;
+  const float* lse;       // [B, query_heads, queries]
+  const float* grad_lse;  // the same, or null
+  int64_t query_heads;
+  int64_t queries;
+  int64_t longest;  // keys of a segment
+  const GqaBackwardItem* items;
+  const GqaBackwardUnit* packs;
+  int64_t pack_count;
+  const GqaBackwardUnit* chunks;
+  int64_t chunk_count;
+  const GqaBackwardUnit* sums;
+  int64_t sum_count;
+  void* counters;  // three cache lines of zeros
+};
+
 // Threads that run one kernel side by side and wait for each other between its phases.
 struct Team {
   int64_t size;
@@ -384,6 +423,13 @@ struct KernelTable {
   int64_t (*draft_chain_bytes)(const DraftChain&, int64_t* zeroed);
   // Every member of the team calls it; all return when the draft is complete.
   void (*draft_chain)(const DraftChain&, Team&);
+  // Floats of an item's memory; of the memory that each member of the team brings.
+  int64_t (*sparse_gqa_backward_item_floats)(int64_t d, int64_t keys, int64_t chunks);
+  int64_t (*sparse_gqa_backward_member_floats)(int64_t d, int64_t keys);
+  // Every member of the team calls it; all return when the items are complete.
+  void (*sparse_gqa_backward)(const SparseGqaBackward&, Team&, float* memory);
+  int64_t gqa_backward_rows;   // chunks are multiples of so many rows
+  int64_t gqa_backward_panel;  // keys of a unit of packing
   int64_t pack_multiple;  // packed rows are padded to a multiple of this many elements
 };
 

@@ -1,5 +1,6 @@
 // The kernel table of one level.
 #include "dot_panel.h"
+#include "gqa_backward_tile.h"
 #include "level.h"
 
 namespace leeboard::LEEBOARD_LEVEL {
@@ -26,6 +27,11 @@ const KernelTable table = {
     .decode_attention_merge = decode_attention_merge,
     .draft_chain_bytes = draft_chain_bytes,
     .draft_chain = draft_chain,
+    .sparse_gqa_backward_item_floats = sparse_gqa_backward_item_floats,
+    .sparse_gqa_backward_member_floats = sparse_gqa_backward_member_floats,
+    .sparse_gqa_backward = sparse_gqa_backward,
+    .gqa_backward_rows = kBlockRows,
+    .gqa_backward_panel = kPanel,
     .pack_multiple = kPackBlock,
 };
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import draft_inputs
 import leeboard.ops
+import sparse_inputs
 from harness import Sample
 from leeboard.ops._weights import to_arguments
 from leeboard.reference._quantized import as_matrix
@@ -1613,6 +1614,12 @@ CASES: dict[str, OpCases] = {
         bad_calls=_qlinear_bad_calls(),
         op_arguments=layer_arguments,
         row_leaves=layer_rows,
+    ),
+    "sparse_gqa": OpCases(
+        samples=sparse_inputs.samples(),
+        bad_calls={name: BadCall(*bad) for name, bad in sparse_inputs.bad_calls().items()},
+        op_arguments=sparse_inputs.arguments,
+        row_leaves=lambda sample: (),
     ),
     "swiglu_linear": OpCases(
         samples=layer_samples(gated_weights),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,21 +57,24 @@ class Segments:
             return None, None
         return torch.tensor(self.cu_q), torch.tensor(self.cu_k)
 
-    def plans(self, code: str) -> list[AttentionPlan]:
-        """One for each segment, or a single one for all batches.
+    def check(self, pattern: patterns.Pattern) -> None:
+        """Nothing where the pattern fits every segment.
 
         Raises:
-            ValueError: If the pattern does not fit a segment.
+            ValueError: Naming the first that it does not fit.
         """
         if self.cu_q is None:
-            return [plan_for(code, *lengths) for lengths in self.lengths[:1]]
-        return [self._plan(code, s) for s in range(len(self.lengths))]
+            for lengths in self.lengths[:1]:
+                pattern.check(*lengths)
+            return
+        for s, lengths in enumerate(self.lengths):
+            with _about(f"segment {s} of cu_seqlens"):
+                pattern.check(*lengths)
 
-    def _plan(self, code: str, segment: int) -> AttentionPlan:
-        try:
-            return plan_for(code, *self.lengths[segment])
-        except ValueError as error:
-            raise ValueError(f"{error} (segment {segment} of cu_seqlens)") from None
+    def plans(self, code: str) -> list[AttentionPlan]:
+        """One for each segment, or a single one for all batches."""
+        alike = self.lengths if self.cu_q is not None else self.lengths[:1]
+        return [plan_for(code, *lengths) for lengths in alike]
 
     def visible(self, key_padding: Tensor | None) -> list[int]:
         """How many keys of each segment are not padding."""
@@ -83,9 +87,26 @@ class Segments:
         return before[self.cu_k].diff().tolist()
 
 
+def require_memory(**tensors: Tensor | None) -> None:
+    """For tensors whose values are read here.
+
+    Raises:
+        RuntimeError: If a storage was emptied; the message names the argument.
+    """
+    for name, t in tensors.items():
+        if t is not None and t.numel() and t.untyped_storage().nbytes() == 0:
+            raise RuntimeError(f"{name}: its storage is empty; expected memory to read from")
+
+
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} ({what})") from None
+
+
 def _bounds(name: str, cu: Tensor, total: int, of: str) -> list[int]:
-    if cu.numel() and cu.device.type == "cpu" and cu.untyped_storage().nbytes() == 0:
-        raise RuntimeError("leeboard.ops.sparse_gqa: a tensor's storage is empty")
     numbers: list[int] = cu.tolist()
     if numbers[0] != 0:
         raise ValueError(f"{name}: starts at {numbers[0]}; expected 0")
@@ -101,16 +122,17 @@ def _bounds(name: str, cu: Tensor, total: int, of: str) -> list[int]:
 
 def top_u_sample(
     pattern: patterns.TopU, segments: Segments, key_padding: Tensor | None
-) -> tuple[Tensor, list[int]]:
-    """The sampled key rows of each segment, int64 [S, U] padded with -1 on the CPU, and how many
-    queries each chooses: none where no key is in sight.
+) -> tuple[Tensor, Tensor]:
+    """The sampled key rows of each segment, int64 [S, U] padded with -1, and how many queries each
+    chooses, int64 [S]: none where no key is in sight. Both on the CPU.
     """
     if key_padding is None and segments.cu_q is None:
-        return plain_sample(pattern.code, len(segments.lengths), *(segments.lengths or [(0, 0)])[0])
+        queries, keys = segments.lengths[0]
+        return plain_sample(pattern.code, len(segments.lengths), queries, keys)
     seen = segments.visible(key_padding)
     counts = [
-        pattern.queries(rows) if n else 0
-        for (rows, _), n in zip(segments.lengths, seen, strict=True)
+        pattern.queries(queries) if n else 0
+        for (queries, _), n in zip(segments.lengths, seen, strict=True)
     ]
     places = [torch.tensor(pattern.sampled(n)) for n in seen]
     if key_padding is not None:
@@ -121,18 +143,17 @@ def top_u_sample(
             else:
                 row = shown[0, segments.cu_k[s] : segments.cu_k[s + 1]]
             places[s] = row.nonzero()[:, 0][places[s]]
-    if not places:
-        return torch.empty((0, 0), dtype=torch.int64), counts
-    return torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1), counts
+    sample = torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
+    return sample, torch.tensor(counts)
 
 
 @functools.lru_cache(256)
-def plain_sample(code: str, batches: int, queries: int, keys: int) -> tuple[Tensor, list[int]]:
+def plain_sample(code: str, batches: int, queries: int, keys: int) -> tuple[Tensor, Tensor]:
     """`top_u_sample` where every batch is whole; shared, not to be written."""
     pattern = patterns.decode(code)
     assert isinstance(pattern, patterns.TopU)
     sample = torch.tensor(pattern.sampled(keys)).expand(batches, -1).contiguous()
-    return sample, [pattern.queries(queries) if keys else 0] * batches
+    return sample, torch.full((batches,), pattern.queries(queries) if keys else 0)
 
 
 def rows(t: Tensor) -> Tensor:

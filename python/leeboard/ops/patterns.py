@@ -8,19 +8,18 @@ last key, as in a key-value cache: query i sits at position p = i + keys - queri
 from __future__ import annotations
 
 import functools
-import itertools
 import json
-import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from leeboard.ops import _spans
+from leeboard.ops._pattern_fields import ascending, integer, is_sequence, sample, share, tiling
 from leeboard.ops._spans import Integers, Spans
 
 __all__ = [
@@ -179,8 +178,8 @@ class Band(Pattern):
     kind: ClassVar[str] = "band"
 
     def __post_init__(self) -> None:
-        _set(self, "window", _integer("window", self.window, 1))
-        _set(self, "sinks", _integer("sinks", self.sinks, 0))
+        _set(self, "window", integer("window", self.window, 1))
+        _set(self, "sinks", integer("sinks", self.sinks, 0))
         if not isinstance(self.causal, bool):
             raise TypeError(f"causal: expected a bool, got {type(self.causal).__name__}")
         self._finish(self.window, self.sinks, self.causal)
@@ -235,15 +234,15 @@ class Modality(Pattern):
     def __init__(
         self, spans: Iterable[Sequence[int]], window: int | None = None, summary: int = 1
     ) -> None:
-        _set(self, "modalities", _tiling(spans))
-        _set(self, "window", None if window is None else _integer("window", window, 1))
-        _set(self, "summary", _integer("summary", summary, 0))
+        _set(self, "modalities", tiling(spans))
+        _set(self, "window", None if window is None else integer("window", window, 1))
+        _set(self, "summary", integer("summary", summary, 0))
         self._finish(self.modalities, self.window, self.summary)
 
     @staticmethod
     def of_lengths(lengths: Iterable[int], window: int | None = None, summary: int = 1) -> Modality:
         """Modalities of these numbers of tokens, in this order."""
-        counts = [_integer(f"lengths[{n}]", length, 1) for n, length in enumerate(lengths)]
+        counts = [integer(f"lengths[{n}]", length, 1) for n, length in enumerate(lengths)]
         stops = np.cumsum(counts).tolist()
         starts = [stop - count for stop, count in zip(stops, counts, strict=True)]
         return Modality(tuple(zip(starts, stops, strict=True)), window, summary)
@@ -309,13 +308,13 @@ class Blocks(Pattern):
 
     def __post_init__(self) -> None:
         index: object = self.index
-        if not _is_sequence(index):
+        if not is_sequence(index):
             raise TypeError(
                 f"index: expected a list of key blocks for each block of queries, got "
                 f"{type(index).__name__}"
             )
-        _set(self, "index", tuple(_ascending(f"index[{n}]", row) for n, row in enumerate(index)))
-        _set(self, "block", _integer("block", self.block, 1))
+        _set(self, "index", tuple(ascending(f"index[{n}]", row) for n, row in enumerate(index)))
+        _set(self, "block", integer("block", self.block, 1))
         self._finish(self.index, self.block)
 
     def check(self, queries: int, keys: int) -> None:
@@ -376,15 +375,15 @@ class TopU(Pattern):
     kind: ClassVar[str] = "top_u"
 
     def __post_init__(self) -> None:
-        _set(self, "factor", _integer("factor", self.factor, 1))
-        _set(self, "seed", _integer("seed", self.seed, 0))
+        _set(self, "factor", integer("factor", self.factor, 1))
+        _set(self, "seed", integer("seed", self.seed, 0))
         if self.seed >= 1 << 63:
             raise ValueError(f"seed: {self.seed} was given; expected at most {(1 << 63) - 1}")
         self._finish(self.factor, self.seed)
 
     def queries(self, queries: int) -> int:
         """How many of the queries of a head attend."""
-        return _share(self.factor, queries)
+        return share(self.factor, queries)
 
     def sampled(self, keys: int) -> Integers:
         """The sampled keys, int64 [U], ascending: places among `keys` that are not padding.
@@ -392,7 +391,7 @@ class TopU(Pattern):
         Place i is floor((i + r[i]) * keys / U), r uniform in [0, 1) from the seed: one for each
         part of the keys of size keys / U; two may be the same.
         """
-        return _sample(self.factor, self.seed, keys)
+        return sample(self.factor, self.seed, keys)
 
     def pairs(self, queries: int, keys: int | None = None) -> int:
         """How many pairs of a query and a key attention is computed for."""
@@ -401,7 +400,7 @@ class TopU(Pattern):
     def flops(self, queries: int, keys: int | None = None, *, head_dim: int, heads: int = 1) -> int:
         """As of every pattern, and 2 * head_dim for each query and sampled key."""
         keys = queries if keys is None else keys
-        sampling = 2 * head_dim * heads * queries * _share(self.factor, keys)
+        sampling = 2 * head_dim * heads * queries * share(self.factor, keys)
         return sampling + 4 * head_dim * heads * self.pairs(queries, keys)
 
     def _sees(self, i: Tensor, j: Tensor, offset: int) -> Tensor:
@@ -544,74 +543,3 @@ def _text(least: int, most: int) -> str:
 
 def _set(pattern: Pattern, name: str, value: object) -> None:
     object.__setattr__(pattern, name, value)
-
-
-def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Iterable) and not isinstance(value, str)
-
-
-def _integer(name: str, value: object, least: int) -> int:
-    """An int of any integer type."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    number = operator.index(value)
-    if number < least:
-        raise ValueError(f"{name}: {number} was given; expected at least {least}")
-    return number
-
-
-def _ascending(name: str, row: object) -> tuple[int, ...]:
-    if not _is_sequence(row):
-        raise TypeError(f"{name}: expected a list of key blocks, got {type(row).__name__}")
-    numbers = tuple(_integer(name, number, 0) for number in row)
-    for first, second in itertools.pairwise(numbers):
-        if first >= second:
-            raise ValueError(
-                f"{name}: {second} was given after {first}; expected ascending numbers of key blocks"
-            )
-    return numbers
-
-
-def _tiling(spans: object) -> tuple[tuple[int, int], ...]:
-    if not _is_sequence(spans):
-        raise TypeError(f"spans: expected pairs (start, stop), got {type(spans).__name__}")
-    result: list[tuple[int, int]] = []
-    before = 0
-    for n, span in enumerate(spans):
-        if not _is_sequence(span):
-            raise TypeError(f"spans[{n}]: expected a pair (start, stop), got {type(span).__name__}")
-        numbers = [_integer(f"spans[{n}]", number, 0) for number in span]
-        if len(numbers) != 2:
-            raise ValueError(f"spans[{n}]: {len(numbers)} numbers were given; expected 2")
-        start, stop = numbers
-        if stop <= start:
-            raise ValueError(
-                f"spans[{n}]: ({start}, {stop}) was given; expected a stop beyond the start"
-            )
-        if start != before:
-            what = "overlaps" if start < before else "leaves a gap to"
-            previous = f"spans[{n - 1}], which ends at {before}" if n else "0, where spans begin"
-            raise ValueError(
-                f"spans[{n}]: ({start}, {stop}) {what} {previous}; expected it to start at {before}"
-            )
-        result.append((start, stop))
-        before = stop
-    if not result:
-        raise ValueError("spans: none was given; expected at least one modality")
-    return tuple(result)
-
-
-def _share(factor: int, count: int) -> int:
-    """min(factor * ceil(ln count), count), at least 1 of what there is."""
-    return min(max(factor * math.ceil(math.log(count)), 1), count) if count else 0
-
-
-@functools.lru_cache(256)
-def _sample(factor: int, seed: int, keys: int) -> Integers:
-    count = _share(factor, keys)
-    r = np.random.Generator(np.random.Philox(key=seed)).random(count)
-    places = ((np.arange(count) + r) * keys / max(count, 1)).astype(np.int64)
-    # The quotient may be rounded up to a whole number.
-    result = np.minimum(places, keys - 1)
-    result.setflags(write=False)
-    return result

@@ -230,10 +230,13 @@ def _attend(
     lse = peak + mass.log()
     if sinks is None:
         return out, lse.masked_fill(dead, -INFINITY)
-    # The share of the softmax that is not the sink's.
     total = _log_add(lse.masked_fill(dead, -INFINITY), sinks)
-    share = (lse - total.masked_fill(dead, 0.0)).masked_fill(dead, 0.0).exp()
-    return out * share[..., None], total
+    # What the sinks leave of the softmax. A backward has the rounded result only: the derivative
+    # in this share, exp(log_share), takes it from there.
+    log_share = (lse - total.masked_fill(dead, 0.0)).masked_fill(dead, 0.0)[..., None]
+    known = log_share.detach()
+    out = out * known.exp()
+    return out + out.detach().to(dtype).to(q.dtype) * (log_share - known), total
 
 
 def _log_add(a: Tensor, b: Tensor) -> Tensor:
