@@ -72,37 +72,45 @@ inline float* read_row_values(const TensorReader& reader, py::handle object, int
   return fits ? reinterpret_cast<float*>(t->data) : nullptr;
 }
 
-// One segment for each plan, or one plan for every batch.
+// One segment for each plan, or one plan for every batch. Without plans (None) the rows see what
+// the kernel decides.
 inline bool read_segments(const TensorReader& reader, py::handle plans_object, py::handle cu_q,
                           py::handle cu_k, SparseCall& call) {
-  if (!py::isinstance<py::sequence>(plans_object) || cu_q.is_none() != cu_k.is_none()) return false;
+  if (cu_q.is_none() != cu_k.is_none()) return false;
   std::vector<const AttentionPlan*> plans;
-  for (py::handle plan : py::reinterpret_borrow<py::sequence>(plans_object)) {
-    if (!py::isinstance<AttentionPlan>(plan)) return false;
-    call.plans.push_back(py::reinterpret_borrow<py::object>(plan));
-    plans.push_back(plan.cast<const AttentionPlan*>());
+  if (!plans_object.is_none()) {
+    if (!py::isinstance<py::sequence>(plans_object)) return false;
+    for (py::handle plan : py::reinterpret_borrow<py::sequence>(plans_object)) {
+      if (!py::isinstance<AttentionPlan>(plan)) return false;
+      call.plans.push_back(py::reinterpret_borrow<py::object>(plan));
+      plans.push_back(plan.cast<const AttentionPlan*>());
+    }
   }
-  auto add = [&](const AttentionPlan& plan, Segment segment) {
-    if (plan.queries != segment.queries || plan.keys != segment.keys) return false;
-    segment.offsets = plan.offsets.data();
-    segment.spans = plan.spans.data();
+  auto add = [&](int64_t index, Segment segment) {
+    if (!plans_object.is_none()) {
+      const AttentionPlan& plan = *plans[static_cast<size_t>(index)];
+      if (plan.queries != segment.queries || plan.keys != segment.keys) return false;
+      segment.offsets = plan.offsets.data();
+      segment.spans = plan.spans.data();
+    }
     call.segments.push_back(segment);
     return true;
   };
   if (cu_q.is_none()) {
-    if (plans.size() != 1) return false;
+    if (!plans_object.is_none() && plans.size() != 1) return false;
     for (int64_t b = 0; b < call.batch; ++b) {
-      if (!add(*plans[0], {b, 0, call.queries, 0, call.keys, nullptr, nullptr})) return false;
+      if (!add(0, {b, 0, call.queries, 0, call.keys, nullptr, nullptr})) return false;
     }
     return true;
   }
-  const auto count = static_cast<int64_t>(plans.size());
   const auto rows = reader.read(cu_q);
   const auto keys = reader.read(cu_k);
   if (call.batch != 1 || !rows || !keys || rows->kind != Kind::kInt64 ||
-      keys->kind != Kind::kInt64) {
+      keys->kind != Kind::kInt64 || rows->ndim != 1 || rows->shape[0] < 1) {
     return false;
   }
+  const int64_t count = rows->shape[0] - 1;
+  if (!plans_object.is_none() && static_cast<int64_t>(plans.size()) != count) return false;
   const auto* row = static_cast<const int64_t*>(as_vector(*rows, count + 1));
   const auto* key = static_cast<const int64_t*>(as_vector(*keys, count + 1));
   if (row == nullptr || key == nullptr || row[0] != 0 || key[0] != 0 ||
@@ -117,7 +125,7 @@ inline bool read_segments(const TensorReader& reader, py::handle plans_object, p
     }
     const Segment segment{0,      row[s],  row[s + 1] - row[s], key[s], key[s + 1] - key[s],
                           nullptr, nullptr};
-    if (!add(*plans[static_cast<size_t>(s)], segment)) return false;
+    if (!add(s, segment)) return false;
   }
   return true;
 }

@@ -346,6 +346,46 @@ struct SparseGqaBackward {
   void* counters;  // three cache lines of zeros
 };
 
+// A key-value head of a segment.
+struct GqaItem {
+  int64_t segment;
+  int64_t head;
+  float* memory;  // sparse_gqa_item_floats, on a cache line
+};
+
+// Keys that are packed at a time: whole panels at every level.
+inline constexpr int64_t kGqaPackKeys = 128;
+// Query rows of a block: whole strips at every level.
+inline constexpr int64_t kGqaBlockRows = 96;
+
+// Units of packs count keys from multiples of kGqaPackKeys; every item has one whose first is 0.
+// Those of blocks count at most kGqaBlockRows rows of an item, token by token over the active heads
+// of its group.
+struct SparseGqaForward {
+  SparseGqa op;
+  Heads out;
+  float* lse;  // [B, query_heads, queries], or null
+  int64_t query_heads;
+  int64_t queries;
+  int64_t longest;  // keys of a segment
+  const GqaItem* items;
+  const GqaBackwardUnit* packs;
+  int64_t pack_count;
+  const GqaBackwardUnit* blocks;
+  int64_t block_count;
+  // TopU only: sampled keys, how many queries to choose, which they are; item and active head.
+  const int64_t* sample;  // [segments, sample_most], padded with -1
+  int64_t sample_most;
+  const int64_t* counts;  // [segments]
+  int64_t* chosen;        // [segments, query_heads, chosen_most]
+  int64_t chosen_most;
+  const GqaBackwardUnit* heads;
+  int64_t head_count;
+  const GqaBackwardUnit* chosen_blocks;  // rows among those that were chosen
+  int64_t chosen_block_count;
+  void* counters;  // four cache lines of zeros
+};
+
 // Threads that run one kernel side by side and wait for each other between its phases.
 struct Team {
   int64_t size;
@@ -430,6 +470,11 @@ struct KernelTable {
   void (*sparse_gqa_backward)(const SparseGqaBackward&, Team&, float* memory);
   int64_t gqa_backward_rows;   // chunks are multiples of so many rows
   int64_t gqa_backward_panel;  // keys of a unit of packing
+  // Floats of an item's memory; of the memory that each member of the team brings.
+  int64_t (*sparse_gqa_item_floats)(const SparseGqaForward&, int64_t segment, int64_t head);
+  int64_t (*sparse_gqa_member_floats)(const SparseGqaForward&);
+  // Every member of the team calls it. A sample asks for TopU.
+  void (*sparse_gqa_forward)(const SparseGqaForward&, Team&, float* memory);
   int64_t pack_multiple;  // packed rows are padded to a multiple of this many elements
 };
 

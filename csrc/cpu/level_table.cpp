@@ -32,6 +32,9 @@ const KernelTable table = {
     .sparse_gqa_backward = sparse_gqa_backward,
     .gqa_backward_rows = kBlockRows,
     .gqa_backward_panel = kPanel,
+    .sparse_gqa_item_floats = sparse_gqa_item_floats,
+    .sparse_gqa_member_floats = sparse_gqa_member_floats,
+    .sparse_gqa_forward = sparse_gqa_forward,
     .pack_multiple = kPackBlock,
 };
 
