@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,23 +21,36 @@ from torch.utils import _pytree as pytree
 
 from leeboard.ops.registry import OPS
 
-Direction = Literal["forward", "backward"]
-Variant = Literal["leeboard", "leeboard-out", "eager", "compile", "reference"]
+# A backward walks a graph that is kept; training is a forward and a backward.
+Direction = Literal["forward", "backward", "training"]
+# leeboard, leeboard-out, eager, compile, reference, or what a subject calls its own rivals.
+Variant = str
 Call = Callable[[], Any]
 
 # The kernels' contract allows twice the reference's own error. Peers are only held to compute the
 # same thing: torch.compile adds thousands of rows one after another, which alone costs them tens of
 # times the error of a pairwise sum.
-BUDGET = {"leeboard": 2.0, "leeboard-out": 2.0, "reference": 2.0, "eager": 64.0, "compile": 64.0}
+OWN_BUDGET, PEER_BUDGET = 2.0, 64.0
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What a case should reach: a time, or a share of its limit; perhaps the compiled peer's time."""
+    """What a case should reach.
+
+    Attributes:
+        seconds: A time.
+        share: A share of the limit.
+        compiled: The compiled peer's time.
+        ratios: How many times as long each of these peers should take; "best" is the fastest.
+        overhead: How many times its share of the dense arithmetic, in time of the own dense call,
+            it may take.
+    """
 
     seconds: float | None = None
     share: float | None = None
     compiled: bool = False
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    overhead: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,9 +61,14 @@ class Case:
         shape: Sizes by letter, in the order in which they are shown.
         read: Bytes that must be read at least once.
         written: Bytes that must be written.
-        flops: Float32 operations.
+        flops: Operations of its arithmetic.
         streams: (arrays read, arrays written) of the read/write mix that gives the limit.
         quick: Whether `--quick` measures it.
+        label: What sets it apart from other cases of its sizes, a word.
+        products: Whether its arithmetic is products of `dtype` that are summed in float32, which
+            some processors do faster for bfloat16. Otherwise it is float32.
+        dense_flops: Operations of the call that leaves nothing out, where that is another one.
+        memory: Whether its memory is measured; where no case of an op says so, that of the largest.
     """
 
     op: str
@@ -63,10 +81,15 @@ class Case:
     streams: tuple[int, int]
     aim: Aim | None = None
     quick: bool = False
+    label: str = ""
+    products: bool = False
+    dense_flops: int | None = None
+    memory: bool = False
 
     @property
     def sizes(self) -> str:
-        return "-".join(f"{letter}{size}" for letter, size in self.shape.items())
+        sizes = (f"{letter}{size}" for letter, size in self.shape.items())
+        return "-".join([self.label, *sizes] if self.label else sizes)
 
     @property
     def dtype_name(self) -> str:
@@ -102,6 +125,16 @@ class Inputs:
 
 
 Check = Callable[["Prepared", Variant, Any], None]
+# Makes the function that a rival calls with the op's arguments; what it prepares is not timed.
+Peer = Callable[["Prepared"], Callable[..., Any]]
+
+
+class NotOfferedError(RuntimeError):
+    """A peer does not do what a case asks; its message says what it answered."""
+
+
+def _two_rows(case: Case) -> Case:
+    return replace(case, shape={**case.shape, "N": 2})
 
 
 @dataclass(frozen=True)
@@ -113,6 +146,11 @@ class Subject:
         eager: The best idiom in plain PyTorch, taking the same arguments.
         check: Raises unless a result of a variant is right; by default, against the reference.
         plain: What the idiom is given instead, where the op's own arguments mean nothing to it.
+        peers: Rivals beside the two that every op has, by name. Names that begin with "leeboard" are
+            the op itself, asked otherwise.
+        choose: Which variants a case is measured in; by default the op and the two rivals.
+        warm: The small case that readies a process before memory is measured.
+        gpu: The cases on a GPU, where those of the CPU are too small.
     """
 
     op: str
@@ -121,6 +159,10 @@ class Subject:
     eager: Callable[..., Any]
     check: Check | None = None
     plain: Callable[[Inputs], Inputs] | None = None
+    peers: Mapping[str, Peer] = field(default_factory=dict)
+    choose: Callable[[Case], Sequence[Variant]] | None = None
+    warm: Callable[[Case], Case] = _two_rows
+    gpu: Sequence[Case] | None = None
 
 
 def tensors_of(result: Any) -> list[Tensor]:
@@ -140,7 +182,7 @@ class Prepared:
         self.subject, self.case = subject, case
         self.spec = OPS[subject.op]
         self.inputs = subject.inputs(case, torch.device(device))
-        backward = case.direction == "backward"
+        backward = case.direction != "forward"
         for t in self.inputs.floats():
             # A weight is a parameter in every use; activations only carry gradients in training.
             t.requires_grad_(backward or isinstance(t, torch.nn.Parameter))
@@ -158,6 +200,8 @@ class Prepared:
             return self.spec.function
         if variant == "reference":
             return self.spec.reference
+        if variant in self.subject.peers:
+            return self.subject.peers[variant](self)
         if variant == "eager":
             return self.subject.eager
         torch._dynamo.reset()
@@ -178,6 +222,13 @@ class Prepared:
             kwargs["out"] = pytree.tree_map_only(Tensor, torch.empty_like, made)
         if self.case.direction == "forward":
             return functools.partial(function, *args, **kwargs)
+        if self.case.direction == "training":
+
+            def train() -> tuple[Tensor, ...]:
+                outputs = tensors_of(function(*args, **kwargs))
+                return torch.autograd.grad(outputs, self.inputs.floats(), self.grads_out)
+
+            return train
         # Compiled backwards would otherwise reuse saved tensors as scratch and allow one walk only.
         with functorch_config.patch(donated_buffer=False):
             outputs = tensors_of(function(*args, **kwargs))
@@ -215,20 +266,39 @@ class Prepared:
         """Raises AssertionError unless `result` is what the reference says, within the budget."""
         if self.subject.check is not None:
             self.subject.check(self, variant, result)
-            return
+        else:
+            self.check_all(variant, result)
+
+    def check_all(self, variant: Variant, result: Any) -> None:
+        """The check of ops without their own: every output, against the whole reference."""
         actual = tensors_of(result)
         assert len(actual) == len(self.budget), f"{len(actual)} outputs, not {len(self.budget)}"
         for index, (got, (exact, own)) in enumerate(zip(actual, self.budget, strict=True)):
             assert got.shape == exact.shape, f"output {index}: {got.shape}, not {exact.shape}"
             assert got.dtype == self.case.dtype, f"output {index}: dtype {got.dtype}"
-            floor = torch.finfo(self.case.dtype).eps * float(exact.abs().max())
-            error = float((got.detach().double() - exact).abs().max())
-            allowed = BUDGET[variant] * max(own, floor)
-            assert error <= allowed, f"output {index}: error {error:.3g}, allowed {allowed:.3g}"
+            within(variant, got, exact, own, f"output {index}")
 
 
-def variants(case: Case) -> tuple[Variant, ...]:
+def within(variant: Variant, got: Tensor, exact: Tensor, own: float, what: str) -> None:
+    """Raises AssertionError if `got` is further from `exact` than the variant may be.
+
+    Args:
+        variant: Who computed it.
+        exact: In float64.
+        own: The reference's own largest error in the dtype of `got`.
+        what: Its name in the message.
+    """
+    floor = torch.finfo(got.dtype).eps * float(exact.abs().max())
+    error = float((got.detach().double() - exact).abs().max())
+    ours = variant == "reference" or variant.startswith("leeboard")
+    allowed = (OWN_BUDGET if ours else PEER_BUDGET) * max(own, floor)
+    assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def variants(subject: Subject, case: Case) -> Sequence[Variant]:
     """What is measured for a case."""
+    if subject.choose is not None:
+        return subject.choose(case)
     own: tuple[Variant, ...] = ("leeboard",)
     if case.direction == "forward":
         own = ("leeboard", "leeboard-out")

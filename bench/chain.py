@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.report import microseconds
+from bench.timings import microseconds
 from leeboard import reference
 from leeboard.kernels import draft_chain
 from leeboard.reference import Draft, DrafterWeights, QuantizedWeight, quantize_weight

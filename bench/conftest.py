@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import statistics
@@ -69,14 +70,12 @@ def pytest_benchmark_update_machine_info(
     import torch
 
     from bench.environment import CPUS, facts
-    from bench.roof import fma_peak
+    from bench.roof import peaks
 
     machine_info.clear()
     machine_info.update(facts())
     for threads in sorted({1, CPUS}):
-        machine_info[f"arithmetic peak, threads {threads}"] = (
-            f"{fma_peak(threads) / 1e9:.0f} GFLOP/s (float32)"
-        )
+        machine_info[f"arithmetic peak, threads {threads}"] = peaks(threads)
     torch.set_num_threads(CPUS)
 
 
@@ -128,9 +127,18 @@ def _faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
+# Seconds from which a call is long: caches and first calls then no longer matter, and few rounds
+# are enough.
+LONG = 0.25
+
+
 def _cost(call: Any) -> float:
     """Seconds per call, roughly; the first calls also warm everything up."""
+    start = time.perf_counter()
     call()
+    first = time.perf_counter() - start
+    if first > LONG:
+        return first
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -144,33 +152,44 @@ def measure(benchmark: Any, protocol: _Protocol) -> Iterator[Any]:
     """Checks a point's result, then times it."""
     import torch
 
+    from bench.cases import NotOfferedError
     from bench.environment import Load, level_of
-    from bench.roof import fma_peak
+    from bench.roof import fma_peak, product_peak
 
     def run(subject: Any, point: Any) -> None:
         case, threads, variant = point.case, point.threads, point.variant
         torch.set_num_threads(threads)
         prepared = protocol.prepare(subject, case)
-        with torch.set_grad_enabled(case.direction == "backward"):
-            call = prepared.call(variant)
-            prepared.check(variant, call())
+        with torch.set_grad_enabled(case.direction != "forward"):
+            try:
+                call = prepared.call(variant)
+                result = call()
+            except NotOfferedError as answer:
+                pytest.skip(str(answer))
+            prepared.check(variant, result)
+            del result
             if benchmark.disabled:
                 benchmark.pedantic(call)
                 return
             cost = _cost(call)
             # Rounds of 100 us or more: the clock's own cost and grain then stay below 0.1%.
             iterations = max(1, round(100e-6 / cost))
-            rounds = min(2000, max(7, round(protocol.seconds / (cost * iterations))))
+            rounds = min(
+                2000, max(3 if cost > LONG else 7, round(protocol.seconds / (cost * iterations)))
+            )
             idle = protocol.gate.wait()
             load = Load.now()
             before, kernel = protocol.limit(case, threads)
-            # The limit's buffers took the caches.
-            call()
+            peak = product_peak(case.dtype, threads) if case.products else fma_peak(threads)
+            compute = case.flops / peak
+            warm = cost <= LONG
+            if warm:
+                # The limit's buffers took the caches.
+                call()
             faults = _faults()
-            benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=1)
+            benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=int(warm))
             faults = _faults() - faults
             after, _ = protocol.limit(case, threads, kernel)
-        compute = case.flops / fma_peak(threads)
         benchmark.group = f"{subject.op} {case.id} T{threads}"
         benchmark.extra_info.update(
             op=subject.op,
@@ -182,24 +201,20 @@ def measure(benchmark: Any, protocol: _Protocol) -> Iterator[Any]:
             variant=variant,
             moved=case.moved,
             flops=case.flops,
+            flop_share=None if case.dense_flops is None else case.flops / case.dense_flops,
             level=level_of(case.moved, threads),
             limits=[max(before, compute), max(after, compute)],
             limit_kernel=[kernel.places, kernel.non_temporal],
             faults_per_call=faults / (rounds * iterations),
             others=max(idle, load.others_since()),
-            aim=None
-            if case.aim is None
-            else {
-                "seconds": case.aim.seconds,
-                "share": case.aim.share,
-                "compiled": case.aim.compiled,
-            },
+            quick=case.quick,
+            aim=None if case.aim is None else dataclasses.asdict(case.aim),
         )
         protocol.done += 1
         median = benchmark.stats.stats.median
         protocol.say(
             f"{protocol.done:>4}  {subject.op} {case.id} T{threads} {variant}: "
-            f"{median * 1e6:.1f} us, limit {before * 1e6:.1f} us"
+            f"{median * 1e6:.1f} us, limit {max(before, compute) * 1e6:.1f} us"
         )
 
     yield run

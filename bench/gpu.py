@@ -10,26 +10,28 @@ from __future__ import annotations
 
 import datetime
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from bench import chain
-from bench.cases import Case, Prepared, Subject, Variant, subjects
-from bench.report import microseconds, spaced, table, write
+from bench.cases import Case, NotOfferedError, Prepared, Subject, Variant, subjects, variants
+from bench.report import spaced, table
 from bench.run import ROOT
+from bench.sections import write
+from bench.timings import microseconds
 from leeboard import ops
 from leeboard.ops._state import Backend
 
 TARGET = ROOT / "bench" / "RESULTS-gpu.md"
-VARIANTS: tuple[Variant, ...] = ("leeboard", "eager", "compile")
 # Seconds of one call, given the call.
 Timer = Callable[[Callable[[], Any]], float]
 
 READING = """\
-Times are microseconds, medians, with a cold cache. `limit` is a copy that moves the bytes that the
+Times are microseconds, medians, with a cold cache; rivals are how many times as long they take.
+`limit` is a copy that moves the bytes that the
 case must move; `share` is limit / time. Short calls show the cost of launching, not of the kernel.
 Every result was checked against the reference in float64 first."""
 
@@ -42,15 +44,15 @@ class Row:
     seconds: dict[Variant, float]
     limit: float
 
-    def cells(self) -> list[str]:
+    def cells(self, peers: Sequence[Variant]) -> list[str]:
         own = self.seconds["leeboard"]
-        peers = [f"{self.seconds[v] / own:.2f}x" for v in ("eager", "compile")]
+        ratios = [f"{self.seconds[v] / own:.2f}x" if v in self.seconds else "" for v in peers]
         return [
             spaced(self.case.sizes),
             self.case.dtype_name,
             self.case.direction,
             microseconds(own),
-            *peers,
+            *ratios,
             microseconds(self.limit),
             f"{self.limit / own:.0%}",
         ]
@@ -66,17 +68,27 @@ def measure(subject: Subject, case: Case, device: str, backend: Backend, timer: 
     """Checks and times every variant of a case."""
     prepared = Prepared(subject, case, device)
     seconds: dict[Variant, float] = {}
-    for variant in VARIANTS:
-        with torch.set_grad_enabled(case.direction == "backward"), ops.backend(backend):
-            call = prepared.call(variant)
-            prepared.check(variant, call())
+    rivals = [v for v in variants(subject, case) if not v.startswith("leeboard")]
+    for variant in ("leeboard", *rivals):
+        with torch.set_grad_enabled(case.direction != "forward"), ops.backend(backend):
+            try:
+                call = prepared.call(variant)
+                result = call()
+            except NotOfferedError as answer:
+                print(f"{case.op} {case.id}: {answer}", flush=True)
+                continue
+            prepared.check(variant, result)
             seconds[variant] = timer(call)
     return Row(case, seconds, _copy_seconds(case.moved, device, timer))
 
 
+def _rivals(rows: Sequence[Row]) -> list[Variant]:
+    """Those that any row has, in order."""
+    return list(dict.fromkeys(v for row in rows for v in row.seconds if v != "leeboard"))
+
+
 def compose(rows: list[Row], machine: dict[str, str], steps: list[chain.Row]) -> str:
     """The report."""
-    head = ["case", "dtype", "direction", "leeboard", "eager", "compile", "limit", "share"]
     lines = [
         "# Measured speed on a GPU",
         "",
@@ -89,11 +101,14 @@ def compose(rows: list[Row], machine: dict[str, str], steps: list[chain.Row]) ->
     ]
     for op in dict.fromkeys(row.case.op for row in rows):
         mine = [row for row in rows if row.case.op == op]
-        lines += [f"## {op}", "", *table(head, [row.cells() for row in mine], left=3), ""]
+        peers = _rivals(mine)
+        head = ["case", "dtype", "direction", "leeboard", *peers, "limit", "share"]
+        lines += [f"## {op}", "", *table(head, [row.cells(peers) for row in mine], left=3), ""]
     lines += ["## Steps of a chain", "", chain.READING, ""]
     lines += [*table(chain.HEAD, [row.cells() for row in steps], left=2), ""]
-    for peer in ("eager", "compile"):
-        ratio = statistics.geometric_mean(r.seconds[peer] / r.seconds["leeboard"] for r in rows)
+    for peer in _rivals(rows):
+        having = [r.seconds for r in rows if peer in r.seconds]
+        ratio = statistics.geometric_mean(s[peer] / s["leeboard"] for s in having)
         lines.append(f"Against {peer}: {ratio:.2f}x as fast in the geometric mean.")
     return "\n".join(lines) + "\n"
 
@@ -121,9 +136,9 @@ def main() -> None:
 
     rows = []
     for op, subject in subjects().items():
-        for case in subject.cases:
+        for case in subject.cases if subject.gpu is None else subject.gpu:
             rows.append(measure(subject, case, "cuda", "triton", timer))
-            print(op, *rows[-1].cells(), flush=True)
+            print(op, *rows[-1].cells(_rivals(rows[-1:])), flush=True)
     steps = chain.measure(
         chain.Sizes(),
         torch.bfloat16,

@@ -30,13 +30,19 @@ class Measure(Protocol):
     def __call__(self, subject: Subject, point: Point) -> None: ...
 
 
-def grid(subject: Subject) -> list[Any]:
-    """All points with readable ids. Rivals follow each other, so that a drift meets them alike."""
+def points_of(subject: Subject) -> list[Point]:
+    """All points. Rivals follow each other, so that a drift meets them alike."""
     return [
-        pytest.param(
-            Point(case, threads, variant), id=f"{case.id}-T{threads}-{variant.replace('-', '_')}"
-        )
+        Point(case, threads, variant)
         for case in subject.cases
         for threads in sorted({1, CPUS})
-        for variant in variants(case)
+        for variant in variants(subject, case)
+    ]
+
+
+def grid(subject: Subject) -> list[Any]:
+    """The points as parameters with readable ids."""
+    return [
+        pytest.param(p, id=f"{p.case.id}-T{p.threads}-{p.variant.replace('-', '_')}")
+        for p in points_of(subject)
     ]

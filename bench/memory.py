@@ -1,6 +1,6 @@
 """Peak extra memory of every op: the growth of the resident set above inputs and outputs.
 
-    python -m bench.memory [--quick]
+    python -m bench.memory [--quick] [--ops OP ...]
 
 Each figure comes from a process of its own. It runs the op once at a small size (libraries load,
 threads start), makes the inputs, resets the kernel's high-water mark of resident memory, runs the
@@ -14,8 +14,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,8 @@ def _measure(op: str, case_id: str, variant: str) -> dict[str, Any]:
 
     subject = subjects()[op]
     case = next(c for c in subject.cases if c.id == case_id)
-    training = case.direction == "backward"
-    small = replace(case, shape={**case.shape, "N": 2})
-    _once(Prepared(subject, small), variant, training)
+    training = case.direction != "forward"
+    _once(Prepared(subject, subject.warm(case)), variant, training)
 
     prepared = Prepared(subject, case)
     before = status("VmRSS")
@@ -96,27 +95,30 @@ def _in_fresh_process(job: tuple[str, str, str]) -> dict[str, Any]:
     return found
 
 
-def _jobs(quick: bool) -> list[tuple[str, str, str]]:
-    """The largest case of every op, direction and dtype."""
+def _jobs(quick: bool, ops: Sequence[str] | None) -> list[tuple[str, str, str]]:
+    """The cases that say so of every op, or else the largest of each direction and dtype."""
     from bench.cases import Case, subjects
 
-    largest: dict[tuple[str, str, str], Case] = {}
-    for subject in subjects().values():
-        for case in subject.cases:
-            key = (case.op, case.direction, case.dtype_name)
-            if key not in largest or largest[key].moved < case.moved:
-                largest[key] = case
-    return [
-        (case.op, case.id, variant)
-        for case in largest.values()
-        for variant in VARIANTS
-        if case.quick or not quick
-    ]
+    jobs = []
+    for op, subject in subjects().items():
+        if ops is not None and op not in ops:
+            continue
+        chosen = [case for case in subject.cases if case.memory]
+        if not chosen:
+            largest: dict[tuple[str, str], Case] = {}
+            for case in subject.cases:
+                key = (case.direction, case.dtype_name)
+                if key not in largest or largest[key].moved < case.moved:
+                    largest[key] = case
+            chosen = list(largest.values())
+        jobs += [(op, c.id, v) for c in chosen if c.quick or not quick for v in VARIANTS]
+    return jobs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.memory")
     parser.add_argument("--quick", action="store_true", help="fewer cases")
+    parser.add_argument("--ops", nargs="+", metavar="OP", help="only these")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -124,7 +126,7 @@ def main() -> None:
         return
     # Memory does not depend on who else runs: as many at a time as there are cores.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(_in_fresh_process, _jobs(options.quick)))
+        found = list(pool.map(_in_fresh_process, _jobs(options.quick, options.ops)))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "memory.json").write_text(json.dumps(found, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-// Limits of this machine: bytes per second of a read/write mix, float32 multiply-adds per second.
+// Limits of this machine: bytes per second of a read/write mix, multiply-adds per second.
 // Loaded by roof.py; a measuring program, never shipped.
 #include <algorithm>
 #include <atomic>
@@ -20,6 +20,8 @@ constexpr int kVecBytes = 32;
 constexpr int kVecBytes = 16;
 #endif
 typedef float Vec __attribute__((vector_size(kVecBytes)));
+// Sums in flight: more than latency times units, and with two factors no more than registers.
+constexpr int kChains = kVecBytes == 64 ? 16 : 12;
 constexpr int64_t kBlock = 1024 / kVecBytes;  // vectors taken from one place before the next
 
 std::atomic<float> sink;
@@ -156,7 +158,6 @@ int64_t roof_mix(void* const* read, int reads, void* const* written, int writes,
 
 // Float32 operations (a multiply-add is two) that one round does.
 int64_t roof_fma(int threads, int64_t steps, int rounds, double* seconds) {
-  constexpr int kChains = 16;
   time_rounds(threads, rounds, seconds, [&](int) {
     // Different starts: equal chains would be computed once.
     Vec chain[kChains];
@@ -172,6 +173,31 @@ int64_t roof_fma(int threads, int64_t steps, int rounds, double* seconds) {
     sink.store(total[0], std::memory_order_relaxed);
   });
   return steps * kChains * (kVecBytes / 4) * 2 * threads;
+}
+
+// The same with bfloat16 products that are summed in float32, by the instruction that does two of
+// them a lane; 0 where the machine has none.
+int64_t roof_dot(int threads, int64_t steps, int rounds, double* seconds) {
+#if defined(__AVX512BF16__)
+  time_rounds(threads, rounds, seconds, [&](int) {
+    __m512 chain[kChains];
+    for (int c = 0; c < kChains; ++c) chain[c] = _mm512_set1_ps(static_cast<float>(c));
+    // Pairs of 1 and of 2^-10.
+    const __m512bh one = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+    const __m512bh small = (__m512bh)_mm512_set1_epi32(0x3a803a80);
+    for (int64_t step = 0; step < steps; ++step) {
+#pragma GCC unroll 16
+      for (int c = 0; c < kChains; ++c) chain[c] = _mm512_dpbf16_ps(chain[c], one, small);
+    }
+    __m512 total = chain[0];
+    for (int c = 1; c < kChains; ++c) total = _mm512_add_ps(total, chain[c]);
+    sink.store(_mm512_cvtss_f32(total), std::memory_order_relaxed);
+  });
+  return steps * kChains * 16 * 2 * 2 * threads;
+#else
+  (void)threads, (void)steps, (void)rounds, (void)seconds;
+  return 0;
+#endif
 }
 
 }  // extern "C"

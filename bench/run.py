@@ -3,6 +3,9 @@
     python bench/run.py              everything; rewrites bench/RESULTS.md
     python bench/run.py --quick      a few cases in a few minutes; prints the report
     python bench/run.py -k rms_norm  times that match (as in pytest -k); prints the report
+    python bench/run.py -k rms_norm --publish
+                                     times and memory of one op; rewrites its section of
+                                     bench/RESULTS.md, and its table of README.md if it has one
     python bench/run.py --sim        the simulator alone; rewrites its section of bench/RESULTS.md
 
 Needs the standard library alone: every step is a process of its own, so that the allocator's
@@ -12,6 +15,7 @@ settings are in force before torch loads.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -49,13 +53,19 @@ def _step(title: str, *command: str) -> None:
     print(f"== {title}: {time.monotonic() - start:.0f} s", flush=True)
 
 
+def _measured(run: Path) -> list[str]:
+    """The ops of a run."""
+    found = json.loads(run.read_text())["benchmarks"]
+    return sorted({entry["extra_info"]["op"] for entry in found})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python bench/run.py", description="Run the benchmarks.")
     parser.add_argument("--quick", action="store_true", help="few cases, short measurements")
     parser.add_argument("-k", metavar="EXPR", help="only times that match, as in pytest -k")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory table out")
     parser.add_argument(
-        "--publish", action="store_true", help="with --quick: rewrite the report too"
+        "--publish", action="store_true", help="with --quick or -k: rewrite the report too"
     )
     parser.add_argument("--sim", action="store_true", help="the simulator alone")
     options = parser.parse_args()
@@ -77,11 +87,15 @@ def main() -> None:
     if options.k:
         measure += ["-k", options.k]
     _step("measure", *measure)
-    if not (options.k or options.no_memory):
-        _step("memory", "bench.memory", *quick)
-    whole = not (options.quick or options.k or options.no_memory)
-    publish = whole or (options.quick and options.publish and not options.k)
-    publishing = ["--publish"] if publish else []
+    if options.k:
+        if options.publish and not options.no_memory:
+            _step("memory", "bench.memory", *quick, "--ops", *_measured(run))
+        publishing = ["--part", *(["--publish"] if options.publish else [])]
+    else:
+        if not options.no_memory:
+            _step("memory", "bench.memory", *quick)
+        whole = not (options.quick or options.no_memory)
+        publishing = ["--publish"] if whole or (options.quick and options.publish) else []
     _step("report", "bench.report", *publishing, *quick)
     if not options.k:
         _step("simulator", "bench.sim", *publishing, *quick)

@@ -14,8 +14,8 @@ import time
 from typing import Any
 
 from bench.environment import facts
-from bench.report import write
 from bench.run import RESULTS
+from bench.sections import write
 from bench.sim import peer_simgrid, peer_simpy, report
 from bench.sim.part import Part, look
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench.report import SIM_MARKS, TARGET, between, table, write
+from bench.report import table
+from bench.sections import SIM_MARKS, TARGET, between, write
 from bench.sim.part import Part, Row
 
 

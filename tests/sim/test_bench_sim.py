@@ -86,7 +86,7 @@ def test_accuracy_is_fitted_on_one_message_alone(bench: ModuleType) -> None:
 def test_the_report_replaces_its_section_only(
     bench: ModuleType, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bench import report as whole
+    from bench import sections as whole
     from bench.sim import accuracy, report
 
     target = tmp_path / "RESULTS.md"
