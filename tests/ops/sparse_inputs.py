@@ -35,10 +35,10 @@ def peaked(q: Tensor, pattern: TopU, segments: Sequence[tuple[int, int]] | None 
     chosen, which are random ones of each head and segment.
     """
     rows = q.shape[2]
-    scale = torch.full(q.shape[:3], 2e-3, dtype=torch.float64)
+    scale = torch.full(q.shape[:3], 1e-3, dtype=torch.float64)
     for begin, end in segments or [(0, rows)]:
         order = torch.rand(*q.shape[:2], end - begin).argsort(-1)
-        scale[:, :, begin:end].scatter_(2, order[..., : pattern.queries(end - begin)], 2.0)
+        scale[:, :, begin:end].scatter_(2, order[..., : pattern.queries(end - begin)], 1.0)
     return (q.double() * scale[..., None]).to(q.dtype)
 
 
