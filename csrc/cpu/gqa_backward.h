@@ -37,8 +37,9 @@ struct BlockRows {
   int64_t stride;
   const int64_t* offsets;
   const int64_t* spans;
+  float scale;
   float softcap;
-  float* q;         // [kBlockRows, stride], scaled; rows beyond the last are zeros
+  float* q;         // [kBlockRows, stride]; rows beyond the last are zeros
   float* grad_out;  // [kBlockRows, stride]
   float* grad_q;    // [kBlockRows, stride], not scaled
   float* lse;       // [kBlockRows], infinite for rows that see nothing
@@ -137,7 +138,7 @@ LB_OUTLINE void compute_cell(const BlockRows& block, const float* keys, const fl
     const vf lse = splat(block.lse[row + m]);
     for (int n = 0; n < 2; ++n) {
       const int64_t at = m * kWeightStride + n * W;
-      vf score = products[m][n];
+      vf score = products[m][n] * splat(block.scale);
       if constexpr (capped) {
         const vf bent = vector_tanh(score / splat(block.softcap));
         score = splat(block.softcap) * bent;
@@ -169,7 +170,8 @@ LB_INLINE void clear_cell(float* weights, float* slopes) {
   }
 }
 
-// Adds to grad_q of the block, and to grad_k and grad_v [panels * kPanel, stride].
+// Adds to grad_q of the block, and to grad_k and grad_v [panels * kPanel, stride]. The scale is
+// left out of grad_q and grad_k: it would round every addend.
 template <bool capped>
 void backward_block(BlockRows& block, const PackedKeys& packed, float* grad_k, float* grad_v) {
   const int64_t d = block.d;

@@ -81,8 +81,8 @@ LB_INLINE void clear_floats(float* p, int64_t count) {
 
 // A row in float32, zeros to the next whole vector.
 template <class T>
-LB_INLINE void pack_row(const T* from, int64_t d, float scale, float* to) {
-  for_each_vector(d, [&](int64_t j, int64_t n) { store(to + j, load_n(from + j, n) * scale); });
+LB_INLINE void pack_row(const T* from, int64_t d, float* to) {
+  for_each_vector(d, [&](int64_t j, int64_t n) { store(to + j, load_n(from + j, n)); });
 }
 
 // [kPanel, stride] becomes [d, kPanel].
@@ -111,9 +111,9 @@ void pack_panels(const SparseGqaBackward& args, const GqaBackwardItem& item,
       packed.seen[key] = present ? -1 : 0;
       packed.padded[p] |= present ? 0 : 1;
       if (present) {
-        pack_row(row_at<const T>(op.k, segment.batch, item.head, segment.key + key), op.d, 1.0f,
+        pack_row(row_at<const T>(op.k, segment.batch, item.head, segment.key + key), op.d,
                  rows + i * stride);
-        pack_row(row_at<const T>(op.v, segment.batch, item.head, segment.key + key), op.d, 1.0f,
+        pack_row(row_at<const T>(op.v, segment.batch, item.head, segment.key + key), op.d,
                  turned + i * stride);
       } else {
         clear_floats(rows + i * stride, stride);
@@ -175,8 +175,8 @@ void load_block(const SparseGqaBackward& args, const ItemRows& item, int64_t beg
       block.delta[i] = 0.0f;
       continue;
     }
-    pack_row(row_at<const T>(op.q, segment.batch, head, query), op.d, op.scale, q);
-    pack_row(row_at<const T>(args.grad_out, segment.batch, head, query), op.d, 1.0f, grad_out);
+    pack_row(row_at<const T>(op.q, segment.batch, head, query), op.d, q);
+    pack_row(row_at<const T>(args.grad_out, segment.batch, head, query), op.d, grad_out);
     const T* out = row_at<const T>(args.out, segment.batch, head, query);
     vf sum = {};
     for_each_vector(op.d, [&](int64_t j, int64_t n) {
@@ -200,6 +200,7 @@ void run_chunk(const SparseGqaBackward& args, const GqaBackwardItem& item, int64
   const int64_t end = least(begin + item.chunk_rows, segment.queries * rows.active);
   block.offsets = segment.offsets;
   block.spans = segment.spans;
+  block.scale = op.scale;
   block.softcap = op.softcap;
   int64_t from = memory.packed.panels;
   int64_t to = 0;
@@ -259,7 +260,7 @@ void sum_chunks(const SparseGqaBackward& args, const GqaBackwardItem& item,
         sum_k += load(partial);
         sum_v += load(partial + floats);
       }
-      store_n(grad_k + j, sum_k, n);
+      store_n(grad_k + j, sum_k * op.scale, n);
       store_n(grad_v + j, sum_v, n);
     });
   }

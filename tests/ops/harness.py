@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+import leeboard.ops
 from leeboard import _C
 from leeboard.ops.registry import OPS
 from tolerances import assert_close_to_reference
@@ -150,6 +151,11 @@ def gradients(
     return torch.autograd.grad(outputs, wanted, grads)
 
 
+# Their backward starts from what the forward left (a log-sum-exp, a rounded result): its rounding
+# is an error of the method, which the closed form in plain PyTorch has, too.
+FROM_STORED_RESULTS = {"sparse_gqa"}
+
+
 def assert_gradients_match(
     name: str,
     sample: Sample,
@@ -169,6 +175,10 @@ def assert_gradients_match(
     if arbitrary:
         near_grads = Sample(tuple(plain_grads)).nearby().tensors()
         nearby = gradients(reference, wants_gradient(plain.nearby()), near_grads)
+    elif name in FROM_STORED_RESULTS:
+        with leeboard.ops.backend("reference"):
+            closed = gradients(OPS[name].function, wants_gradient(plain), plain_grads)
+        nearby = [grad.double() for grad in closed]
     assert len(actual) == len(low)
     for i, (got, in_dtype, in_double, near) in enumerate(
         zip(actual, low, exact, nearby, strict=True)

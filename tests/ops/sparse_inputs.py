@@ -35,10 +35,10 @@ def peaked(q: Tensor, pattern: TopU, segments: Sequence[tuple[int, int]] | None 
     chosen, which are random ones of each head and segment.
     """
     rows = q.shape[2]
-    scale = torch.full(q.shape[:3], 2e-3, dtype=torch.float64)
+    scale = torch.full(q.shape[:3], 1e-3, dtype=torch.float64)
     for begin, end in segments or [(0, rows)]:
         order = torch.rand(*q.shape[:2], end - begin).argsort(-1)
-        scale[:, :, begin:end].scatter_(2, order[..., : pattern.queries(end - begin)], 2.0)
+        scale[:, :, begin:end].scatter_(2, order[..., : pattern.queries(end - begin)], 1.0)
     return (q.double() * scale[..., None]).to(q.dtype)
 
 
@@ -87,16 +87,18 @@ def samples() -> dict[str, Callable[[torch.dtype], Sample]]:
     blocks = Blocks([[0, 1], [], [1, 2, 3], [3], [0, 2]], block=16)
     return {
         # Floating-point tensors alone: transforms of torch.func differentiate in all of them.
-        "plain": call(2, (4, 2), (7, 11), 16, Causal(), sinks=True),
+        "plain": call(2, (4, 2), (7, 11), 16, Causal()),
         "many": call(1, (8, 2), (300, 300), 32, Band(64, sinks=3)),
+        # Many heads: the error of a sink's gradient is one number for each, and a ratio of errors
+        # means nothing over a few.
         "everything": call(
-            2,
-            (6, 3),
-            (33, 70),
+            1,
+            (30, 5),
+            (17, 40),
             40,
             Dense(),
             sinks=True,
-            active_heads=(0, 1, 4),
+            active_heads=(*range(8), *range(10, 30)),
             softcap=1.5,
             scale=0.3,
             return_lse=True,
@@ -118,7 +120,7 @@ def samples() -> dict[str, Callable[[torch.dtype], Sample]]:
             2, (4, 2), (45, 50), 24, TopU(2, seed=7), [[], range(3, 21)], return_lse=True
         ),
         "packed": packed,
-        "wide": call(1, (2, 1), (19, 19), 256, Dense(), sinks=True),
+        "wide": call(1, (2, 1), (19, 19), 256, Dense()),
         "one": call(1, (1, 1), (1, 1), 1, Band(1)),
         "no-rows": call(2, (4, 2), (0, 5), 8, Dense()),
         "no-keys": call(2, (4, 2), (5, 0), 8, Dense(), sinks=True, return_lse=True),

@@ -27,6 +27,7 @@ from leeboard import reference
 from leeboard.ops import _check, sparse_gqa
 from leeboard.ops.patterns import Band, Blocks, Causal, Dense, Modality, Pattern, TopU
 from sparse_inputs import arguments, heads_of, normal, packed, peaked, samples, sinks_of
+from tolerances import assert_close_to_reference
 
 NAME = "sparse_gqa"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -133,7 +134,7 @@ def calls(draw: st.DrawFn) -> Sample:
     return call(q, k, v, pattern, **options)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(calls())
 def test_random_calls(sample: Sample) -> None:
     with leeboard.ops.backend("cpu"):
@@ -141,16 +142,25 @@ def test_random_calls(sample: Sample) -> None:
         assert_matches(NAME, sample, outputs, arbitrary=True)
         grads = [torch.randn(y.shape).to(y.dtype) for y in outputs]
         actual = gradients(sparse_gqa, wants_gradient(sample), grads)
-    in_double = wants_gradient(sample.copied().in_double())
-    exact = gradients(reference.sparse_gqa, in_double, [g.double() for g in grads])
-    if all(grad.abs().max() > 1e-9 for grad in exact if grad.numel()):
-        assert_gradients_match(NAME, sample, grads, actual, arbitrary=True)
-        return
-    # Where every row sees one key or none, scores have no gradient; a kernel leaves what rounding
-    # does to the difference of two equal numbers.
-    for got, grad in zip(actual, exact, strict=True):
-        small = 8 * torch.finfo(got.dtype).eps * sample.args[0].shape[3] ** 0.5
-        torch.testing.assert_close(got.double(), grad, rtol=small, atol=small)
+    # The closed form of the backward, which the kernels use, too, may err otherwise than autograd.
+    with leeboard.ops.backend("reference"):
+        closed = gradients(sparse_gqa, wants_gradient(sample), grads)
+    plain = sample.copied()
+    low = gradients(reference.sparse_gqa, wants_gradient(plain), grads)
+    double_grads = [g.double() for g in grads]
+    exact = gradients(reference.sparse_gqa, wants_gradient(plain.in_double()), double_grads)
+    near = gradients(reference.sparse_gqa, wants_gradient(plain.nearby()), double_grads)
+    for i, got in enumerate(actual):
+        # Where every row sees one key or none, scores have no gradient; a kernel leaves what
+        # rounding does to the difference of two equal numbers.
+        if got.numel() and exact[i].abs().max() < 1e-9:
+            small = 8 * torch.finfo(got.dtype).eps * sample.args[0].shape[3] ** 0.5
+            torch.testing.assert_close(got.double(), exact[i], rtol=0.0, atol=small)
+            continue
+        worse = torch.maximum((closed[i] - exact[i]).abs(), (near[i] - exact[i]).abs())
+        assert_close_to_reference(
+            got, low[i], exact[i], what=f"gradient {i}", nearby=exact[i] + worse
+        )
 
 
 @dtypes

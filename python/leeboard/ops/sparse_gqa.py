@@ -314,7 +314,12 @@ def _forward(
     softcap: float | None,
     sink_logits: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    require_memory(key_padding=key_padding, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k)
+    require_memory(
+        key_padding=key_padding,
+        cu_seqlens=cu_seqlens,
+        cu_seqlens_k=cu_seqlens_k,
+        sink_logits=sink_logits,
+    )
     pattern = patterns.decode(code)
     segments = Segments.of(q, k, cu_seqlens, cu_seqlens_k)
     segments.check(pattern)
