@@ -42,7 +42,10 @@ struct BlockRows {
   float* q;         // [kBlockRows, stride]; rows beyond the last are zeros
   float* grad_out;  // [kBlockRows, stride]
   float* grad_q;    // [kBlockRows, stride], not scaled
-  float* lse;       // [kBlockRows], infinite for rows that see nothing
+  // exp(s - lse) = power exp(s - rest), with power 2^-n and lse = n ln 2 + rest: s - rest is about
+  // as large as s, and rounded accordingly. Infinite for rows that see nothing.
+  float* rest;      // [kBlockRows]
+  float* power;     // [kBlockRows]
   float* delta;     // [kBlockRows]
   float* weights;   // [kBlockRows, kWeightStride]
   float* slopes;    // [kBlockRows, kWeightStride]
@@ -112,7 +115,7 @@ LB_INLINE void mask_cell(const BlockRows& block, const PackedKeys& packed, int64
 // running sum over 256 channels is several times less accurate.
 LB_INLINE void multiply_panel(const float* rows, int64_t stride, const float* panel, int64_t d,
                               vf (&totals)[kStrip][2]) {
-  constexpr int64_t kChannels = 32;
+  constexpr int64_t kChannels = W == 4 ? 16 : 32;
 #pragma GCC unroll 8
   for (int m = 0; m < kStrip; ++m) totals[m][0] = totals[m][1] = vf{};
   for (int64_t j = 0; j < d; j += kChannels) {
@@ -135,7 +138,8 @@ LB_OUTLINE void compute_cell(const BlockRows& block, const float* keys, const fl
   vf products[kStrip][2];
   multiply_panel(block.q + row * block.stride, block.stride, keys, block.d, products);
   for (int m = 0; m < kStrip; ++m) {
-    const vf lse = splat(block.lse[row + m]);
+    const vf rest = splat(block.rest[row + m]);
+    const vf power = splat(block.power[row + m]);
     for (int n = 0; n < 2; ++n) {
       const int64_t at = m * kWeightStride + n * W;
       vf score = products[m][n] * splat(block.scale);
@@ -144,7 +148,7 @@ LB_OUTLINE void compute_cell(const BlockRows& block, const float* keys, const fl
         score = splat(block.softcap) * bent;
         store(slopes + at, fma(-bent, bent, splat(1.0f)));
       }
-      vf weight = vector_exp(score - lse);
+      vf weight = vector_exp(score - rest) * power;
       if (mask != nullptr) weight = mask[m][n] ? weight : vf{};
       store(weights + at, weight);
     }

@@ -59,7 +59,8 @@ LB_INLINE int64_t member_memory(float* memory, int64_t d, int64_t keys, BlockRow
   block.q = take(kBlockRows * stride);
   block.grad_out = take(kBlockRows * stride);
   block.grad_q = take(kBlockRows * stride);
-  block.lse = take(kBlockRows);
+  block.rest = take(kBlockRows);
+  block.power = take(kBlockRows);
   block.delta = take(kBlockRows);
   block.weights = take(kBlockRows * kWeightStride);
   block.slopes = take(kBlockRows * kWeightStride);
@@ -143,6 +144,19 @@ void clear_inactive(const SparseGqaBackward& args, const GqaBackwardItem& item) 
   }
 }
 
+// lse = n ln 2 + rest, power = 2^-n. Where n would leave the powers of float32 the rest is larger.
+LB_INLINE void split_lse(float lse, float& rest, float& power) {
+  constexpr double kLn2 = 0.6931471805599453;
+  constexpr double kMost = 60.0;
+  // NaN and infinity stay as they are.
+  double n = lse - lse == 0.0f ? lse / kLn2 : 0.0;
+  n = n > kMost ? kMost : (n < -kMost ? -kMost : n);
+  const auto whole = static_cast<int32_t>(n < 0.0 ? n - 0.5 : n + 0.5);
+  rest = static_cast<float>(lse - whole * kLn2);
+  const uint32_t bits = static_cast<uint32_t>(127 - whole) << 23;
+  std::memcpy(&power, &bits, sizeof power);
+}
+
 // Row r of an item: token r / active, head r % active of the group's active ones.
 struct ItemRows {
   const Segment* segment;
@@ -171,7 +185,8 @@ void load_block(const SparseGqaBackward& args, const ItemRows& item, int64_t beg
     if (!present || args.lse[at] == -INFINITY) {
       clear_floats(q, block.stride);
       clear_floats(grad_out, block.stride);
-      block.lse[i] = INFINITY;
+      block.rest[i] = INFINITY;
+      block.power[i] = 1.0f;
       block.delta[i] = 0.0f;
       continue;
     }
@@ -182,7 +197,7 @@ void load_block(const SparseGqaBackward& args, const ItemRows& item, int64_t beg
     for_each_vector(op.d, [&](int64_t j, int64_t n) {
       sum = fma(load(grad_out + j), load_n(out + j, n), sum);
     });
-    block.lse[i] = args.lse[at];
+    split_lse(args.lse[at], block.rest[i], block.power[i]);
     block.delta[i] = horizontal_sum(sum) - (args.grad_lse == nullptr ? 0.0f : args.grad_lse[at]);
   }
 }
