@@ -15,14 +15,11 @@ import triton
 import triton.language as tl
 
 from leeboard.kernels._common import PINNED, device_of, is_hip
-from leeboard.kernels._gqa_scores import LN_2, LOG2_E, channels, in_spans, scores_of
-from leeboard.kernels._gqa_tiles import ENTRY, ITEM, clear_idle, head_lists, work
+from leeboard.kernels._gqa_scores import LN_2, LOG2_E, channels, in_spans, product, scores_of
+from leeboard.kernels._gqa_tiles import ENTRY, ITEM, Setting, clear_idle, head_lists, work
 
 if TYPE_CHECKING:
     from leeboard.ops._attention_plan import AttentionPlan
-
-# Rows with no more spans than this have their masks unrolled.
-UNROLLED = 2
 
 
 def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
@@ -39,6 +36,7 @@ def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
         "ROWS": rows,
         "BLOCK": keys,
         "WIDTH": wide,
+        "CHUNK": min(32, wide) if dtype.itemsize > 2 else 0,
         "num_warps": warps,
         "num_stages": 1 if hip else stages,
         **PINNED,
@@ -48,6 +46,7 @@ def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
 @triton.jit
 def _over_tiles(
     query,
+    queries,
     k,
     k_row,
     v,
@@ -71,6 +70,7 @@ def _over_tiles(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """The running softmax after the tiles begin to end of the list."""
     FULL: tl.constexpr = D == WIDTH
@@ -79,17 +79,14 @@ def _over_tiles(
         key = tl.load(entries + entry * ENTRY) * BLOCK + tl.arange(0, BLOCK)
         # The last key stands in for those beyond it: only full tiles have none.
         row = tl.minimum(key, keys - 1).to(tl.int64) if PARTIAL else key.to(tl.int64)
-        at_k = (k + row * k_row)[None, :] + cols[:, None]
-        products = tl.dot(
-            query, channels(at_k, (cols < D)[:, None], FULL), input_precision="ieee"
-        )
+        at_k = k + row * k_row
+        block = channels(at_k[:, None] + cols[None, :], (cols < D)[None, :], FULL)
+        products = product(query, block, queries, at_k, D, CHUNK)
         scores, _ = scores_of(products, scale, softcap)
         if PARTIAL:
             first = tl.load(entries + entry * ENTRY + 1)
             last = tl.load(entries + entry * ENTRY + 2)
-            seen = in_spans(
-                begins, lengths, at[:, None], key[None, :], first, last, stride, SPANS
-            )
+            seen = in_spans(begins, lengths, at[:, None], key[None, :], first, last, stride, SPANS)
             scores = tl.where(seen, scores, -float("inf"))
         if padding is not None:
             hidden = tl.load(padding + row) != 0
@@ -148,11 +145,12 @@ def _sparse_gqa_forward_dot_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     FULL: tl.constexpr = D == WIDTH
     item = items + tl.program_id(0) % blocks * ITEM
-    pair = (tl.program_id(0) // blocks).to(tl.int64)
-    batch, head = pair // active, pair % active
+    pair = tl.program_id(0) // blocks
+    batch, head = (pair // active).to(tl.int64), (pair % active).to(tl.int64)
     if heads is not None:
         head = tl.load(heads + head).to(tl.int64)
     first_row, last_row = tl.load(item), tl.load(item + 1)
@@ -167,8 +165,8 @@ def _sparse_gqa_forward_dot_kernel(
     row = tl.minimum(row, last_row - 1)
     at = tl.load(item + 7) + row - first_row
     row = row.to(tl.int64)
-    at_q = (q + batch * q_batch + head * q_head + row * q_row)[:, None] + cols[None, :]
-    query = channels(at_q, (cols < D)[None, :], FULL)
+    at_q = q + batch * q_batch + head * q_head + row * q_row
+    query = channels(at_q[:, None] + cols[None, :], (cols < D)[None, :], FULL)
     k += batch * k_batch + head // GROUP * k_head + first_key * k_row
     v += batch * v_batch + head // GROUP * v_head + first_key * v_row
     if padding is not None:
@@ -177,58 +175,35 @@ def _sparse_gqa_forward_dot_kernel(
     most = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, WIDTH], tl.float32)
-    most, total, sums = _over_tiles(
-        query,
-        k,
-        k_row,
-        v,
-        v_row,
-        keys,
-        padding,
-        entries,
-        begin,
-        middle,
-        begins,
-        lengths,
-        at,
-        stride,
-        scale,
-        softcap,
-        most,
-        total,
-        sums,
-        False,
-        SPANS,
-        D,
-        BLOCK,
-        WIDTH,
-    )
-    most, total, sums = _over_tiles(
-        query,
-        k,
-        k_row,
-        v,
-        v_row,
-        keys,
-        padding,
-        entries,
-        middle,
-        end,
-        begins,
-        lengths,
-        at,
-        stride,
-        scale,
-        softcap,
-        most,
-        total,
-        sums,
-        True,
-        SPANS,
-        D,
-        BLOCK,
-        WIDTH,
-    )
+    for PARTIAL in tl.static_range(2):
+        most, total, sums = _over_tiles(
+            query,
+            at_q,
+            k,
+            k_row,
+            v,
+            v_row,
+            keys,
+            padding,
+            entries,
+            middle if PARTIAL else begin,
+            end if PARTIAL else middle,
+            begins,
+            lengths,
+            at,
+            stride,
+            scale,
+            softcap,
+            most,
+            total,
+            sums,
+            PARTIAL,
+            SPANS,
+            D,
+            BLOCK,
+            WIDTH,
+            CHUNK,
+        )
     if sinks is not None:
         sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
         peak = tl.maximum(most, sink)
@@ -270,14 +245,12 @@ def forward(
     """
     B, Hq, Lq, D = q.shape
     groups = k.shape[1]
+    setting = Setting.of(plans, cu_q, cu_k, heads, padding, scale, softcap, tile)
     clear_idle(out, heads, 0.0)
     clear_idle(lse, heads, -float("inf"))
-    options = config(D, q.dtype, hip=is_hip()) | (tile or {})
-    todo = work(plans, cu_q, cu_k, options["ROWS"], options["BLOCK"], q.device)
-    active = Hq if heads is None else len(heads)
-    listed = None
-    if heads is not None:
-        listed, _ = head_lists(heads, Hq // groups, groups, q.device)
+    options = config(D, q.dtype, hip=is_hip()) | setting.tile
+    todo = work(*setting[:3], options["ROWS"], options["BLOCK"], q.device)
+    active, listed, _ = head_lists(heads, Hq, groups, q.device)
     programs = todo.blocks * active * B
     if programs == 0:
         return
@@ -288,12 +261,9 @@ def forward(
             v,
             out,
             lse,
-            todo.items,
-            todo.entries,
-            todo.begins,
-            todo.lengths,
+            *todo[:4],
             listed,
-            None if padding is None else padding.view(torch.uint8),
+            setting.padding,
             sink_logits,
             scale,
             softcap or None,
@@ -304,10 +274,10 @@ def forward(
             *k.stride()[:3],
             *v.stride()[:3],
             *out.stride()[:3],
-            0 if padding is None else padding.stride(0),
+            setting.padding_batch,
             HEADS=Hq,
             GROUP=Hq // groups,
-            SPANS=todo.spans if todo.spans <= UNROLLED else 0,
+            SPANS=todo.spans,
             D=D,
             **options,
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from leeboard.kernels._common import dot_product
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -13,6 +15,21 @@ LN_2 = tl.constexpr(0.6931471805599453)
 def channels(pointers, mask, FULL: tl.constexpr):
     """A load of whole rows; no mask where the channels fill the tile."""
     return tl.load(pointers) if FULL else tl.load(pointers, mask, other=0.0)
+
+
+@triton.jit
+def product(tile, other, rows, others, D: tl.constexpr, CHUNK: tl.constexpr):
+    """tile other^T, in float32 sums.
+
+    With CHUNK both are read again, that many channels at a time, from the rows whose first channels
+    `rows` and `others` point at: products without tensor cores would hold the tiles in registers.
+    """
+    if CHUNK > 0:
+        sums = tl.zeros([rows.shape[0], others.shape[0]], tl.float32)
+        sums = dot_product(sums, rows[:, None], None, None, others[None, :], D, CHUNK)
+    else:
+        sums = tl.dot(tile, tl.trans(other), input_precision="ieee")
+    return sums
 
 
 @triton.jit
@@ -34,13 +51,12 @@ def tanh(x):
 
 @triton.jit
 def scores_of(products, scale, softcap):
-    """(scores in units of log 2, tanh of the capped ones) of products q . k."""
+    """Scores of the products q . k, in units of log 2, and with a cap the tanh in them."""
+    share, unit = products, tl.cast(scale, tl.float32) * LOG2_E
     if softcap is not None:
-        cap = tl.cast(softcap, tl.float32)
-        share = tanh(products * (tl.cast(scale, tl.float32) / cap))
-        return share * (cap * LOG2_E), share
-    else:
-        return products * (tl.cast(scale, tl.float32) * LOG2_E), products
+        share = tanh(products * (tl.cast(scale, tl.float32) / tl.cast(softcap, tl.float32)))
+        unit = tl.cast(softcap, tl.float32) * LOG2_E
+    return share * unit, share
 
 
 @triton.jit
@@ -60,3 +76,10 @@ def in_spans(begins, lengths, at, keys, first, last, stride, SPANS: tl.constexpr
             begin, length = tl.load(begins + at + c * stride), tl.load(lengths + at + c * stride)
             inside |= (keys - begin).to(tl.uint32) < length.to(tl.uint32)
     return inside
+
+
+@triton.jit
+def softmax_of(scores, lse):
+    """The weights of a softmax whose log-sum-exp is known; zero for rows that see nothing."""
+    log = tl.where(lse == -float("inf"), float("inf"), lse * LOG2_E)
+    return tl.exp2(scores - log)

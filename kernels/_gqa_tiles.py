@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Numbers of an item, and of an entry.
 ITEM, ENTRY = tl.constexpr(9), tl.constexpr(3)
+# Rows with no more spans than this have their masks unrolled.
+UNROLLED = 2
 
 
 class Lists(NamedTuple):
@@ -60,7 +62,7 @@ class Work(NamedTuple):
             middle, end), where its rows' spans start in `begins`, rows (or first key) of the segment.
         entries: Those of every segment.
         begins, lengths: The tables of spans.
-        spans: Most spans of a row; 0 where segments differ in it.
+        spans: Most spans of a row; 0 where they are many, or segments differ in it.
         blocks: How many items there are.
     """
 
@@ -70,6 +72,36 @@ class Work(NamedTuple):
     lengths: torch.Tensor
     spans: int
     blocks: int
+
+
+class Setting(NamedTuple):
+    """What the kernels of one call share; see `leeboard.kernels.sparse_gqa`."""
+
+    plans: Sequence[AttentionPlan]
+    cu_q: Sequence[int] | None
+    cu_k: Sequence[int] | None
+    heads: tuple[int, ...] | None
+    padding: torch.Tensor | None
+    padding_batch: int
+    scale: float
+    softcap: float
+    tile: dict[str, int]
+
+    @staticmethod
+    def of(
+        plans: Sequence[AttentionPlan],
+        cu_q: Sequence[int] | None,
+        cu_k: Sequence[int] | None,
+        heads: tuple[int, ...] | None,
+        padding: torch.Tensor | None,
+        scale: float,
+        softcap: float,
+        tile: dict[str, int] | None,
+    ) -> Setting:
+        """With the padding as bytes."""
+        stride = 0 if padding is None else padding.stride(0)
+        padding = None if padding is None else padding.view(torch.uint8)
+        return Setting(plans, cu_q, cu_k, heads, padding, stride, scale, softcap, tile or {})
 
 
 def _covered(shape: tuple[int, int], tile: Any, first: Any, last: Any, step: Any) -> Any:
@@ -126,9 +158,7 @@ def tiles(plan: AttentionPlan, rows: int, keys: int) -> Tiles:
             reached = _covered(shape, tile[mine], first[mine], last[mine], 1)[:, :-1] > 0
             low[reached] = np.minimum(low[reached], c)
             high[reached] = c + 1
-    found = Tiles(
-        _lists(full, touched, low, high), _lists(full.T, touched.T, low.T, high.T), table
-    )
+    found = Tiles(_lists(full, touched, low, high), _lists(full.T, touched.T, low.T, high.T), table)
     plan.cache[rows, keys] = found
     return found
 
@@ -162,7 +192,11 @@ def _packed(
     device: torch.device,
     by_keys: bool,
 ) -> Work:
-    items, entries, tables = [], [np.zeros((0, ENTRY.value), np.int32)], [np.zeros((2, 1), np.int32)]
+    items, entries, tables = (
+        [],
+        [np.zeros((0, ENTRY.value), np.int32)],
+        [np.zeros((2, 1), np.int32)],
+    )
     # Where each plan's entries and spans start: segments of equal lengths share them.
     places: dict[int, tuple[int, int]] = {}
     entry = at = 0
@@ -194,14 +228,27 @@ def _packed(
     begins, lengths = np.concatenate(tables[1:] + tables[:1], 1)
     parts = (every, np.concatenate(entries), begins, lengths)
     tensors = (torch.tensor(part.astype(np.int32)).to(device) for part in parts)
-    return Work(*tensors, widths.pop() if len(widths) == 1 else 0, len(every))
+    spans = max(widths, default=0)
+    if spans > UNROLLED or len(widths) > 1:
+        spans = 0
+    return Work(*tensors, spans, len(every))
+
+
+def head_lists(
+    heads: tuple[int, ...] | None, count: int, groups: int, device: torch.device
+) -> tuple[int, torch.Tensor | None, torch.Tensor | None]:
+    """How many of `count` query heads are active, which, and where those of each of the key-value
+    heads begin [groups + 1]; the lists int32, None where all are.
+    """
+    if heads is None:
+        return count, None, None
+    return len(heads), *_on_device(heads, count // groups, groups, device)
 
 
 @functools.lru_cache(256)
-def head_lists(
+def _on_device(
     heads: tuple[int, ...], group: int, groups: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The active query heads, and where those of each key-value head begin [groups + 1]; int32."""
     starts = np.searchsorted(np.array(heads, np.int64), np.arange(groups + 1) * group)
     active = torch.tensor(heads, dtype=torch.int32).to(device)
     return active, torch.tensor(starts, dtype=torch.int32).to(device)

@@ -10,9 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-from leeboard.kernels._common import PINNED, device_of, is_hip
+from leeboard.kernels._common import device_of, is_hip
 from leeboard.kernels._gqa_forward import config, forward
-from leeboard.kernels._gqa_scores import channels
+from leeboard.kernels._gqa_scores import channels, product
 from leeboard.kernels._gqa_tiles import clear_idle, head_lists
 from leeboard.ops import patterns
 from leeboard.ops._attention_plan import plan_for
@@ -40,18 +40,19 @@ def _sparse_gqa_peakedness_dot_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     FULL: tl.constexpr = D == WIDTH
     blocks = tl.cdiv(queries, ROWS)
-    pair = (tl.program_id(0) // blocks).to(tl.int64)
-    batch, head = pair // active, pair % active
+    pair = tl.program_id(0) // blocks
+    batch, head = (pair // active).to(tl.int64), (pair % active).to(tl.int64)
     if heads is not None:
         head = tl.load(heads + head).to(tl.int64)
     cols = tl.arange(0, WIDTH)
     row = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
     place = tl.minimum(row, queries - 1).to(tl.int64)
-    at_q = (q + batch * q_batch + head * q_head + place * q_row)[:, None] + cols[None, :]
-    query = channels(at_q, (cols < D)[None, :], FULL)
+    at_q = q + batch * q_batch + head * q_head + place * q_row
+    query = channels(at_q[:, None] + cols[None, :], (cols < D)[None, :], FULL)
     k += batch * k_batch + head // GROUP * k_head
     most = tl.full([ROWS], -float("inf"), tl.float32)
     sums = tl.zeros([ROWS], tl.float32)
@@ -60,14 +61,14 @@ def _sparse_gqa_peakedness_dot_kernel(
         at = start + tl.arange(0, BLOCK)
         key = tl.load(sample + batch * sampled + at, at < sampled, other=-1).to(tl.int64)
         real = key >= 0
-        at_k = (k + tl.maximum(key, 0) * k_row)[None, :] + cols[:, None]
-        scores = tl.dot(query, channels(at_k, (cols < D)[:, None], FULL), input_precision="ieee")
-        scores *= tl.cast(scale, tl.float32)
+        at_k = k + tl.maximum(key, 0) * k_row
+        block = channels(at_k[:, None] + cols[None, :], (cols < D)[None, :], FULL)
+        scores = product(query, block, at_q, at_k, D, CHUNK) * tl.cast(scale, tl.float32)
         most = tl.maximum(most, tl.max(tl.where(real[None, :], scores, -float("inf")), 1))
         sums += tl.sum(tl.where(real[None, :], scores, 0.0), 1)
         counts += real.to(tl.int32)
     mean = sums / tl.maximum(tl.sum(counts, 0), 1).to(tl.float32)
-    tl.store(peakedness + pair * queries + row, most - mean, row < queries)
+    tl.store(peakedness + pair.to(tl.int64) * queries + row, most - mean, row < queries)
 
 
 def _peakedness(
@@ -81,10 +82,7 @@ def _peakedness(
     """float32 [B, active heads, Lq]: largest less mean score over the sampled keys."""
     B, Hq, Lq, D = q.shape
     groups = k.shape[1]
-    active, listed = Hq, None
-    if heads is not None:
-        active = len(heads)
-        listed, _ = head_lists(heads, Hq // groups, groups, q.device)
+    active, listed, _ = head_lists(heads, Hq, groups, q.device)
     result = torch.empty((B, active, Lq), dtype=torch.float32, device=q.device)
     options = config(D, q.dtype, hip=is_hip()) | (tile or {})
     with device_of(q):
@@ -143,7 +141,9 @@ def _together(
     if count == 0:
         return
 
-    order = _peakedness(q, k, sample, heads, scale, tile).argsort(-1, descending=True, stable=True)
+    order = _peakedness(q, k, sample, heads, scale, tile).argsort(
+        dim=-1, descending=True, stable=True
+    )
     best = order[..., :count].sort(-1).values
     # Where no key is sampled none is in sight.
     best = best.masked_fill((sample[:, :1] < 0)[..., None], -1)

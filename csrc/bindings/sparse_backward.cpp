@@ -41,8 +41,8 @@ void run_turn(const KernelTable& kernels, SparseGqaBackward args, Turn& turn) {
   float* next = memory.data;
   for (GqaBackwardItem& item : turn.items) {
     item.memory = next;
-    next += kernels.sparse_gqa_backward_item_floats(
-        args.op.d, args.op.segments[item.segment].keys, item.chunks);
+    next += kernels.sparse_gqa_backward_item_floats(args.op.d, args.op.segments[item.segment].keys,
+                                                    item.chunks);
   }
   args.items = turn.items.data();
   args.packs = turn.packs.data();
@@ -74,11 +74,11 @@ void run(const KernelTable& kernels, SparseGqaBackward args) {
     for (int64_t head = 0; head < op.kv_heads; ++head) {
       const int64_t rows = segment.queries * (op.head_offsets[head + 1] - op.head_offsets[head]);
       const int64_t blocks = (rows + block - 1) / block;
-      const int64_t wanted = std::clamp<int64_t>(blocks / kChunkBlocks, 1, (kChunks - 1) / items + 1);
+      const int64_t wanted =
+          std::clamp<int64_t>(blocks / kChunkBlocks, 1, (kChunks - 1) / items + 1);
       const int64_t chunk_rows = (blocks + wanted - 1) / wanted * block;
       const int64_t chunks = rows == 0 ? 0 : (rows + chunk_rows - 1) / chunk_rows;
-      const int64_t floats =
-          kernels.sparse_gqa_backward_item_floats(op.d, segment.keys, chunks);
+      const int64_t floats = kernels.sparse_gqa_backward_item_floats(op.d, segment.keys, chunks);
       if (turn.floats + floats > kScratchFloats) run_turn(kernels, args, turn);
       const auto item = static_cast<int64_t>(turn.items.size());
       turn.items.push_back({s, head, chunk_rows, chunks, nullptr});
@@ -154,9 +154,9 @@ void bind_sparse_backward(py::module_& module, const TensorReader& reader) {
         run(kernels, args);
         return true;
       },
-      py::arg("grad_out"), py::arg("grad_lse").none(true), py::arg("q"), py::arg("k"),
-      py::arg("v"), py::arg("out"), py::arg("lse"), py::arg("grad_q"), py::arg("grad_k"),
-      py::arg("grad_v"), py::arg("plans"), py::arg("cu_q").none(true), py::arg("cu_k").none(true),
+      py::arg("grad_out"), py::arg("grad_lse").none(true), py::arg("q"), py::arg("k"), py::arg("v"),
+      py::arg("out"), py::arg("lse"), py::arg("grad_q"), py::arg("grad_k"), py::arg("grad_v"),
+      py::arg("plans"), py::arg("cu_q").none(true), py::arg("cu_k").none(true),
       py::arg("heads").none(true), py::arg("padding").none(true), py::arg("scale"),
       py::arg("softcap"), py::arg("level"));
 }

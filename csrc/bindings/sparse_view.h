@@ -51,6 +51,7 @@ struct SparseCall {
 
 // Whether no two elements share their memory.
 inline bool rows_apart(const HeadsView& t) {
+  if (t.batch * t.heads * t.rows == 0) return true;
   std::pair<int64_t, int64_t> dims[] = {
       {t.view.batch, t.batch}, {t.view.head, t.heads}, {t.view.row, t.rows}};
   std::sort(std::begin(dims), std::end(dims));
@@ -67,8 +68,9 @@ inline bool rows_apart(const HeadsView& t) {
 inline float* read_row_values(const TensorReader& reader, py::handle object, int64_t batch,
                               int64_t heads, int64_t rows, bool& fits) {
   const auto t = reader.read(object);
+  // The strides of an empty tensor mean nothing.
   fits = t && t->kind == Kind::kFloat32 && t->ndim == 3 && t->shape[0] == batch &&
-         t->shape[1] == heads && t->shape[2] == rows && is_dense(*t);
+         t->shape[1] == heads && t->shape[2] == rows && (batch * heads * rows == 0 || is_dense(*t));
   return fits ? reinterpret_cast<float*>(t->data) : nullptr;
 }
 
@@ -123,7 +125,7 @@ inline bool read_segments(const TensorReader& reader, py::handle plans_object, p
         key[s + 1] > call.keys) {
       return false;
     }
-    const Segment segment{0,      row[s],  row[s + 1] - row[s], key[s], key[s + 1] - key[s],
+    const Segment segment{0,       row[s], row[s + 1] - row[s], key[s], key[s + 1] - key[s],
                           nullptr, nullptr};
     if (!add(s, segment)) return false;
   }

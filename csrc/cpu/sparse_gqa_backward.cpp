@@ -100,9 +100,8 @@ void pack_panels(const SparseGqaBackward& args, const GqaBackwardItem& item,
   const Segment& segment = op.segments[item.segment];
   const int64_t stride = packed_stride(op.d);
   const PackedKeys packed = item_memory(item.memory, op.d, segment.keys, item.chunks).packed;
-  const uint8_t* padding = op.padding == nullptr ? nullptr
-                                                 : op.padding + segment.batch * op.padding_batch +
-                                                       segment.key;
+  const uint8_t* padding =
+      op.padding == nullptr ? nullptr : op.padding + segment.batch * op.padding_batch + segment.key;
   for (int64_t p = unit.first; p < unit.first + unit.count; ++p) {
     float* rows = packed.rows + p * kPanel * stride;
     packed.padded[p] = 0;
@@ -184,8 +183,7 @@ void load_block(const SparseGqaBackward& args, const ItemRows& item, int64_t beg
       sum = fma(load(grad_out + j), load_n(out + j, n), sum);
     });
     block.lse[i] = args.lse[at];
-    block.delta[i] =
-        horizontal_sum(sum) - (args.grad_lse == nullptr ? 0.0f : args.grad_lse[at]);
+    block.delta[i] = horizontal_sum(sum) - (args.grad_lse == nullptr ? 0.0f : args.grad_lse[at]);
   }
 }
 
@@ -195,8 +193,7 @@ void run_chunk(const SparseGqaBackward& args, const GqaBackwardItem& item, int64
   const SparseGqa& op = args.op;
   const Segment& segment = op.segments[item.segment];
   const int64_t first_head = op.head_offsets[item.head];
-  const ItemRows rows{&segment, op.heads + first_head,
-                      op.head_offsets[item.head + 1] - first_head};
+  const ItemRows rows{&segment, op.heads + first_head, op.head_offsets[item.head + 1] - first_head};
   const ItemMemory memory = item_memory(item.memory, op.d, segment.keys, item.chunks);
   const int64_t stride = block.stride;
   const int64_t begin = chunk * item.chunk_rows;
@@ -235,9 +232,8 @@ void run_chunk(const SparseGqaBackward& args, const GqaBackwardItem& item, int64
       T* to_row = row_at<T>(args.grad_q, segment.batch, rows.heads[r % rows.active],
                             segment.query + r / rows.active);
       const float* sums = block.grad_q + (r - row) * stride;
-      for_each_vector(op.d, [&](int64_t j, int64_t n) {
-        store_n(to_row + j, load(sums + j) * op.scale, n);
-      });
+      for_each_vector(
+          op.d, [&](int64_t j, int64_t n) { store_n(to_row + j, load(sums + j) * op.scale, n); });
     }
   }
 }
@@ -283,9 +279,8 @@ void run_member(const SparseGqaBackward& args, Team& team, float* memory) {
   share_phase(team, counters[1], args.chunk_count, [&](int64_t i) {
     run_chunk<T>(args, args.items[args.chunks[i].item], args.chunks[i].first, block);
   });
-  share_phase(team, counters[2], args.sum_count, [&](int64_t i) {
-    sum_chunks<T>(args, args.items[args.sums[i].item], args.sums[i]);
-  });
+  share_phase(team, counters[2], args.sum_count,
+              [&](int64_t i) { sum_chunks<T>(args, args.items[args.sums[i].item], args.sums[i]); });
 }
 
 }  // namespace

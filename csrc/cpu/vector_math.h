@@ -15,7 +15,7 @@ LB_INLINE vf silu(vf x) {
 }
 
 // tanh(x), within 2 units in the last place: an odd polynomial (Cephes' tanhf) where exponentials
-// would cancel, (1 - e) / (1 + e) with e = exp(-2 |x|) elsewhere.
+// would cancel, 1 - 2 e / (1 + e) with e = exp(-2 |x|) elsewhere.
 LB_INLINE vf vector_tanh(vf x) {
   const vf z = x * x;
   vf p = splat(-5.70498872745e-3f);
@@ -26,7 +26,7 @@ LB_INLINE vf vector_tanh(vf x) {
   const vf near = fma(x * z, p, x);
   const vf magnitude = x < vf{} ? -x : x;
   const vf e = vector_exp(magnitude * splat(-2.0f));
-  const vf far = (splat(1.0f) - e) / (splat(1.0f) + e);
+  const vf far = splat(1.0f) - (e + e) / (splat(1.0f) + e);
   return magnitude < splat(0.625f) ? near : (x < vf{} ? -far : far);
 }
 

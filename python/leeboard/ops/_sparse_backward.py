@@ -9,14 +9,13 @@ from torch import Tensor
 
 from leeboard import _C, reference
 from leeboard.ops import patterns
-from leeboard.ops._library import choose, define, kernels
+from leeboard.ops._library import choose, define, kernels, run_kernel
 from leeboard.ops._sparse_call import (
     Segments,
     as_heads,
     dense,
     kernel_options,
     rows,
-    try_kernel,
     wide,
 )
 from leeboard.ops._state import state
@@ -78,7 +77,7 @@ def _masked_gradients(
     segments = Segments.of(q, k, cu_seqlens, cu_seqlens_k)
     backend = choose("sparse_gqa_backward", [q, k, v, grad_out])
 
-    def by_reference() -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "reference" or q.numel() == 0 or k.numel() == 0:
         exact = reference.sparse_gqa_backward(
             grad_out,
             grad_lse,
@@ -96,9 +95,6 @@ def _masked_gradients(
             softcap=softcap,
         )
         return exact[0].to(q.dtype), exact[1].to(k.dtype), exact[2].to(v.dtype)
-
-    if backend == "reference" or q.numel() == 0 or k.numel() == 0:
-        return by_reference()
     grads = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v)]
     arguments = [
         rows(grad_out),
@@ -118,7 +114,7 @@ def _masked_gradients(
             *arguments, *grads, plans, segments.cu_q, segments.cu_k, *last
         )
     else:
-        if not try_kernel(
+        run_kernel(
             _C.sparse_gqa_backward,
             arguments,
             grads,
@@ -126,8 +122,7 @@ def _masked_gradients(
             *segments.tensors(),
             *last,
             state().level,
-        ):
-            return by_reference()
+        )
     return grads[0], grads[1], grads[2]
 
 

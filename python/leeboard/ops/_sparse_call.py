@@ -122,16 +122,17 @@ def _bounds(name: str, cu: Tensor, total: int, of: str) -> list[int]:
 
 def top_u_sample(
     pattern: patterns.TopU, segments: Segments, key_padding: Tensor | None
-) -> tuple[Tensor, list[int]]:
-    """The sampled key rows of each segment, int64 [S, U] padded with -1 on the CPU, and how many
-    queries each chooses: none where no key is in sight.
+) -> tuple[Tensor, Tensor]:
+    """The sampled key rows of each segment, int64 [S, U] padded with -1, and how many queries each
+    chooses, int64 [S]: none where no key is in sight. Both on the CPU.
     """
     if key_padding is None and segments.cu_q is None:
-        return plain_sample(pattern.code, len(segments.lengths), *(segments.lengths or [(0, 0)])[0])
+        queries, keys = segments.lengths[0]
+        return plain_sample(pattern.code, len(segments.lengths), queries, keys)
     seen = segments.visible(key_padding)
     counts = [
-        pattern.queries(rows) if n else 0
-        for (rows, _), n in zip(segments.lengths, seen, strict=True)
+        pattern.queries(queries) if n else 0
+        for (queries, _), n in zip(segments.lengths, seen, strict=True)
     ]
     places = [torch.tensor(pattern.sampled(n)) for n in seen]
     if key_padding is not None:
@@ -142,18 +143,17 @@ def top_u_sample(
             else:
                 row = shown[0, segments.cu_k[s] : segments.cu_k[s + 1]]
             places[s] = row.nonzero()[:, 0][places[s]]
-    if not places:
-        return torch.empty((0, 0), dtype=torch.int64), counts
-    return torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1), counts
+    sample = torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
+    return sample, torch.tensor(counts)
 
 
 @functools.lru_cache(256)
-def plain_sample(code: str, batches: int, queries: int, keys: int) -> tuple[Tensor, list[int]]:
+def plain_sample(code: str, batches: int, queries: int, keys: int) -> tuple[Tensor, Tensor]:
     """`top_u_sample` where every batch is whole; shared, not to be written."""
     pattern = patterns.decode(code)
     assert isinstance(pattern, patterns.TopU)
     sample = torch.tensor(pattern.sampled(keys)).expand(batches, -1).contiguous()
-    return sample, [pattern.queries(queries) if keys else 0] * batches
+    return sample, torch.full((batches,), pattern.queries(queries) if keys else 0)
 
 
 def rows(t: Tensor) -> Tensor:
@@ -180,8 +180,3 @@ def wide(t: Tensor) -> torch.dtype:
 def kernel_options(scale: float | None, softcap: float | None, channels: int) -> tuple[float, Any]:
     """Scale and cap as the kernels take them."""
     return channels**-0.5 if scale is None else scale, 0.0 if softcap is None else softcap
-
-
-def try_kernel(entry: Any, inputs: Sequence[Any], outputs: Sequence[Any], *options: Any) -> bool:
-    """Until the kernels are there: false where there is none."""
-    return bool(entry(*inputs, *outputs, *options))

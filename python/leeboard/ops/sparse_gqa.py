@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from leeboard.ops._library import (
     define,
     kernels,
     overlaps,
+    run_kernel,
     takes_reference,
 )
 from leeboard.ops._sparse_backward import OPTIONS
@@ -31,12 +31,67 @@ from leeboard.ops._sparse_call import (
     require_memory,
     rows,
     top_u_sample,
-    try_kernel,
     wide,
 )
+from leeboard.ops._sparse_checks import check_call, heads_of
 from leeboard.ops._state import direct_level, state
 
-MOST_CHANNELS = 256
+
+@overload
+def sparse_gqa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: patterns.Pattern,
+    *,
+    scale: float | None = ...,
+    active_heads: Sequence[int] | None = ...,
+    key_padding: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ...,
+    cu_seqlens_k: Tensor | None = ...,
+    softcap: float | None = ...,
+    sink_logits: Tensor | None = ...,
+    return_lse: Literal[False] = ...,
+    out: Tensor | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def sparse_gqa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: patterns.Pattern,
+    *,
+    scale: float | None = ...,
+    active_heads: Sequence[int] | None = ...,
+    key_padding: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ...,
+    cu_seqlens_k: Tensor | None = ...,
+    softcap: float | None = ...,
+    sink_logits: Tensor | None = ...,
+    return_lse: Literal[True],
+    out: Tensor | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def sparse_gqa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: patterns.Pattern,
+    *,
+    scale: float | None = ...,
+    active_heads: Sequence[int] | None = ...,
+    key_padding: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ...,
+    cu_seqlens_k: Tensor | None = ...,
+    softcap: float | None = ...,
+    sink_logits: Tensor | None = ...,
+    return_lse: bool,
+    out: Tensor | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def sparse_gqa(
@@ -113,16 +168,24 @@ def sparse_gqa(
         )
         if done is not None:
             return done
-    _check_tensors(q, k, v, sink_logits)
-    _check_pattern(pattern, q, k, cu_seqlens)
-    heads = _check_heads(active_heads, q.shape[1])
-    scale, softcap = _check_numbers(scale, softcap)
-    _check_padding(key_padding, k)
-    _check_bounds(q, k, cu_seqlens, cu_seqlens_k)
+    scale, heads, softcap = check_call(
+        q,
+        k,
+        v,
+        pattern,
+        scale,
+        active_heads,
+        key_padding,
+        cu_seqlens,
+        cu_seqlens_k,
+        softcap,
+        sink_logits,
+    )
     if out is not None:
         _check.output("out", out, "q", q, q.shape)
         check_out("sparse_gqa", q=q, k=k, v=v, sink_logits=sink_logits, out=out)
     elif takes_reference("sparse_gqa"):
+        Segments.of(q, k, cu_seqlens, cu_seqlens_k).check(pattern)
         return reference.sparse_gqa(
             q,
             k,
@@ -172,42 +235,39 @@ def _direct(
     level = direct_level(q, k, v, key_padding, sink_logits)
     if level is None or k is None or v is None or not isinstance(pattern, patterns.Pattern):
         return None
-    if q.dim() != 4 or k.dim() != 4:
+    size, key_size = q.shape, k.shape
+    if len(size) != 4 or len(key_size) != 4 or 0 in size or 0 in key_size:
         return None
-    if q.numel() == 0 or k.numel() == 0:
-        return None
+    batch, query_heads, queries, channels = size
     if scale is None:
-        scale = q.shape[3] ** -0.5
+        scale = channels**-0.5
     elif type(scale) is not float:
         return None
     if softcap is None:
         softcap = 0.0
     elif type(softcap) is not float or not softcap > 0.0:
         return None
-    heads = None if active_heads is None else _check_heads(active_heads, q.shape[1])
+    heads = None if active_heads is None else heads_of(active_heads, query_heads)
     if out is None:
-        y = torch.empty(q.shape, dtype=q.dtype)
+        y = torch.empty(size, dtype=q.dtype)
     elif direct_level(out) is None or not out.is_contiguous() or overlaps(out, q, k, v):
         return None
     else:
         y = out
-    batch, query_heads, queries, _ = q.shape
-    lse = None
-    if return_lse:
-        lse = torch.empty((batch, query_heads, queries), dtype=torch.float32)
-    if pattern.kind == "top_u":
+    lse = torch.empty(size[:3], dtype=torch.float32) if return_lse else None
+    if isinstance(pattern, patterns.TopU):
         if key_padding is not None:
             return None
-        sample, counts = plain_sample(pattern.code, batch, queries, k.shape[2])
+        sample, counts = plain_sample(pattern.code, batch, queries, key_size[2])
         done = _C.sparse_gqa_top_u(
             q,
             k,
             v,
             y,
             lse,
-            torch.full((batch, query_heads, counts[0]), -1),
+            torch.empty((batch, query_heads, pattern.queries(queries)), dtype=torch.int64),
             sample,
-            torch.tensor(counts),
+            counts,
             None,
             None,
             heads,
@@ -224,7 +284,7 @@ def _direct(
             v,
             y,
             lse,
-            plan_for(pattern.code, queries, k.shape[2]).alone,
+            plan_for(pattern.code, queries, key_size[2]).alone,
             None,
             None,
             heads,
@@ -241,112 +301,6 @@ def _direct(
     return y if lse is None else (y, lse)
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sink_logits: Tensor | None) -> None:
-    channels = _check.rows("q", q)
-    if q.dim() != 4:
-        raise ValueError(f"q: shape {list(q.shape)} was given; expected [B, Hq, Lq, D]")
-    if channels > MOST_CHANNELS:
-        raise ValueError(
-            f"q: a head dimension of {channels} was given; expected 1 to {MOST_CHANNELS}"
-        )
-    for name, t in (("k", k), ("v", v)):
-        _check.companion(name, t, "q", q)
-        if t.dim() != 4:
-            raise ValueError(f"{name}: shape {list(t.shape)} was given; expected 4 dimensions")
-    batch, heads, _, _ = q.shape
-    groups, keys = k.shape[1:3]
-    if groups == 0 or heads == 0 or heads % groups:
-        raise ValueError(
-            f"k: {groups} heads were given; expected a divisor of the {heads} heads of q"
-        )
-    _check.shape("k", k, (batch, groups, keys, channels), "as q, but for heads and rows")
-    _check.shape("v", v, k.shape, "the shape of k")
-    if sink_logits is not None:
-        _check.values("sink_logits", sink_logits, q)
-        _check.shape("sink_logits", sink_logits, (heads,), "the heads of q")
-
-
-def _check_pattern(pattern: object, q: Tensor, k: Tensor, cu_seqlens: object) -> None:
-    if not isinstance(pattern, patterns.Pattern):
-        raise TypeError(
-            f"pattern: expected a Pattern of leeboard.ops.patterns, got {type(pattern).__name__}"
-        )
-    # Tracers would fix the lengths; then the kernel says it.
-    if cu_seqlens is None and not torch.compiler.is_compiling():
-        pattern.check(q.shape[2], k.shape[2])
-
-
-def _check_heads(active_heads: object, count: int) -> tuple[int, ...] | None:
-    if active_heads is None:
-        return None
-    if isinstance(active_heads, str) or not isinstance(active_heads, Sequence):
-        raise TypeError(
-            f"active_heads: expected a list of integers, got {type(active_heads).__name__}"
-        )
-    before = -1
-    for n, head in enumerate(active_heads):
-        if isinstance(head, bool) or not hasattr(head, "__index__"):
-            raise TypeError(f"active_heads[{n}]: expected an integer, got {type(head).__name__}")
-        if not 0 <= head < count:
-            raise ValueError(
-                f"active_heads[{n}]: {head} was given; expected 0 to {count - 1}, a head of q"
-            )
-        if head <= before:
-            raise ValueError(
-                f"active_heads[{n}]: {head} was given after {before}; expected ascending heads"
-            )
-        before = head
-    return tuple(operator.index(head) for head in active_heads)
-
-
-def _check_numbers(scale: float | None, softcap: float | None) -> tuple[float | None, float | None]:
-    if scale is not None:
-        _check.number("scale", scale)
-        scale = float(scale)
-    if softcap is not None:
-        _check.number("softcap", softcap)
-        softcap = float(softcap)
-        if not softcap > 0.0:
-            raise ValueError(f"softcap: {softcap} was given; expected a number > 0")
-    return scale, softcap
-
-
-def _check_padding(key_padding: Tensor | None, k: Tensor) -> None:
-    if key_padding is None:
-        return
-    _check.companion("key_padding", key_padding, "k", k, (torch.bool,))
-    if key_padding.dtype != torch.bool:
-        raise ValueError(f"key_padding: dtype {key_padding.dtype} was given; expected torch.bool")
-    _check.shape("key_padding", key_padding, (k.shape[0], k.shape[2]), "batch and rows of k")
-
-
-def _check_bounds(
-    q: Tensor, k: Tensor, cu_seqlens: Tensor | None, cu_seqlens_k: Tensor | None
-) -> None:
-    if cu_seqlens is None:
-        if cu_seqlens_k is not None:
-            raise ValueError("cu_seqlens_k: a tensor was given; expected cu_seqlens to go with it")
-        return
-    for name, cu in (("cu_seqlens", cu_seqlens), ("cu_seqlens_k", cu_seqlens_k)):
-        if cu is None:
-            continue
-        _check.tensor(name, cu)
-        if cu.dtype not in (torch.int32, torch.int64):
-            raise ValueError(
-                f"{name}: dtype {cu.dtype} was given; expected torch.int32 or torch.int64"
-            )
-        if cu.device.type not in ("cpu", q.device.type):
-            raise ValueError(f"{name}: device {cu.device} was given; expected {q.device} or cpu")
-        if cu.dim() != 1 or cu.shape[0] == 0:
-            raise ValueError(f"{name}: shape {list(cu.shape)} was given; expected [segments + 1]")
-    if q.shape[0] != 1:
-        raise ValueError(
-            f"cu_seqlens: q has a batch of {q.shape[0]}; expected 1, with the sequences in a row"
-        )
-    if cu_seqlens_k is not None:
-        _check.shape("cu_seqlens_k", cu_seqlens_k, cu_seqlens.shape, "the shape of cu_seqlens")
-
-
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -360,13 +314,18 @@ def _forward(
     softcap: float | None,
     sink_logits: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    require_memory(key_padding=key_padding, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k)
+    require_memory(
+        key_padding=key_padding,
+        cu_seqlens=cu_seqlens,
+        cu_seqlens_k=cu_seqlens_k,
+        sink_logits=sink_logits,
+    )
     pattern = patterns.decode(code)
     segments = Segments.of(q, k, cu_seqlens, cu_seqlens_k)
     segments.check(pattern)
     backend = choose("sparse_gqa", [q, k, v])
 
-    def by_reference() -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "reference" or q.numel() == 0 or k.numel() == 0:
         exact = reference.sparse_gqa_parts(
             q,
             k,
@@ -381,9 +340,6 @@ def _forward(
             sink_logits=sink_logits,
         )
         return exact[0].contiguous(), exact[1].contiguous(), exact[2]
-
-    if backend == "reference" or q.numel() == 0 or k.numel() == 0:
-        return by_reference()
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=wide(q), device=q.device)
     arguments = [rows(q), rows(k), rows(v)]
@@ -393,27 +349,33 @@ def _forward(
         dense(sink_logits),
         *kernel_options(scale, softcap, q.shape[3]),
     )
-    if pattern.kind == "top_u":
-        assert isinstance(pattern, patterns.TopU)
+    if isinstance(pattern, patterns.TopU):
         sample, counts = top_u_sample(pattern, segments, key_padding)
         size = (len(counts), q.shape[1], pattern.queries(q.shape[2]))
         chosen = torch.full(size, -1, device=q.device)
         if backend == "triton":
             kernels("sparse_gqa").top_u(
-                *arguments, out, lse, chosen, sample, counts, segments.cu_q, segments.cu_k, *last
+                *arguments,
+                out,
+                lse,
+                chosen,
+                sample.to(q.device),
+                counts.tolist(),
+                segments.cu_q,
+                segments.cu_k,
+                *last,
             )
         else:
-            if not try_kernel(
+            run_kernel(
                 _C.sparse_gqa_top_u,
                 arguments,
                 [out, lse, chosen],
                 sample,
-                torch.tensor(counts, dtype=torch.int64),
+                counts,
                 *segments.tensors(),
                 *last,
                 state().level,
-            ):
-                return by_reference()
+            )
         return out, lse, chosen
     plans = segments.plans(code)
     if backend == "triton":
@@ -421,7 +383,7 @@ def _forward(
             *arguments, out, lse, plans, segments.cu_q, segments.cu_k, *last
         )
     else:
-        if not try_kernel(
+        run_kernel(
             _C.sparse_gqa_forward,
             arguments,
             [out, lse],
@@ -429,8 +391,7 @@ def _forward(
             *segments.tensors(),
             *last,
             state().level,
-        ):
-            return by_reference()
+        )
     return out, lse, torch.empty(0, dtype=torch.int64, device=q.device)
 
 
