@@ -173,7 +173,8 @@ LB_OUTLINE void cap_scores(float* scores, float cap) {
   }
 }
 
-// What scores are scaled by before they are sorted: a sign, or what brings them to the cap's domain.
+// What scores are scaled by before they are sorted: a sign, or what brings them to the cap's
+// domain.
 LB_INLINE float query_scale(const SparseGqa& op) {
   if (op.softcap != 0.0f) return op.scale / op.softcap;
   return op.scale > 0.0f ? 1.0f : op.scale < 0.0f ? -1.0f : 0.0f;
@@ -202,8 +203,7 @@ LB_INLINE void attend_block(const SparseGqa& op, const PackedKeys& packed, Block
   int64_t first = 0;
   int64_t last = 0;
   mark_cells(block, packed.panels, first, last);
-  std::memset(block.sums, 0,
-              static_cast<size_t>(block.strips * kRows * stride) * sizeof(float));
+  std::memset(block.sums, 0, static_cast<size_t>(block.strips * kRows * stride) * sizeof(float));
   for (int64_t s = 0; s < block.strips; ++s) {
     for (float& peak : block.softmax[s].peak) peak = -INFINITY;
     std::memset(block.softmax[s].total, 0, sizeof block.softmax[s].total);
@@ -226,8 +226,8 @@ LB_INLINE void attend_block(const SparseGqa& op, const PackedKeys& packed, Block
         window.end[i] = kPanel;
         if (cells[p] != kTouched + block.token_count[s] ||
             (packed.padded != nullptr && packed.padded[p] != 0)) {
-          hide_keys(block.tokens[s], block.token_count[s], packed.seen, p, scores,
-                    window.begin[i], window.end[i]);
+          hide_keys(block.tokens[s], block.token_count[s], packed.seen, p, scores, window.begin[i],
+                    window.end[i]);
         }
         ++window.count;
       }
@@ -273,8 +273,7 @@ LB_INLINE void write_block(const SparseGqaForward& args, const Segment& segment,
     if (args.lse != nullptr) {
       args.lse[(segment.batch * args.query_heads + head) * args.queries + segment.query +
                block.token[row]] =
-          peak == -INFINITY ? -INFINITY
-                             : static_cast<float>(peak * unit + __builtin_logf(total));
+          peak == -INFINITY ? -INFINITY : static_cast<float>(peak * unit + __builtin_logf(total));
     }
     T* to = row_at<T>(args.out, segment.batch, head, segment.query + block.token[row]);
     const float* sums = block.sums + row * stride;

@@ -127,9 +127,8 @@ LB_OUTLINE void score_panel(const float* q, const float* keys, int64_t steps, fl
     if (from == 0) {
       write([](const float*, vf value) __attribute__((always_inline)) { return value; });
     } else {
-      write([](const float* to, vf value) __attribute__((always_inline)) {
-        return load(to) + value;
-      });
+      write([](const float* to, vf value)
+                __attribute__((always_inline)) { return load(to) + value; });
     }
   }
 }
@@ -145,8 +144,7 @@ struct Window {
 // sums [kRows, stride], N vectors wide, become sums * alpha + weights * values.
 template <bool pairs, int N>
 LB_OUTLINE void value_tile(const float* weights, const Window& window, const float* values,
-                           int64_t values_stride, const float* alpha, float* sums,
-                           int64_t stride) {
+                           int64_t values_stride, const float* alpha, float* sums, int64_t stride) {
   constexpr int kKeys = pairs ? 2 : 1;
   vf acc[kRows][N] = {};
   for (int64_t i = 0; i < window.count; ++i) {
@@ -189,8 +187,7 @@ struct Softmax {
 // Scores [kRows, kWindow] of `panels` panels, logits once `factor` > 0 has scaled them, become
 // weights, for pairs packed to half the width; alpha is what the sums so far must be scaled by.
 template <bool pairs>
-LB_OUTLINE void soften(float* scores, int64_t panels, float factor, Softmax& state,
-                       float* alpha) {
+LB_OUTLINE void soften(float* scores, int64_t panels, float factor, Softmax& state, float* alpha) {
   constexpr int kLanes = (kRows + W - 1) / W * W;
   float base[kLanes] = {};
   float drop[kLanes] = {};

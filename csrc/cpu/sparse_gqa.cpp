@@ -79,8 +79,8 @@ void pack_unit(const SparseGqaForward& args, const GqaBackwardUnit& unit) {
     pack_sample<T>(args, item.segment, item.head, of.sample);
   }
   const int64_t first = unit.first / kPanel;
-  pack_panels<T>(args.op, of.segment, item.head, first,
-                 panels_of(unit.first + unit.count) - first, of.packed);
+  pack_panels<T>(args.op, of.segment, item.head, first, panels_of(unit.first + unit.count) - first,
+                 of.packed);
 }
 
 template <class T>
