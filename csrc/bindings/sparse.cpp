@@ -215,8 +215,8 @@ void bind_sparse(py::module_& module, const TensorReader& reader) {
       },
       py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("lse").none(true),
       py::arg("plans"), py::arg("cu_q").none(true), py::arg("cu_k").none(true),
-      py::arg("heads").none(true), py::arg("padding").none(true),
-      py::arg("sink_logits").none(true), py::arg("scale"), py::arg("softcap"), py::arg("level"));
+      py::arg("heads").none(true), py::arg("padding").none(true), py::arg("sink_logits").none(true),
+      py::arg("scale"), py::arg("softcap"), py::arg("level"));
   module.def(
       "sparse_gqa_top_u",
       [&reader](py::handle q, py::handle k, py::handle v, py::handle out, py::handle lse,

@@ -16,7 +16,6 @@ inline constexpr int kBlockRows = kGqaBlockRows;
 inline constexpr int kStrips = kBlockRows / kRows;
 static_assert(kBlockRows % kRows == 0 && kGqaPackKeys % kPanel == 0);
 inline constexpr float kLog2E = 1.44269504f;
-inline constexpr float kLn2 = 0.693147181f;
 inline constexpr int32_t kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // Consecutive rows of a strip that see the same keys: those of one token.
@@ -174,17 +173,37 @@ LB_OUTLINE void cap_scores(float* scores, float cap) {
   }
 }
 
+// What scores are scaled by before they are sorted: a sign, or what brings them to the cap's
+// domain.
+LB_INLINE float query_scale(const SparseGqa& op) {
+  if (op.softcap != 0.0f) return op.scale / op.softcap;
+  return op.scale > 0.0f ? 1.0f : op.scale < 0.0f ? -1.0f : 0.0f;
+}
+
+// What makes logits, powers of two, of the scores then.
+LB_INLINE float logit_factor(const SparseGqa& op) {
+  if (op.softcap != 0.0f || op.scale == 0.0f) return 1.0f;
+  return __builtin_fabsf(op.scale) * kLog2E;
+}
+
+// A logit's natural logarithm, exact in spite of the rounded factors.
+LB_INLINE double logit_unit(const SparseGqa& op) {
+  if (op.softcap != 0.0f) return static_cast<double>(op.softcap) / (op.softcap * kLog2E);
+  if (op.scale == 0.0f) return 1.0 / kLog2E;
+  return static_cast<double>(__builtin_fabsf(op.scale)) / logit_factor(op);
+}
+
 template <class T>
 LB_INLINE void attend_block(const SparseGqa& op, const PackedKeys& packed, BlockRows& block) {
   constexpr bool pairs = kPairs<T>;
   const int64_t steps = steps_of<pairs>(op.d);
   const int64_t stride = packed.stride;
-  const float scale = op.softcap != 0.0f ? op.scale / op.softcap : op.scale * kLog2E;
+  const float scale = query_scale(op);
+  const float factor = logit_factor(op);
   int64_t first = 0;
   int64_t last = 0;
   mark_cells(block, packed.panels, first, last);
-  std::memset(block.sums, 0,
-              static_cast<size_t>(block.strips * kRows * stride) * sizeof(float));
+  std::memset(block.sums, 0, static_cast<size_t>(block.strips * kRows * stride) * sizeof(float));
   for (int64_t s = 0; s < block.strips; ++s) {
     for (float& peak : block.softmax[s].peak) peak = -INFINITY;
     std::memset(block.softmax[s].total, 0, sizeof block.softmax[s].total);
@@ -207,14 +226,14 @@ LB_INLINE void attend_block(const SparseGqa& op, const PackedKeys& packed, Block
         window.end[i] = kPanel;
         if (cells[p] != kTouched + block.token_count[s] ||
             (packed.padded != nullptr && packed.padded[p] != 0)) {
-          hide_keys(block.tokens[s], block.token_count[s], packed.seen, p, scores,
-                    window.begin[i], window.end[i]);
+          hide_keys(block.tokens[s], block.token_count[s], packed.seen, p, scores, window.begin[i],
+                    window.end[i]);
         }
         ++window.count;
       }
       if (window.count == 0) continue;
       float alpha[(kRows + W - 1) / W * W];
-      soften<pairs, sizeof(T) == 2>(block.scores, window.count, block.softmax[s], alpha);
+      soften<pairs>(block.scores, window.count, factor, block.softmax[s], alpha);
       float* sums = block.sums + s * kRows * stride;
       int64_t j = 0;
       for (; j + W < stride; j += 2 * W) {
@@ -234,6 +253,7 @@ template <class T>
 LB_INLINE void write_block(const SparseGqaForward& args, const Segment& segment,
                            const BlockRows& block, int64_t stride) {
   const SparseGqa& op = args.op;
+  const double unit = logit_unit(op);
   for (int64_t row = 0; row < block.rows; ++row) {
     const Softmax& state = block.softmax[row / kRows];
     const int64_t head = block.head[row];
@@ -241,7 +261,7 @@ LB_INLINE void write_block(const SparseGqaForward& args, const Segment& segment,
     float total = horizontal_sum(load(state.total + row % kRows * W));
     float factor = peak == -INFINITY ? 0.0f : 1.0f / total;
     if (op.sink_logits != nullptr) {
-      const float sink = op.sink_logits[head] * kLog2E;
+      const auto sink = static_cast<float>(op.sink_logits[head] / unit);
       const float most = sink > peak ? sink : peak;
       if (most != -INFINITY) {
         const float share = __builtin_exp2f(peak - most);
@@ -253,7 +273,7 @@ LB_INLINE void write_block(const SparseGqaForward& args, const Segment& segment,
     if (args.lse != nullptr) {
       args.lse[(segment.batch * args.query_heads + head) * args.queries + segment.query +
                block.token[row]] =
-          peak == -INFINITY ? -INFINITY : peak * kLn2 + __builtin_logf(total);
+          peak == -INFINITY ? -INFINITY : static_cast<float>(peak * unit + __builtin_logf(total));
     }
     T* to = row_at<T>(args.out, segment.batch, head, segment.query + block.token[row]);
     const float* sums = block.sums + row * stride;

@@ -103,8 +103,8 @@ LB_INLINE void pack_values(const T* first, const T* second, int64_t d, int64_t s
     const vf b = second == nullptr ? vf{} : load_n(second + j, n);
     if constexpr (kPairs<T>) {
       // A bfloat16 number is the upper half of a float.
-      store(to + j, reinterpret_cast<vf>((reinterpret_cast<vu>(a) >> 16) |
-                                         reinterpret_cast<vu>(b)));
+      store(to + j,
+            reinterpret_cast<vf>((reinterpret_cast<vu>(a) >> 16) | reinterpret_cast<vu>(b)));
     } else {
       store(to + j, a);
       store(to + stride + j, b);

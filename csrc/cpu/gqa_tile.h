@@ -70,58 +70,66 @@ LB_INLINE float largest_lane(vf v) {
 }
 
 // 2^x for x <= 0, zero below 2^-126; NaN stays NaN. x = n + r with |r| <= 1/2, and a polynomial in
-// r of least relative error: 3% of half a unit in the last place, or (`coarse`, for weights that
-// are rounded to 16 bits) 3e-6.
-template <bool coarse>
+// r of least relative error: 3% of half a unit in the last place.
 LB_INLINE vf power_of_two(vf x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: the nearest integer is in the low bits
   constexpr float kLeast = -126.0f;
   const vf bounded = larger(splat(kLeast), x);
   const vf shifted = bounded + splat(kRound);
   const vf r = bounded - (shifted - splat(kRound));
-  vf p;
-  if constexpr (coarse) {
-    p = splat(0.00958285294f);
-    p = fma(p, r, splat(0.0559064262f));
-    p = fma(p, r, splat(0.240240991f));
-    p = fma(p, r, splat(0.693124175f));
-  } else {
-    p = splat(0.00015353362f);
-    p = fma(p, r, splat(0.0013398875f));
-    p = fma(p, r, splat(0.00961843692f));
-    p = fma(p, r, splat(0.0555033237f));
-    p = fma(p, r, splat(0.240226477f));
-    p = fma(p, r, splat(0.693147182f));
-  }
+  vf p = splat(0.00015353362f);
+  p = fma(p, r, splat(0.0013398875f));
+  p = fma(p, r, splat(0.00961843692f));
+  p = fma(p, r, splat(0.0555033237f));
+  p = fma(p, r, splat(0.240226477f));
+  p = fma(p, r, splat(0.693147182f));
   p = fma(p, r, splat(1.0f));
-  const vf value = reinterpret_cast<vf>(reinterpret_cast<vu>(p) +
-                                        (reinterpret_cast<vu>(shifted) << 23));
+  const vf value =
+      reinterpret_cast<vf>(reinterpret_cast<vu>(p) + (reinterpret_cast<vu>(shifted) << 23));
   return reinterpret_cast<vf>(reinterpret_cast<vi>(value) & ~(x < splat(kLeast)));
 }
+
+// Steps of a score that one accumulator takes; their sums are added, which is more exact than one
+// long sum.
+inline constexpr int64_t kScoreSteps = 32;
 
 // Scores of a strip with a panel: q [steps, kRows], keys [steps, kPanel], scores [kRows, kWindow].
 template <bool pairs>
 LB_OUTLINE void score_panel(const float* q, const float* keys, int64_t steps, float scale,
                             float* scores) {
-  vf sums[kRows][2] = {};
-  for (int64_t k = 0; k < steps; ++k) {
-    const vf first = load(keys);
-    const vf second = load(keys + W);
+  for (int64_t from = 0; from < steps; from += kScoreSteps) {
+    const int64_t stop = from + kScoreSteps < steps ? from + kScoreSteps : steps;
+    vf sums[kRows][2] = {};
+    for (int64_t k = from; k < stop; ++k) {
+      const vf first = load(keys);
+      const vf second = load(keys + W);
 #pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-      const vf a = splat(q[m]);
-      sums[m][0] = multiply_add<pairs>(a, first, sums[m][0]);
-      sums[m][1] = multiply_add<pairs>(a, second, sums[m][1]);
+      for (int m = 0; m < kRows; ++m) {
+        const vf a = splat(q[m]);
+        sums[m][0] = multiply_add<pairs>(a, first, sums[m][0]);
+        sums[m][1] = multiply_add<pairs>(a, second, sums[m][1]);
+      }
+      q += kRows;
+      keys += kPanel;
     }
-    q += kRows;
-    keys += kPanel;
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < kRows; ++m) {
     // Pairs are not scaled before the product.
     const vf factor = splat(scale);
-    store(scores + m * kWindow, pairs ? sums[m][0] * factor : sums[m][0]);
-    store(scores + m * kWindow + W, pairs ? sums[m][1] * factor : sums[m][1]);
+    auto write = [&](auto sum) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+        for (int n = 0; n < 2; ++n) {
+          float* to = scores + m * kWindow + n * W;
+          store(to, sum(to, pairs ? sums[m][n] * factor : sums[m][n]));
+        }
+      }
+    };
+    if (from == 0) {
+      write([](const float*, vf value) __attribute__((always_inline)) { return value; });
+    } else {
+      write([](const float* to, vf value)
+                __attribute__((always_inline)) { return load(to) + value; });
+    }
   }
 }
 
@@ -136,16 +144,9 @@ struct Window {
 // sums [kRows, stride], N vectors wide, become sums * alpha + weights * values.
 template <bool pairs, int N>
 LB_OUTLINE void value_tile(const float* weights, const Window& window, const float* values,
-                           int64_t values_stride, const float* alpha, float* sums,
-                           int64_t stride) {
+                           int64_t values_stride, const float* alpha, float* sums, int64_t stride) {
   constexpr int kKeys = pairs ? 2 : 1;
-  vf acc[kRows][N];
-#pragma GCC unroll 8
-  for (int m = 0; m < kRows; ++m) {
-    const vf factor = splat(alpha[m]);
-#pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) acc[m][n] = load(sums + m * stride + n * W) * factor;
-  }
+  vf acc[kRows][N] = {};
   for (int64_t i = 0; i < window.count; ++i) {
     const int64_t begin = window.begin[i] / kKeys;
     const int64_t end = (window.end[i] + kKeys - 1) / kKeys;
@@ -165,23 +166,28 @@ LB_OUTLINE void value_tile(const float* weights, const Window& window, const flo
       ++p;
     }
   }
+  // A window's sum is joined at its end, which is more exact than one long sum.
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
+    const vf factor = splat(alpha[m]);
 #pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) store(sums + m * stride + n * W, acc[m][n]);
+    for (int n = 0; n < N; ++n) {
+      float* to = sums + m * stride + n * W;
+      store(to, fma(load(to), factor, acc[m][n]));
+    }
   }
 }
 
-// What is known of a strip's rows so far; logits and weights are powers of two.
+// What is known of a strip's rows so far; a logit is a power of two.
 struct Softmax {
-  float peak[kRows];        // the largest logit, or -inf
-  float total[kRows * W];   // lanes of the sum of 2^(logit - peak)
+  float peak[kRows];       // the largest logit, or -inf
+  float total[kRows * W];  // lanes of the sum of 2^(logit - peak)
 };
 
-// Scores [kRows, kWindow] of `panels` panels become weights, for pairs packed to half the width;
-// alpha is what the sums so far must be scaled by.
-template <bool pairs, bool coarse>
-LB_OUTLINE void soften(float* scores, int64_t panels, Softmax& state, float* alpha) {
+// Scores [kRows, kWindow] of `panels` panels, logits once `factor` > 0 has scaled them, become
+// weights, for pairs packed to half the width; alpha is what the sums so far must be scaled by.
+template <bool pairs>
+LB_OUTLINE void soften(float* scores, int64_t panels, float factor, Softmax& state, float* alpha) {
   constexpr int kLanes = (kRows + W - 1) / W * W;
   float base[kLanes] = {};
   float drop[kLanes] = {};
@@ -191,22 +197,23 @@ LB_OUTLINE void soften(float* scores, int64_t panels, Softmax& state, float* alp
     for (int64_t i = 0; i < panels * kPanel; i += kPanel) {
       best = larger(best, larger(load(row + i), load(row + i + W)));
     }
-    const float most = largest_lane(best);
+    const float most = largest_lane(best) * factor;
     const float peak = most > state.peak[m] ? most : state.peak[m];
     // Nothing seen yet: any base does, but infinity less infinity is no number.
     base[m] = peak == -INFINITY ? 0.0f : peak;
     drop[m] = state.peak[m] - base[m];
     state.peak[m] = peak;
   }
-  for (int m = 0; m < kLanes; m += W) store(alpha + m, power_of_two<false>(load(drop + m)));
+  for (int m = 0; m < kLanes; m += W) store(alpha + m, power_of_two(load(drop + m)));
   for (int m = 0; m < kRows; ++m) {
     float* row = scores + m * kWindow;
     float* to = row;
-    const vf from = splat(base[m]);
+    const vf from = splat(-base[m]);
+    const vf times = splat(factor);
     vf sum = load(state.total + m * W) * splat(alpha[m]);
     for (int64_t i = 0; i < panels * kPanel; i += kPanel) {
-      const vf first = power_of_two<coarse>(load(row + i) - from);
-      const vf second = power_of_two<coarse>(load(row + i + W) - from);
+      const vf first = power_of_two(fma(load(row + i), times, from));
+      const vf second = power_of_two(fma(load(row + i + W), times, from));
       sum += first + second;
 #if defined(__AVX512BF16__)
       if constexpr (pairs) {

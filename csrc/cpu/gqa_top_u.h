@@ -12,11 +12,11 @@ inline constexpr int64_t kMeanKeys = 32;
 
 // What an item of TopU holds besides its packed keys.
 struct PackedSample {
-  int64_t count;     // sampled keys
-  float* keys;       // [panels_of(count), steps, kPanel]
-  float* mean;       // [whole_vectors(d)], of the values that are not padding
-  float* visible;    // [1], how many these are
-  float* peaked;     // [heads, queries], heads of the group that are active
+  int64_t count;   // sampled keys
+  float* keys;     // [panels_of(count), steps, kPanel]
+  float* mean;     // [whole_vectors(d)], of the values that are not padding
+  float* visible;  // [1], how many these are
+  float* peaked;   // [heads, queries], heads of the group that are active
 };
 
 template <class T>
@@ -94,8 +94,7 @@ LB_INLINE void measure_block(const SparseGqa& op, const PackedSample& packed, in
           const vf score = load(block.scores + m * kWindow + n * W);
           // Keys beyond the sample score zero.
           sum[m] += score;
-          const vf shown =
-              lane < static_cast<int32_t>(packed.count) ? score : splat(-INFINITY);
+          const vf shown = lane < static_cast<int32_t>(packed.count) ? score : splat(-INFINITY);
           best[m] = larger(best[m], shown);
         }
       }
@@ -124,8 +123,7 @@ LB_INLINE void choose_queries(const SparseGqaForward& args, int64_t segment, int
   int64_t written = 0;
   for (int64_t i = 0; held > 0 && i < of.queries; ++i) {
     const float least_kept = value[held - 1];
-    if (beats(peaked[i], least_kept) ||
-        (!beats(least_kept, peaked[i]) && i <= index[held - 1])) {
+    if (beats(peaked[i], least_kept) || (!beats(least_kept, peaked[i]) && i <= index[held - 1])) {
       chosen[written++] = i;
     }
   }

@@ -79,17 +79,16 @@ void pack_unit(const SparseGqaForward& args, const GqaBackwardUnit& unit) {
     pack_sample<T>(args, item.segment, item.head, of.sample);
   }
   const int64_t first = unit.first / kPanel;
-  pack_panels<T>(args.op, of.segment, item.head, first,
-                 panels_of(unit.first + unit.count) - first, of.packed);
+  pack_panels<T>(args.op, of.segment, item.head, first, panels_of(unit.first + unit.count) - first,
+                 of.packed);
 }
 
 template <class T>
 void attend_unit(const SparseGqaForward& args, const GqaBackwardUnit& unit, BlockRows& block) {
   const Item<T> of(args, args.items[unit.item]);
   const SparseGqa& op = args.op;
-  const float scale = op.softcap != 0.0f ? op.scale / op.softcap : op.scale * kLog2E;
   load_block<T>(
-      op, of.segment, unit.count, scale,
+      op, of.segment, unit.count, query_scale(op),
       [&](int64_t row) {
         const int64_t token = (unit.first + row) / of.count;
         const int64_t* offset = of.segment.offsets + token;
@@ -119,10 +118,9 @@ void attend_chosen(const SparseGqaForward& args, const GqaBackwardUnit& unit, Bl
   const GqaItem& item = args.items[unit.item];
   const Item<T> of(args, item);
   const SparseGqa& op = args.op;
-  const float scale = op.softcap != 0.0f ? op.scale / op.softcap : op.scale * kLog2E;
   const int64_t span[2] = {0, of.segment.keys};
   load_block<T>(
-      op, of.segment, unit.count, scale,
+      op, of.segment, unit.count, query_scale(op),
       [&](int64_t row) {
         const int64_t head = of.heads[(unit.first + row) % of.count];
         const int64_t* chosen =
