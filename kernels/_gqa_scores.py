@@ -45,18 +45,19 @@ def tanh(x):
     near = near * z + 1.33314422036e-1
     near = near * z - 3.33332819422e-1
     near = near * z * x + x
-    far = 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2_E)) + 1.0)
-    return tl.where(z < 0.390625, near, far)
+    rest = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
+    far = (1.0 - rest) / (1.0 + rest)
+    return tl.where(z < 0.390625, near, tl.where(x < 0.0, -far, far))
 
 
 @triton.jit
-def scores_of(products, scale, softcap):
-    """Scores of the products q . k, in units of log 2, and with a cap the tanh in them."""
-    share, unit = products, tl.cast(scale, tl.float32) * LOG2_E
+def scores_of(products, scale, softcap, unit):
+    """Scores of the products q . k times `unit`, and with a cap the tanh in them."""
+    share, factor = products, tl.cast(scale, tl.float32) * unit
     if softcap is not None:
         share = tanh(products * (tl.cast(scale, tl.float32) / tl.cast(softcap, tl.float32)))
-        unit = tl.cast(softcap, tl.float32) * LOG2_E
-    return share * unit, share
+        factor = tl.cast(softcap, tl.float32) * unit
+    return share * factor, share
 
 
 @triton.jit
@@ -81,5 +82,6 @@ def in_spans(begins, lengths, at, keys, first, last, stride, SPANS: tl.constexpr
 @triton.jit
 def softmax_of(scores, lse):
     """The weights of a softmax whose log-sum-exp is known; zero for rows that see nothing."""
-    log = tl.where(lse == -float("inf"), float("inf"), lse * LOG2_E)
-    return tl.exp2(scores - log)
+    log = tl.where(lse == -float("inf"), float("inf"), lse)
+    # The difference is small: in units of log 2 both terms would be rounded at their own size.
+    return tl.exp2((scores - log) * LOG2_E)
