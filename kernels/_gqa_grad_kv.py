@@ -23,11 +23,11 @@ def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
     """
     wide = max(16, triton.next_power_of_2(width))
     if dtype.itemsize > 2:
-        tile = (16, 32 if wide <= 128 else 16, 4, 1, min(32, wide))
+        tile = (16, 32, 4, 1, min(32, wide)) if wide <= 128 else (16, 16, 8, 1, 16)
     elif hip:
         tile = (16, 64, 4, 1, 0) if wide <= 128 else (16, 32, 4, 1, 64)
     else:
-        tile = (32, 64, 8, 2, 0) if wide <= 128 else (32, 64, 8, 1, 64)
+        tile = (32, 64, 8, 2, 0) if wide <= 128 else (16, 64, 8, 1, 64)
     rows, keys, warps, stages, chunk = tile
     return {
         "ROWS": rows,

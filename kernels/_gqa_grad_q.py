@@ -25,7 +25,7 @@ def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
     if dtype.itemsize > 2:
         tile = (32, 32 if wide <= 128 else 16, 4, 1, min(32, wide))
     elif hip:
-        tile = (64, 32, 4, 1, 0) if wide <= 128 else (64, 16, 4, 1, 64)
+        tile = (64, 16, 4, 1, 0 if wide <= 128 else 64)
     else:
         tile = (64, 64, 8, 2, 0) if wide <= 128 else (64, 32, 8, 1, 64)
     rows, keys, warps, stages, chunk = tile

@@ -45,8 +45,9 @@ def tanh(x):
     near = near * z + 1.33314422036e-1
     near = near * z - 3.33332819422e-1
     near = near * z * x + x
-    far = 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2_E)) + 1.0)
-    return tl.where(z < 0.390625, near, far)
+    rest = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
+    far = (1.0 - rest) / (1.0 + rest)
+    return tl.where(z < 0.390625, near, tl.where(x < 0.0, -far, far))
 
 
 @triton.jit
