@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from bench.attention import attend, flex, is_prob_sparse, sdpa
-from bench.cases import Aim, Case, Direction, Inputs, Prepared, Subject, Variant, tensors_of, within
+from bench.cases import (
+    OWN_BUDGET,
+    Aim,
+    Case,
+    Direction,
+    Inputs,
+    Prepared,
+    Subject,
+    Variant,
+    tensors_of,
+    within,
+)
 from bench.grid import Measure, Point, grid
 from leeboard.ops.patterns import Band, Causal, Dense, Modality, Pattern, TopU
 
@@ -226,8 +237,8 @@ def _own_dense(prepared: Prepared) -> Callable[..., Any]:
     return run
 
 
-def _expected(prepared: Prepared, pattern: Pattern) -> tuple[list[int], Tensor, float]:
-    """(query heads, their float64 result, the reference's own error); not all heads if long."""
+def _expected(prepared: Prepared, pattern: Pattern) -> tuple[list[int], Tensor, Tensor]:
+    """(query heads, their float64 result, the reference's own errors); not all heads if long."""
     if pattern not in prepared.kept:
         q, k, v, _ = prepared.inputs.args
         per_group = q.shape[1] // k.shape[1]
@@ -240,7 +251,7 @@ def _expected(prepared: Prepared, pattern: Pattern) -> tuple[list[int], Tensor, 
         some = (q[:, heads], k[:, groups], v[:, groups])
         attention = functools.partial(prepared.spec.reference, **prepared.inputs.kwargs)
         exact = attention(*(t.detach().double() for t in some), pattern)
-        own = float((attention(*some, pattern).double() - exact).abs().max())
+        own = attention(*some, pattern).double() - exact
         prepared.kept[pattern] = heads, exact, own
     return prepared.kept[pattern]
 
@@ -262,7 +273,14 @@ def _check(prepared: Prepared, variant: Variant, result: Any) -> None:
         asked = Dense()
     heads, exact, own = _expected(prepared, asked)
     assert bool(out.isfinite().all())
-    within(variant, out[:, heads], exact, own, "output")
+    # Rows of few large weights have most of the error, and of TopU there are few such rows: the
+    # largest error is a matter of luck, and may be twice as large where the mean one is right.
+    within(variant, out[:, heads], exact, 2 * float(own.abs().max()), "output")
+    if variant.startswith("leeboard"):
+        error = float((out[:, heads].double() - exact).square().mean().sqrt())
+        floor = 0.5 * torch.finfo(out.dtype).eps * float(exact.square().mean().sqrt())
+        allowed = OWN_BUDGET * max(float(own.square().mean().sqrt()), floor)
+        assert error <= allowed, f"output: RMS error {error:.3g}, allowed {allowed:.3g}"
 
 
 SUBJECT = Subject(
