@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from leeboard.nn.hugging_face import register_attention
 from leeboard.nn.quantized_linear import QuantizedLinear
 from leeboard.nn.replace import Entry, ReplaceReport, replace
 from leeboard.nn.rms_norm import RMSNorm
 
-__all__ = ["Entry", "QuantizedLinear", "RMSNorm", "ReplaceReport", "replace"]
+__all__ = [
+    "Entry",
+    "QuantizedLinear",
+    "RMSNorm",
+    "ReplaceReport",
+    "register_attention",
+    "replace",
+]
