@@ -6,12 +6,15 @@ from leeboard.nn.hugging_face import register_attention
 from leeboard.nn.quantized_linear import QuantizedLinear
 from leeboard.nn.replace import Entry, ReplaceReport, replace
 from leeboard.nn.rms_norm import RMSNorm
+from leeboard.nn.sparse_gqa import AttentionCache, SparseGQA
 
 __all__ = [
+    "AttentionCache",
     "Entry",
     "QuantizedLinear",
     "RMSNorm",
     "ReplaceReport",
+    "SparseGQA",
     "register_attention",
     "replace",
 ]
