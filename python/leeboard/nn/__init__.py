@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from leeboard.nn.hugging_face import register_attention
+from leeboard.nn.multihead import SparseMultiheadAttention
 from leeboard.nn.quantized_linear import QuantizedLinear
 from leeboard.nn.replace import Entry, ReplaceReport, replace
 from leeboard.nn.rms_norm import RMSNorm
@@ -15,6 +16,7 @@ __all__ = [
     "RMSNorm",
     "ReplaceReport",
     "SparseGQA",
+    "SparseMultiheadAttention",
     "register_attention",
     "replace",
 ]
