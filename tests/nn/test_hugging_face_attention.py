@@ -140,9 +140,9 @@ def test_bert_with_padding() -> None:
     found = ours(ids, attention_mask=padding).last_hidden_state
     expected = model(ids, attention_mask=padding).last_hidden_state
     torch.testing.assert_close(found, expected)
-    with pytest.raises(ValueError, match="dropout: 0.1 was given; expected 0"):
+    with pytest.raises(ValueError, match=r"dropout: 0\.1 was given; expected 0"):
         ours.train()(ids)
-    with pytest.raises(ValueError, match="attention_mask: got .*expected the 2-D padding mask"):
+    with pytest.raises(ValueError, match=r"attention_mask: got .*expected the 2-D padding mask"):
         ours.eval()(ids, attention_mask=torch.zeros(2, 1, 13, 13))
 
 
@@ -200,11 +200,11 @@ def test_what_cannot_be_served_is_an_error() -> None:
     for pattern in (Modality.of_lengths((4, 4)), Blocks(((0,),), block=8)):
         ours.model.layers[0].self_attn.leeboard_pattern = pattern
         ours(tokens(1, 8))
-        with pytest.raises(ValueError, match="pattern: .* was given for"):
+        with pytest.raises(ValueError, match=r"pattern: .* was given for"):
             ours(tokens(1, 9))
     ours.model.layers[0].self_attn.leeboard_pattern = None
+    q = torch.randn(1, 4, 5, 8)
     with pytest.raises(ValueError, match="position_bias"):
-        q = torch.randn(1, 4, 5, 8)
         leeboard.nn.hugging_face.attention(
             ours.model.layers[0].self_attn, q, q, q, None, position_bias=q
         )

@@ -89,7 +89,9 @@ class SparseMultiheadAttention(nn.MultiheadAttention):
             pattern = pattern & Causal()
         elif attn_mask is not None:
             _require_same(attn_mask, pattern, x.shape[1])
-        padding = None if key_padding_mask is None else _hidden("key_padding_mask", key_padding_mask)
+        padding = (
+            None if key_padding_mask is None else _hidden("key_padding_mask", key_padding_mask)
+        )
         if padding is not None and padding.dim() == 1:
             padding = padding[None]
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)

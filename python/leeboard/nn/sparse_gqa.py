@@ -157,7 +157,7 @@ class SparseGQA(nn.Module):
         layers = [_child(attention, *names) for names in _PROJECTIONS]
         for names, layer in zip(_PROJECTIONS[:3], layers, strict=False):
             if not isinstance(layer, nn.Linear):
-                raise ValueError(
+                raise ValueError(  # noqa: TRY004 (it is a module)
                     f"attention: {type(attention).__name__} has no linear {' or '.join(names)}"
                 )
         normed = [name for name in ("q_norm", "k_norm") if _child(attention, name) is not None]
