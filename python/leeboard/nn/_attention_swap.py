@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from leeboard.nn.hugging_face import PATTERN, register_attention
 from leeboard.nn.multihead import SparseMultiheadAttention
@@ -14,8 +15,10 @@ from leeboard.nn.sparse_gqa import why_not_plain_mha
 from leeboard.ops.patterns import Pattern
 
 _NAME = "leeboard"
+_HOOKS = tuple(sorted(name for name in vars(nn.Module()) if name.endswith("_hooks")))
 
-# A change: what checks that it is still in place (a reason, or nothing), and what takes it back.
+# Where a module hangs: (parent, attribute, dotted name). A change: what checks that it is still in place (a reason, or nothing), and what takes it back.
+Place = tuple[nn.Module, str, str]
 Step = tuple[Callable[[], str], Callable[[], None]]
 
 
@@ -31,21 +34,41 @@ def is_replaced(module: nn.Module) -> bool:
     return isinstance(module, SparseMultiheadAttention) or PATTERN in vars(module)
 
 
-def why_left(model: nn.Module, module: nn.Module, parents: list[nn.Module]) -> str:
+def why_left(
+    model: nn.Module, module: nn.Module, places: list[Place], sharded: set[nn.Module]
+) -> str:
     """The reason to leave an attention module alone, or an empty string."""
+    if is_parametrized(module):
+        return "has parametrizations"
+    if module in sharded:
+        return "inside FullyShardedDataParallel, which holds on to its modules"
+    if "forward" in vars(module):
+        return "has a forward of its own"
     if not isinstance(module, nn.MultiheadAttention):
         return _why_left_hugging_face(model, module)
     if type(module) is not nn.MultiheadAttention:
         return "subclass of MultiheadAttention; only the exact class is known"
-    for parent in parents:
+    hooks = [name.strip("_") for name in _HOOKS if vars(module).get(name)]
+    if hooks:
+        return f"has hooks ({', '.join(hooks)})"
+    for parent, _, _ in places:
         if isinstance(parent, nn.TransformerDecoderLayer) and parent.multihead_attn is module:
             return "cross-attention"
     return why_not_plain_mha(module)
 
 
-def swap_mha(
-    module: nn.MultiheadAttention, pattern: Pattern, places: list[tuple[nn.Module, str, str]]
-) -> list[Step]:
+def put(model: nn.Module, chosen: list[tuple[nn.Module, Pattern, list[Place]]]) -> list[Step]:
+    """Puts the patterns into the modules."""
+    steps: list[Step] = []
+    for module, pattern, places in chosen:
+        if isinstance(module, nn.MultiheadAttention):
+            steps += _swap_mha(module, pattern, places)
+        else:
+            steps += _set_pattern(module, pattern, places[0][2])
+    return steps + _keep_padded(model)
+
+
+def _swap_mha(module: nn.MultiheadAttention, pattern: Pattern, places: list[Place]) -> list[Step]:
     """Puts a module with the same parameters at all places."""
     new = SparseMultiheadAttention.sharing(module, pattern)
 
@@ -63,7 +86,7 @@ def swap_mha(
     return [(changed, undo)]
 
 
-def keep_padded(model: nn.Module) -> list[Step]:
+def _keep_padded(model: nn.Module) -> list[Step]:
     """Stops torch's encoders over replaced layers from making nested tensors of padded ones."""
     steps: list[Step] = []
     for encoder in model.modules():
@@ -74,7 +97,7 @@ def keep_padded(model: nn.Module) -> list[Step]:
     return steps
 
 
-def set_pattern(module: nn.Module, pattern: Pattern, name: str) -> list[Step]:
+def _set_pattern(module: nn.Module, pattern: Pattern, name: str) -> list[Step]:
     """Puts a pattern on a module of transformers, whose config then names our attention."""
     register_attention(_NAME)
     config: Any = _config(module)
@@ -124,8 +147,6 @@ def _why_left_hugging_face(model: nn.Module, module: nn.Module) -> str:
         return "part of an encoder-decoder, whose cross-attention asks for the same config"
     if "cross" in type(module).__name__.lower():
         return "cross-attention"
-    if "forward" in vars(module):
-        return "has a forward of its own"
     owners = [m for m in model.modules() if _is_model(m) and _config(m) is config]
     if not owners:
         return "its PreTrainedModel, which makes the masks, is not part of the model"

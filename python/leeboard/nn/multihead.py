@@ -95,7 +95,7 @@ class SparseMultiheadAttention(nn.MultiheadAttention):
         if padding is not None and padding.dim() == 1:
             padding = padding[None]
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.view(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         y = sparse_gqa(q, k, v, pattern, key_padding=padding, active_heads=self.active_heads)
         y = self.out_proj(y.transpose(1, 2).flatten(2))
         if query.dim() != 3:

@@ -240,8 +240,7 @@ def _replace_attention(
             continue
         name, kind = places[0][2], _class_name(module)
         reason = "" if wanted(name, module) else "not selected by `only`"
-        reason = reason or _why_meddled(module, sharded)
-        reason = reason or _attention_swap.why_left(model, module, [p for p, _, _ in places])
+        reason = reason or _attention_swap.why_left(model, module, places, sharded)
         pattern = None if reason else attention
         if not reason and not isinstance(attention, Pattern):
             pattern = attention(name, module)
@@ -253,24 +252,7 @@ def _replace_attention(
             replaced.append(Entry(name, kind, f"attends by {pattern}"))
         else:
             raise TypeError(f"attention: got {pattern!r} for {name}, expected a Pattern or None")
-    steps: list[Step] = []
-    for module, pattern in chosen:
-        if isinstance(module, nn.MultiheadAttention):
-            steps += _attention_swap.swap_mha(module, pattern, places_of[module])
-        else:
-            steps += _attention_swap.set_pattern(module, pattern, places_of[module][0][2])
-    return steps + _attention_swap.keep_padded(model)
-
-
-def _why_meddled(module: nn.Module, sharded: set[nn.Module]) -> str:
-    if is_parametrized(module):
-        return "has parametrizations"
-    if module in sharded:
-        return "inside FullyShardedDataParallel, which holds on to its modules"
-    hooks = [name.strip("_") for name in _HOOKS if vars(module).get(name)]
-    if hooks and isinstance(module, nn.MultiheadAttention):
-        return f"has hooks ({', '.join(hooks)})"
-    return "has a forward of its own" if "forward" in vars(module) else ""
+    return _attention_swap.put(model, [(m, pattern, places_of[m]) for m, pattern in chosen])
 
 
 def _looks_like_norm(module: nn.Module) -> bool:

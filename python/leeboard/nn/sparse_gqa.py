@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leeboard.ops import decode_attention_, sparse_gqa
-from leeboard.ops.patterns import And, Band, Causal, Dense, Or, Pattern
-
-# New tokens up to which decode_attention_ serves; more of them share keys in sparse_gqa.
-_DECODE_TOKENS = 16
-
-
-@dataclass
-class AttentionCache:
-    """Keys and values of the tokens so far; `SparseGQA.cache` makes it, its forward fills it.
-
-    Attributes:
-        k: [B, Hkv, C, D], rotated where there is a rotation.
-        v: [B, Hkv, C, D].
-        lengths: int64 [B], rows in use.
-    """
-
-    k: Tensor
-    v: Tensor
-    lengths: Tensor
-
-    def reset(self) -> None:
-        """Forgets all tokens."""
-        self.lengths.zero_()
+from leeboard.nn._decoding import AttentionCache, decode, require_decodable
+from leeboard.ops import sparse_gqa
+from leeboard.ops.patterns import Dense, Pattern
 
 
 class SparseGQA(nn.Module):
@@ -243,7 +221,7 @@ class SparseGQA(nn.Module):
         Raises:
             ValueError: If the pattern cannot be decoded: a token must not see later ones.
         """
-        self._require_decodable()
+        require_decodable(self.pattern)
         weight = self.k_proj.weight
         shape = (batch, self.num_kv_heads, capacity, self.head_dim)
         return AttentionCache(
@@ -305,77 +283,12 @@ class SparseGQA(nn.Module):
         else:
             if cu_seqlens is not None:
                 raise ValueError("cu_seqlens: got a tensor along with a cache, expected None")
-            out, lse = self._decode(q, k, v, cache, key_padding, options, need_lse)
+            out, lse = decode(q, k, v, cache, self.pattern, key_padding, options, need_lse)
         y: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return (y, lse) if need_lse else y
 
     def _heads(self, t: Tensor, heads: int) -> Tensor:
-        return t.unflatten(2, (heads, self.head_dim)).transpose(1, 2)
-
-    def _require_decodable(self) -> None:
-        if not _decodable(self.pattern):
-            raise ValueError(
-                f"pattern: {self.pattern} cannot be decoded token by token; expected Causal, a "
-                "causal Band, or a composition of these"
-            )
-
-    def _decode(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cache: AttentionCache,
-        padding: Tensor | None,
-        options: dict[str, Any],
-        need_lse: bool,
-    ) -> tuple[Tensor, Tensor]:
-        self._require_decodable()
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
-            raise RuntimeError("cache: it takes no gradients; use torch.no_grad()")
-        batch, _, count, _ = q.shape
-        capacity = cache.k.shape[2]
-        if cache.lengths.shape[0] != batch:
-            raise ValueError(f"cache: it is for {len(cache.lengths)} sequences, x has {batch}")
-        lengths = cache.lengths.tolist()
-        if max(lengths, default=0) + count > capacity:
-            raise ValueError(
-                f"cache: {max(lengths)} of {capacity} rows are in use, no room for {count} more"
-            )
-        fresh = _kept(padding, batch, count)
-        pattern = self.pattern
-        plain = options["softcap"] is options["sink_logits"] is options["active_heads"] is None
-        if (
-            plain
-            and not need_lse
-            and count <= _DECODE_TOKENS
-            and isinstance(pattern, Causal | Band)
-        ):
-            window, sinks = (
-                (pattern.window, pattern.sinks) if isinstance(pattern, Band) else (None, 0)
-            )
-            out = decode_attention_(
-                q,
-                k,
-                v,
-                cache.k,
-                cache.v,
-                cache.lengths,
-                scale=options["scale"],
-                window=window,
-                sinks=sinks,
-            )
-            cache.lengths += fresh if fresh is not None else count
-            return out, out
-        for b, length in enumerate(lengths):
-            cache.k[b, :, length : length + count] = k[b]
-            cache.v[b, :, length : length + count] = v[b]
-        if len(set(lengths)) == 1:
-            end = lengths[0] + count
-            out, lse = sparse_gqa(q, cache.k[:, :, :end], cache.v[:, :, :end], pattern, **options)
-        else:
-            out, lse = _ragged(q, cache, lengths, pattern, options)
-        cache.lengths += fresh if fresh is not None else count
-        return out, lse
+        return t.view(*t.shape[:2], heads, self.head_dim).transpose(1, 2)
 
     def extra_repr(self) -> str:
         """Sizes and pattern."""
@@ -419,55 +332,13 @@ def _first(owner: Any, *names: str) -> Any:
 
 def _pooled(t: Tensor, heads: int, groups: int) -> Tensor:
     """The means of neighbouring heads, of the rows of a weight or bias."""
-    return t.unflatten(0, (groups, heads // groups, -1)).mean(1).flatten(0, 1)
+    return (
+        t.reshape(groups, heads // groups, t.shape[0] // heads, -1)
+        .mean(1)
+        .reshape(-1, *t.shape[1:])
+    )
 
 
 def _rotated(t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = t.chunk(2, -1)
     return t * cos[:, None] + torch.cat((-b, a), -1) * sin[:, None]
-
-
-def _decodable(pattern: Pattern) -> bool:
-    if isinstance(pattern, And | Or):
-        return all(_decodable(part) for part in pattern.parts)
-    return isinstance(pattern, Causal) or (isinstance(pattern, Band) and pattern.causal)
-
-
-def _kept(padding: Tensor | None, batch: int, count: int) -> Tensor | None:
-    """How many of the new tokens of each sequence are kept, int64 [B]; None for all."""
-    if padding is None:
-        return None
-    if padding.dtype != torch.bool or padding.shape != (batch, count):
-        raise ValueError(
-            f"key_padding: got {padding.dtype} {list(padding.shape)}, expected torch.bool "
-            f"[{batch}, {count}]"
-        )
-    if (padding[:, :-1] & ~padding[:, 1:]).any():
-        raise ValueError("key_padding: with a cache, padding comes after all tokens of a sequence")
-    return (~padding).sum(1)
-
-
-def _ragged(
-    q: Tensor,
-    cache: AttentionCache,
-    lengths: list[int],
-    pattern: Pattern,
-    options: dict[str, Any],
-) -> tuple[Tensor, Tensor]:
-    """Sequences of different lengths: packed, one after the other."""
-    batch, _, count, _ = q.shape
-    ends = [length + count for length in lengths]
-    k, v = (
-        torch.cat([t[b, :, :end] for b, end in enumerate(ends)], 1)[None]
-        for t in (cache.k, cache.v)
-    )
-    packed = q.transpose(0, 1).flatten(1, 2)[None]
-    bounds = torch.arange(batch + 1) * count
-    bounds_k = torch.tensor([0, *ends]).cumsum(0)
-    out, lse = sparse_gqa(
-        packed, k, v, pattern, cu_seqlens=bounds, cu_seqlens_k=bounds_k, **options
-    )
-    return (
-        out[0].unflatten(1, (batch, count)).transpose(0, 1),
-        lse[0].unflatten(1, (batch, count)).transpose(0, 1),
-    )
