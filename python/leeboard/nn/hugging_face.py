@@ -109,7 +109,7 @@ def attention(
     extra = getattr(module, PATTERN, pattern)
     if extra is not None:
         seen = extra & seen
-    key, value, padding, cu_seqlens = _read_mask(query, key, value, attention_mask)
+    key, value, padding, cu_seqlens = _read_mask(key, value, attention_mask)
     if cu_seq_lens_q is not None:
         cu_seqlens = cu_seq_lens_q
     batch, _, length, _ = query.shape
@@ -182,7 +182,7 @@ def _own_pattern(is_causal: bool, sliding_window: int | None) -> Pattern:
 
 
 def _read_mask(
-    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
+    key: Tensor, value: Tensor, attention_mask: object
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Keys and values without unfilled slots, the padding, the bounds of packed sequences."""
     if attention_mask is None:

@@ -111,7 +111,9 @@ class SparseGQA(nn.Module):
         if reason:
             raise ValueError(f"mha: {reason}")
         weights = mha.in_proj_weight.chunk(3)
-        biases = (None,) * 3 if mha.in_proj_bias is None else mha.in_proj_bias.chunk(3)
+        biases = (
+            (None,) * 3 if mha._parameters["in_proj_bias"] is None else mha.in_proj_bias.chunk(3)
+        )
         projections = [*zip(weights, biases, strict=True), (mha.out_proj.weight, mha.out_proj.bias)]
         return cls._from_weights(
             projections, mha.embed_dim, mha.num_heads, mha.num_heads, pattern, num_kv_heads
@@ -207,7 +209,7 @@ class SparseGQA(nn.Module):
                 assert isinstance(layer, nn.Linear)
                 pooled = n in (1, 2)
                 layer.weight.copy_(_pooled(source, kv_heads, groups) if pooled else source)
-                if layer.bias is None:
+                if layer._parameters["bias"] is None:
                     continue
                 if bias is None:
                     layer.bias.zero_()
@@ -310,7 +312,7 @@ def why_not_plain_mha(mha: nn.MultiheadAttention) -> str:
     """What a MultiheadAttention has that no pattern serves, or an empty string."""
     if not isinstance(mha, nn.MultiheadAttention):
         raise TypeError(f"mha: got {type(mha).__name__}, expected a torch.nn.MultiheadAttention")
-    if mha.in_proj_weight is None:
+    if mha._parameters["in_proj_weight"] is None:
         return "its keys or values have sizes of their own (kdim, vdim)"
     if mha.bias_k is not None or mha.bias_v is not None:
         return "it adds keys and values of its own (add_bias_kv)"
