@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from leeboard.nn._decoding import AttentionCache
+from leeboard.nn.hugging_face import register_attention
+from leeboard.nn.multihead import SparseMultiheadAttention
 from leeboard.nn.quantized_linear import QuantizedLinear
 from leeboard.nn.replace import Entry, ReplaceReport, replace
 from leeboard.nn.rms_norm import RMSNorm
+from leeboard.nn.sparse_gqa import SparseGQA
 
-__all__ = ["Entry", "QuantizedLinear", "RMSNorm", "ReplaceReport", "replace"]
+__all__ = [
+    "AttentionCache",
+    "Entry",
+    "QuantizedLinear",
+    "RMSNorm",
+    "ReplaceReport",
+    "SparseGQA",
+    "SparseMultiheadAttention",
+    "register_attention",
+    "replace",
+]

@@ -1,4 +1,4 @@
-"""Swaps the RMSNorm modules of a model for `leeboard.nn.RMSNorm`, in place and undoably."""
+"""Puts leeboard's norms and attention into a model, in place and undoably."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from leeboard.nn import _attention_swap
+from leeboard.nn._attention_swap import Step
 from leeboard.nn.rms_norm import RMSNorm
+from leeboard.ops.patterns import Pattern
 from leeboard.ops.rms_norm import Rounding
 
 
@@ -76,12 +79,13 @@ class ReplaceReport:
     Attributes:
         replaced: The modules that were swapped.
         left: The modules that look like norms (the name of their class or of one of its bases
-            says so) and were not.
+            says so) or compute attention, and were not.
     """
 
     replaced: tuple[Entry, ...]
     left: tuple[Entry, ...]
     _swaps: list[_Swap] = field(default_factory=list, repr=False, compare=False)
+    _steps: list[Step] = field(default_factory=list, repr=False, compare=False)
 
     def __str__(self) -> str:
         lines = [f"replaced {len(self.replaced)}, left alone {len(self.left)}"]
@@ -112,6 +116,7 @@ class ReplaceReport:
             for parent, attribute, name in swap.places
             if _why_changed(parent, attribute, swap.new)
         ]
+        changed += [why for check, _ in self._steps if (why := check())]
         if changed:
             raise RuntimeError(
                 "cannot undo, the model was changed after replace(): " + "; ".join(changed)
@@ -121,15 +126,26 @@ class ReplaceReport:
             swap.old.training = swap.new.training
             for parent, attribute, _ in swap.places:
                 parent._modules[attribute] = swap.old
+        for _, undo in reversed(self._steps):
+            undo()
         self._swaps.clear()
+        self._steps.clear()
 
 
 def replace(
     model: nn.Module,
     *,
     only: str | Iterable[str] | Callable[[str, nn.Module], bool] | None = None,
+    norms: bool = True,
+    attention: Pattern | Callable[[str, nn.Module], Pattern | None] | None = None,
 ) -> ReplaceReport:
     """Swaps every RMSNorm of a known class inside `model` for `leeboard.nn.RMSNorm`, in place.
+
+    With `attention`, self-attention gets that pattern, too: `torch.nn.MultiheadAttention` (alone
+    or in torch's Transformer layers) is swapped for a module with the same call, parameters and
+    state_dict; attention modules of Hugging Face transformers that ask its attention interface
+    keep their place and ask for leeboard's. What their model hides stays hidden: see
+    `register_attention`.
 
     Known are `torch.nn.RMSNorm` and the RMSNorm classes of Llama, Mistral, Qwen2, Qwen3, Gemma,
     Gemma 2 and Gemma 3 in Hugging Face transformers, each with its own order of rounding and
@@ -146,19 +162,28 @@ def replace(
         model: The model to change.
         only: Restricts the change to some modules: shell-style patterns for their dotted names
             (`"model.layers.*.input_layernorm"`), or a function of (name, module). None takes all.
+        norms: Whether norms are swapped.
+        attention: The pattern of self-attention, of `leeboard.ops.patterns`, or a function of
+            (name, module) that gives it, or None to leave the module. None leaves attention alone.
 
     Returns:
         The report; `report.undo()` restores the original modules. A module that an earlier call
         has put in place is not reported again.
 
     Raises:
-        TypeError: If `model` is not a module, or `only` is of none of the types above.
+        TypeError: If `model` is not a module, or `only` or `attention` is of none of the types
+            above.
         ValueError: If `model` itself is a module to replace (it has no parent that could hold
             the new one), or a pattern of `only` matches no module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
     wanted = _selection(model, only)
+    if attention is not None and not isinstance(attention, Pattern) and not callable(attention):
+        raise TypeError(
+            f"attention: got {type(attention).__name__}, expected a Pattern or a function of "
+            "(name, module)"
+        )
     if _class_name(model) in _KNOWN:
         raise ValueError(
             f"model: got a {_class_name(model)}, which has no parent to put a new module into; "
@@ -168,8 +193,9 @@ def replace(
     left: list[Entry] = []
     swaps: list[_Swap] = []
     sharded = _under_fsdp(model)
-    for module, places in _places(model).items():
-        if type(module) is RMSNorm or not _looks_like_norm(module):
+    places_of = _places(model)
+    for module, places in places_of.items():
+        if not norms or type(module) is RMSNorm or not _looks_like_norm(module):
             continue
         name, kind = places[0][2], _class_name(module)
         if not wanted(name, module):
@@ -184,10 +210,49 @@ def replace(
         others = [place[2] for place in places[1:]]
         shared = f"; also at {', '.join(others)}" if others else ""
         replaced.append(Entry(name, kind, recipe.why + shared))
+    steps: list[Step] = []
+    if attention is not None:
+        steps = _replace_attention(model, attention, wanted, places_of, sharded, replaced, left)
     for swap in swaps:
         for parent, attribute, _ in swap.places:
             parent._modules[attribute] = swap.new
-    return ReplaceReport(tuple(replaced), tuple(left), swaps)
+    return ReplaceReport(tuple(replaced), tuple(left), swaps, steps)
+
+
+def _replace_attention(
+    model: nn.Module,
+    attention: Pattern | Callable[[str, nn.Module], Pattern | None],
+    wanted: Callable[[str, nn.Module], bool],
+    places_of: dict[nn.Module, list[tuple[nn.Module, str, str]]],
+    sharded: set[nn.Module],
+    replaced: list[Entry],
+    left: list[Entry],
+) -> list[Step]:
+    if isinstance(model, nn.MultiheadAttention):
+        raise ValueError(  # noqa: TRY004 (the type is right, the place is not)
+            "model: got a MultiheadAttention, which has no parent to put a new module into; pass "
+            "the model that contains it, or use leeboard.nn.SparseGQA.from_mha"
+        )
+    # All decisions before the first change: a pattern of the user's function may be none.
+    chosen: list[tuple[nn.Module, Pattern]] = []
+    for module, places in places_of.items():
+        if not _attention_swap.is_attention(module) or _attention_swap.is_replaced(module):
+            continue
+        name, kind = places[0][2], _class_name(module)
+        reason = "" if wanted(name, module) else "not selected by `only`"
+        reason = reason or _attention_swap.why_left(model, module, places, sharded)
+        pattern = None if reason else attention
+        if not reason and not isinstance(attention, Pattern):
+            pattern = attention(name, module)
+            reason = "" if pattern is not None else "no pattern given by `attention`"
+        if reason:
+            left.append(Entry(name, kind, reason))
+        elif isinstance(pattern, Pattern):
+            chosen.append((module, pattern))
+            replaced.append(Entry(name, kind, f"attends by {pattern}"))
+        else:
+            raise TypeError(f"attention: got {pattern!r} for {name}, expected a Pattern or None")
+    return _attention_swap.put(model, [(m, pattern, places_of[m]) for m, pattern in chosen])
 
 
 def _looks_like_norm(module: nn.Module) -> bool:
