@@ -273,7 +273,7 @@ LB_INLINE void write_block(const SparseGqaForward& args, const Segment& segment,
     if (args.lse != nullptr) {
       args.lse[(segment.batch * args.query_heads + head) * args.queries + segment.query +
                block.token[row]] =
-          peak == -INFINITY ? -INFINITY : static_cast<float>(peak * unit + __builtin_logf(total));
+          peak == -INFINITY ? -INFINITY : static_cast<float>(peak * unit + __builtin_log(total));
     }
     T* to = row_at<T>(args.out, segment.batch, head, segment.query + block.token[row]);
     const float* sums = block.sums + row * stride;
