@@ -87,7 +87,7 @@ def _over_tiles(
         at_k = k + row * k_row
         block = channels(at_k[:, None] + cols[None, :], (cols < D)[None, :], FULL)
         products = product(query, block, queries, at_k, D, CHUNK)
-        scores, _ = scores_of(products, scale, softcap, LOG2_E)
+        scores, _ = scores_of(products, scale, softcap)
         if PARTIAL:
             first = tl.load(entries + entry * ENTRY + 1)
             last = tl.load(entries + entry * ENTRY + 2)

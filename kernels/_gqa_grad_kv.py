@@ -83,7 +83,7 @@ def _key_tiles(
         at_q = q + place * q_row
         query = channels(at_q[:, None] + cols[None, :], (cols < D)[None, :], FULL)
         products = product(block, query, blocks, at_q, D, CHUNK)
-        scores, share = scores_of(products, scale, softcap, 1.0)
+        scores, share = scores_of(products, scale, softcap)
         # A row beyond the last weighs nothing.
         log = tl.load(lse + row, live, other=-float("inf"))
         weights = softmax_of(scores, log[None, :])

@@ -80,7 +80,7 @@ def _query_tiles(
         at_k = k + row * k_row
         block = channels(at_k[:, None] + cols[None, :], (cols < D)[None, :], FULL)
         products = product(query, block, queries, at_k, D, CHUNK)
-        scores, share = scores_of(products, scale, softcap, 1.0)
+        scores, share = scores_of(products, scale, softcap)
         weights = softmax_of(scores, lse[:, None])
         if PARTIAL:
             first = tl.load(entries + entry * ENTRY + 1)

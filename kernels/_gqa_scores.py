@@ -51,13 +51,13 @@ def tanh(x):
 
 
 @triton.jit
-def scores_of(products, scale, softcap, unit):
-    """Scores of the products q . k times `unit`, and with a cap the tanh in them."""
-    share, factor = products, tl.cast(scale, tl.float32) * unit
+def scores_of(products, scale, softcap):
+    """Scores of the products q . k, in units of log 2, and with a cap the tanh in them."""
+    share, unit = products, tl.cast(scale, tl.float32) * LOG2_E
     if softcap is not None:
         share = tanh(products * (tl.cast(scale, tl.float32) / tl.cast(softcap, tl.float32)))
-        factor = tl.cast(softcap, tl.float32) * unit
-    return share * factor, share
+        unit = tl.cast(softcap, tl.float32) * LOG2_E
+    return share * unit, share
 
 
 @triton.jit
@@ -82,6 +82,5 @@ def in_spans(begins, lengths, at, keys, first, last, stride, SPANS: tl.constexpr
 @triton.jit
 def softmax_of(scores, lse):
     """The weights of a softmax whose log-sum-exp is known; zero for rows that see nothing."""
-    log = tl.where(lse == -float("inf"), float("inf"), lse)
-    # The difference is small: in units of log 2 both terms would be rounded at their own size.
-    return tl.exp2((scores - log) * LOG2_E)
+    log = tl.where(lse == -float("inf"), float("inf"), lse * LOG2_E)
+    return tl.exp2(scores - log)

@@ -99,8 +99,12 @@ def check(args, pattern, tile=TILE, backward=True, grad_lse=True, **options):
         pattern,
         **double(options),
     )
+    # Scores are summed anew, in another order than those in the log-sum-exp: in float32 that is
+    # the larger part of the error, which the reference does not have.
+    factor = 4.0 if q.dtype == torch.float32 else 2.0
     for name, *three in zip(("q", "k", "v"), grads, low_grads, exact_grads, strict=True):
-        assert_close_to_reference(three[0], three[1].to(q.dtype), three[2], what=f"grad_{name}")
+        three[1] = three[1].to(q.dtype)
+        assert_close_to_reference(*three, factor=factor, what=f"grad_{name}")
     return out, lse, grads
 
 
