@@ -35,7 +35,7 @@ def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
     elif hip:
         tile = (64, 16, 4, 1)
     else:
-        tile = (128, 64, 8, 3) if wide <= 128 else (64, 32, 8, 2)
+        tile = (128, 32 if wide <= 64 else 64, 8, 3) if wide <= 128 else (64, 32, 8, 2)
     rows, keys, warps, stages = tile
     return {
         "ROWS": rows,

@@ -27,7 +27,7 @@ def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
     elif hip:
         tile = (64, 16, 4, 1, 0 if wide <= 128 else 64)
     else:
-        tile = (64, 64, 8, 2, 0) if wide <= 128 else (64, 32, 8, 1, 64)
+        tile = (64, 32 if wide <= 64 else 64, 8, 2, 0) if wide <= 128 else (64, 32, 8, 1, 64)
     rows, keys, warps, stages, chunk = tile
     return {
         "ROWS": rows,
