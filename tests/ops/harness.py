@@ -152,7 +152,8 @@ def gradients(
 
 
 # Their backward starts from what the forward left (a log-sum-exp, a rounded result): its rounding
-# is an error of the method, which the closed form in plain PyTorch has, too.
+# is an error of the method, which the closed form in plain PyTorch has, too. That of the log-sum-exp
+# falls on a whole row, as an error of the row's query does; how large it is, is chance.
 FROM_STORED_RESULTS = {"sparse_gqa"}
 
 
@@ -172,13 +173,16 @@ def assert_gradients_match(
         reference, wants_gradient(plain.in_double()), [g.double() for g in plain_grads]
     )
     nearby: Sequence[Tensor | None] = [None] * len(exact)
-    if arbitrary:
+    if arbitrary or name in FROM_STORED_RESULTS:
         near_grads = Sample(tuple(plain_grads)).nearby().tensors()
         nearby = gradients(reference, wants_gradient(plain.nearby()), near_grads)
-    elif name in FROM_STORED_RESULTS:
+    if name in FROM_STORED_RESULTS:
         with leeboard.ops.backend("reference"):
             closed = gradients(OPS[name].function, wants_gradient(plain), plain_grads)
-        nearby = [grad.double() for grad in closed]
+        nearby = [
+            right + torch.maximum((of_form - right).abs(), (near - right).abs())
+            for right, of_form, near in zip(exact, closed, nearby, strict=True)
+        ]
     assert len(actual) == len(low)
     for i, (got, in_dtype, in_double, near) in enumerate(
         zip(actual, low, exact, nearby, strict=True)

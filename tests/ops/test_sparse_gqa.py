@@ -142,31 +142,14 @@ def test_random_calls(sample: Sample) -> None:
         assert_matches(NAME, sample, outputs, arbitrary=True)
         grads = [torch.randn(y.shape).to(y.dtype) for y in outputs]
         actual = gradients(sparse_gqa, wants_gradient(sample), grads)
-    # The closed form of the backward, which the kernels use, too, may err otherwise than autograd.
-    with leeboard.ops.backend("reference"):
-        closed = gradients(sparse_gqa, wants_gradient(sample), grads)
-    plain = sample.copied()
-    low = gradients(reference.sparse_gqa, wants_gradient(plain), grads)
-    double_grads = [g.double() for g in grads]
-    exact = gradients(reference.sparse_gqa, wants_gradient(plain.in_double()), double_grads)
-    near = gradients(reference.sparse_gqa, wants_gradient(plain.nearby()), double_grads)
-    for i, got in enumerate(actual):
-        # Where every row sees one key or none, scores have no gradient; a kernel leaves what
-        # rounding does to the difference of two equal numbers.
-        if got.numel() and exact[i].abs().max() < 1e-9:
-            small = 8 * torch.finfo(got.dtype).eps * sample.args[0].shape[3] ** 0.5
-            torch.testing.assert_close(got.double(), exact[i], rtol=0.0, atol=small)
-            continue
-        worse = torch.maximum((closed[i] - exact[i]).abs(), (near[i] - exact[i]).abs())
-        assert_close_to_reference(
-            got, low[i], exact[i], what=f"gradient {i}", nearby=exact[i] + worse
-        )
+    assert_gradients_match(NAME, sample, grads, actual)
 
 
 @dtypes
 @pytest.mark.parametrize("channels", [1, 15, 16, 17, 31, 48, 64, 96, 112, 128, 160, 192, 255])
 def test_head_dimensions(channels: int, dtype: torch.dtype, isa: str) -> None:
-    q, k, v = heads_of(dtype, 1, (2, 1), (19, 37), channels)
+    # Enough rows that the largest error is no chance of one of them.
+    q, k, v = heads_of(dtype, 2, (4, 2), (19, 37), channels)
     sample = call(q, k, v, Band(9, sinks=1), return_lse=True)
     with leeboard.ops.backend("cpu"):
         outputs = run(NAME, sample)
