@@ -8,7 +8,6 @@ and values are found in the L2 cache again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -16,10 +15,7 @@ import triton.language as tl
 
 from leeboard.kernels._common import PINNED, device_of, is_hip
 from leeboard.kernels._gqa_scores import LN_2, LOG2_E, channels, in_spans, product, scores_of
-from leeboard.kernels._gqa_tiles import ENTRY, ITEM, Setting, clear_idle, head_lists, work
-
-if TYPE_CHECKING:
-    from leeboard.ops._attention_plan import AttentionPlan
+from leeboard.kernels._gqa_tiles import ENTRY, ITEM, Plan, Setting, clear_idle, head_lists, work
 
 
 def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
@@ -234,7 +230,7 @@ def forward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    plans: Sequence[AttentionPlan],
+    plans: Sequence[Plan],
     cu_q: list[int] | None,
     cu_k: list[int] | None,
     heads: tuple[int, ...] | None,

@@ -9,19 +9,49 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import triton.language as tl
 
-if TYPE_CHECKING:
-    from leeboard.ops._attention_plan import AttentionPlan
-
 # Numbers of an item, and of an entry.
 ITEM, ENTRY = tl.constexpr(9), tl.constexpr(3)
 # Rows with no more spans than this have their masks unrolled.
 UNROLLED = 2
+
+
+class Plan(Protocol):
+    """What the kernels read of a plan; see `leeboard.ops._attention_plan`."""
+
+    @property
+    def queries(self) -> int: ...
+    @property
+    def keys(self) -> int: ...
+    @property
+    def offsets(self) -> Any: ...
+    @property
+    def spans(self) -> Any: ...
+    @property
+    def cache(self) -> dict[Any, Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Dense:
+    queries: int
+    keys: int
+    offsets: Any
+    spans: Any
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+
+@functools.lru_cache(256)
+def dense(queries: int, keys: int) -> Plan:
+    """The plan of rows that see every key."""
+    rows = queries if keys else 0
+    offsets = np.minimum(np.arange(queries + 1), rows)
+    return _Dense(queries, keys, offsets, np.tile(np.array([0, keys]), (rows, 1)))
 
 
 class Lists(NamedTuple):
@@ -77,7 +107,7 @@ class Work(NamedTuple):
 class Setting(NamedTuple):
     """What the kernels of one call share; see `leeboard.kernels.sparse_gqa`."""
 
-    plans: Sequence[AttentionPlan]
+    plans: Sequence[Plan]
     cu_q: Sequence[int] | None
     cu_k: Sequence[int] | None
     heads: tuple[int, ...] | None
@@ -89,7 +119,7 @@ class Setting(NamedTuple):
 
     @staticmethod
     def of(
-        plans: Sequence[AttentionPlan],
+        plans: Sequence[Plan],
         cu_q: Sequence[int] | None,
         cu_k: Sequence[int] | None,
         heads: tuple[int, ...] | None,
@@ -125,7 +155,7 @@ def _lists(full: Any, touched: Any, low: Any, high: Any) -> Lists:
     return Lists(begin, begin + full.sum(1), end, np.stack(columns, 1).astype(np.int32))
 
 
-def tiles(plan: AttentionPlan, rows: int, keys: int) -> Tiles:
+def tiles(plan: Plan, rows: int, keys: int) -> Tiles:
     """A plan in tiles of `rows` by `keys`; kept by the plan."""
     kept = plan.cache.get((rows, keys))
     if kept is not None:
@@ -164,7 +194,7 @@ def tiles(plan: AttentionPlan, rows: int, keys: int) -> Tiles:
 
 
 def work(
-    plans: Sequence[AttentionPlan],
+    plans: Sequence[Plan],
     cu_q: Sequence[int] | None,
     cu_k: Sequence[int] | None,
     rows: int,
@@ -184,7 +214,7 @@ def work(
 
 
 def _packed(
-    plans: Sequence[AttentionPlan],
+    plans: Sequence[Plan],
     first_rows: Sequence[int],
     first_keys: Sequence[int],
     rows: int,
