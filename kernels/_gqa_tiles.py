@@ -92,7 +92,7 @@ class Work(NamedTuple):
             middle, end), where its rows' spans start in `begins`, rows (or first key) of the segment.
         entries: Those of every segment.
         begins, lengths: The tables of spans.
-        spans: Most spans of a row; 0 where they are many, or segments differ in it.
+        spans: See `spans_of`.
         blocks: How many items there are.
     """
 
@@ -193,6 +193,17 @@ def tiles(plan: Plan, rows: int, keys: int) -> Tiles:
     return found
 
 
+def spans_of(plans: Sequence[Plan]) -> int:
+    """Most spans of a row; 0 where they are many, or plans differ in it."""
+    found = set()
+    for plan in plans:
+        if "widest" not in plan.cache:
+            plan.cache["widest"] = max(1, int(np.diff(plan.offsets).max(initial=0)))
+        found.add(plan.cache["widest"])
+    most = max(found, default=0)
+    return 0 if most > UNROLLED or len(found) > 1 else most
+
+
 def work(
     plans: Sequence[Plan],
     cu_q: Sequence[int] | None,
@@ -230,7 +241,6 @@ def _packed(
     # Where each plan's entries and spans start: segments of equal lengths share them.
     places: dict[int, tuple[int, int]] = {}
     entry = at = 0
-    widths: set[int] = set()
     for plan, row, key in zip(plans, first_rows, first_keys, strict=False):
         cut = tiles(plan, rows, keys)
         lists = cut.by_keys if by_keys else cut.by_rows
@@ -239,7 +249,6 @@ def _packed(
             entries.append(lists.entries)
             tables.append(cut.table.reshape(2, -1))
             entry, at = entry + len(lists.entries), at + tables[-1].shape[1]
-            widths.add(cut.table.shape[1])
         start, table = places[id(plan)]
         item = np.empty((len(lists.begin), ITEM.value), np.int64)
         mine = np.arange(len(item)) * (keys if by_keys else rows)
@@ -258,10 +267,7 @@ def _packed(
     begins, lengths = np.concatenate(tables[1:] + tables[:1], 1)
     parts = (every, np.concatenate(entries), begins, lengths)
     tensors = (torch.tensor(part.astype(np.int32)).to(device) for part in parts)
-    spans = max(widths, default=0)
-    if spans > UNROLLED or len(widths) > 1:
-        spans = 0
-    return Work(*tensors, spans, len(every))
+    return Work(*tensors, spans_of(plans), len(every))
 
 
 def head_lists(

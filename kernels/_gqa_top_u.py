@@ -82,7 +82,7 @@ def _peakedness(
     groups = k.shape[1]
     active, listed, _ = head_lists(heads, Hq, groups, q.device)
     result = torch.empty((B, active, Lq), dtype=torch.float32, device=q.device)
-    options = config(D, q.dtype, hip=is_hip()) | (tile or {})
+    options = config(D, q.dtype, hip=is_hip(), spans=1) | (tile or {})
     with device_of(q):
         _sparse_gqa_peakedness_dot_kernel[(triton.cdiv(Lq, options["ROWS"]) * active * B,)](
             q,
