@@ -31,8 +31,9 @@ def config(width: int, dtype: torch.dtype, *, hip: bool, spans: int) -> dict[str
     """Tile for heads of `width` channels and rows of `spans`, see `spans_of`.
 
     128 x 64 is FlashAttention's on Hopper; wide heads keep fewer rows, so that their sums stay in
-    registers, as do masks in a loop over spans. On AMD tiles are small because every mask there takes scalar registers. float32 has
-    no tensor cores on NVIDIA: its rows are read in chunks, see `product`.
+    registers, as do masks in a loop over spans. On AMD tiles are small because every mask there
+    takes scalar registers. float32 has no tensor cores on NVIDIA: its rows are read in chunks, see
+    `product`.
     """
     wide = max(16, triton.next_power_of_2(width))
     if dtype.itemsize > 2:
