@@ -158,7 +158,7 @@ def _together(
         v,
         some_out,
         some_lse,
-        [dense(count, k.shape[2])],
+        [dense(int(count), k.shape[2])],
         None,
         None,
         heads,
