@@ -6,7 +6,6 @@ No atomics anywhere: equal inputs give equal bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -15,10 +14,7 @@ import triton.language as tl
 from leeboard.kernels._common import PINNED, device_of
 from leeboard.kernels._gqa_grad_kv import grad_kv as write_grad_kv
 from leeboard.kernels._gqa_grad_q import grad_q as write_grad_q
-from leeboard.kernels._gqa_tiles import Setting, clear_idle, head_lists
-
-if TYPE_CHECKING:
-    from leeboard.ops._attention_plan import AttentionPlan
+from leeboard.kernels._gqa_tiles import Plan, Setting, clear_idle, head_lists
 
 DELTA_ROWS = 32
 
@@ -73,7 +69,7 @@ def backward(
     grad_q: torch.Tensor,
     grad_k: torch.Tensor,
     grad_v: torch.Tensor,
-    plans: Sequence[AttentionPlan],
+    plans: Sequence[Plan],
     cu_q: list[int] | None,
     cu_k: list[int] | None,
     heads: tuple[int, ...] | None,

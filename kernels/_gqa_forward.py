@@ -8,7 +8,6 @@ and values are found in the L2 cache again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -16,18 +15,25 @@ import triton.language as tl
 
 from leeboard.kernels._common import PINNED, device_of, is_hip
 from leeboard.kernels._gqa_scores import LN_2, LOG2_E, channels, in_spans, product, scores_of
-from leeboard.kernels._gqa_tiles import ENTRY, ITEM, Setting, clear_idle, head_lists, work
+from leeboard.kernels._gqa_tiles import (
+    ENTRY,
+    ITEM,
+    Plan,
+    Setting,
+    clear_idle,
+    head_lists,
+    spans_of,
+    work,
+)
 
-if TYPE_CHECKING:
-    from leeboard.ops._attention_plan import AttentionPlan
 
-
-def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
-    """Tile for heads of `width` channels.
+def config(width: int, dtype: torch.dtype, *, hip: bool, spans: int) -> dict[str, int]:
+    """Tile for heads of `width` channels and rows of `spans`, see `spans_of`.
 
     128 x 64 is FlashAttention's on Hopper; wide heads keep fewer rows, so that their sums stay in
-    registers. On AMD tiles are small because every mask there takes scalar registers. float32 has
-    no tensor cores on NVIDIA: its rows are read in chunks, see `product`.
+    registers, as do masks in a loop over spans. On AMD tiles are small because every mask there
+    takes scalar registers. float32 has no tensor cores on NVIDIA: its rows are read in chunks, see
+    `product`.
     """
     wide = max(16, triton.next_power_of_2(width))
     if dtype.itemsize > 2:
@@ -35,7 +41,7 @@ def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
     elif hip:
         tile = (64, 16, 4, 1)
     else:
-        tile = (128, 32 if wide <= 64 else 64, 8, 3) if wide <= 128 else (64, 32, 8, 2)
+        tile = (128, 64, 8, 3) if wide <= 128 and spans else (64, 32, 8, 3 if wide <= 128 else 2)
     rows, keys, warps, stages = tile
     return {
         "ROWS": rows,
@@ -234,7 +240,7 @@ def forward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    plans: Sequence[AttentionPlan],
+    plans: Sequence[Plan],
     cu_q: list[int] | None,
     cu_k: list[int] | None,
     heads: tuple[int, ...] | None,
@@ -253,7 +259,7 @@ def forward(
     setting = Setting.of(plans, cu_q, cu_k, heads, padding, scale, softcap, tile)
     clear_idle(out, heads, 0.0)
     clear_idle(lse, heads, -float("inf"))
-    options = config(D, q.dtype, hip=is_hip()) | setting.tile
+    options = config(D, q.dtype, hip=is_hip(), spans=spans_of(plans)) | setting.tile
     todo = work(*setting[:3], options["ROWS"], options["BLOCK"], q.device)
     active, listed, _ = head_lists(heads, Hq, groups, q.device)
     programs = todo.blocks * active * B

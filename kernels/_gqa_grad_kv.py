@@ -13,10 +13,10 @@ import triton.language as tl
 
 from leeboard.kernels._common import PINNED, is_hip
 from leeboard.kernels._gqa_scores import channels, in_spans, product, scores_of, softmax_of
-from leeboard.kernels._gqa_tiles import ENTRY, ITEM, Setting, head_lists, work
+from leeboard.kernels._gqa_tiles import ENTRY, ITEM, Setting, head_lists, spans_of, work
 
 
-def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
+def config(width: int, dtype: torch.dtype, *, hip: bool, spans: int) -> dict[str, int]:
     """Tile for heads of `width` channels; see `_gqa_grad_q.config`.
 
     Two sums of the tile's keys are in registers: few rows are left for the scores.
@@ -27,7 +27,7 @@ def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
     elif hip:
         tile = (16, 64, 4, 1, 0) if wide <= 128 else (16, 32, 4, 1, 64)
     else:
-        tile = (32, 64, 8, 2, 0) if wide <= 128 else (16, 64, 8, 1, 64)
+        tile = (32 if spans else 16, 64, 8, 2, 0) if wide <= 128 else (16, 64, 8, 1, 64)
     rows, keys, warps, stages, chunk = tile
     return {
         "ROWS": rows,
@@ -245,7 +245,7 @@ def grad_kv(
     """Writes the gradients of k and v; zeros where no head of a group is active."""
     B, Hq, Lq, D = q.shape
     groups = k.shape[1]
-    options = config(D, q.dtype, hip=is_hip()) | setting.tile
+    options = config(D, q.dtype, hip=is_hip(), spans=spans_of(setting.plans)) | setting.tile
     todo = work(*setting[:3], options["ROWS"], options["BLOCK"], q.device, by_keys=True)
     _, listed, starts = head_lists(setting.heads, Hq, groups, q.device)
     programs = todo.blocks * groups * B

@@ -12,11 +12,11 @@ import triton.language as tl
 
 from leeboard.kernels._common import PINNED, is_hip
 from leeboard.kernels._gqa_scores import channels, in_spans, product, scores_of, softmax_of
-from leeboard.kernels._gqa_tiles import ENTRY, ITEM, Setting, head_lists, work
+from leeboard.kernels._gqa_tiles import ENTRY, ITEM, Setting, head_lists, spans_of, work
 
 
-def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
-    """Tile for heads of `width` channels.
+def config(width: int, dtype: torch.dtype, *, hip: bool, spans: int) -> dict[str, int]:
+    """Tile for heads of `width` channels and rows of `spans`, see `_gqa_forward.config`.
 
     Queries, their gradients and the sums of a tile fit the registers up to 128 channels; wider
     heads, and float32 without tensor cores, are read in chunks, see `product`.
@@ -27,7 +27,7 @@ def config(width: int, dtype: torch.dtype, *, hip: bool) -> dict[str, int]:
     elif hip:
         tile = (64, 16, 4, 1, 0 if wide <= 128 else 64)
     else:
-        tile = (64, 32 if wide <= 64 else 64, 8, 2, 0) if wide <= 128 else (64, 32, 8, 1, 64)
+        tile = (64, 64 if spans else 32, 8, 2, 0) if wide <= 128 else (64, 32, 8, 1, 64)
     rows, keys, warps, stages, chunk = tile
     return {
         "ROWS": rows,
@@ -222,7 +222,7 @@ def grad_q(
     """Writes the gradient of q for the active heads."""
     B, Hq, Lq, D = q.shape
     groups = k.shape[1]
-    options = config(D, q.dtype, hip=is_hip()) | setting.tile
+    options = config(D, q.dtype, hip=is_hip(), spans=spans_of(setting.plans)) | setting.tile
     todo = work(*setting[:3], options["ROWS"], options["BLOCK"], q.device)
     active, listed, _ = head_lists(setting.heads, Hq, groups, q.device)
     programs = todo.blocks * active * B

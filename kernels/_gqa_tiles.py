@@ -9,19 +9,49 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import triton.language as tl
 
-if TYPE_CHECKING:
-    from leeboard.ops._attention_plan import AttentionPlan
-
 # Numbers of an item, and of an entry.
 ITEM, ENTRY = tl.constexpr(9), tl.constexpr(3)
 # Rows with no more spans than this have their masks unrolled.
 UNROLLED = 2
+
+
+class Plan(Protocol):
+    """What the kernels read of a plan; see `leeboard.ops._attention_plan`."""
+
+    @property
+    def queries(self) -> int: ...
+    @property
+    def keys(self) -> int: ...
+    @property
+    def offsets(self) -> Any: ...
+    @property
+    def spans(self) -> Any: ...
+    @property
+    def cache(self) -> dict[Any, Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Dense:
+    queries: int
+    keys: int
+    offsets: Any
+    spans: Any
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+
+@functools.lru_cache(256)
+def dense(queries: int, keys: int) -> Plan:
+    """The plan of rows that see every key."""
+    rows = queries if keys else 0
+    offsets = np.minimum(np.arange(queries + 1), rows)
+    return _Dense(queries, keys, offsets, np.tile(np.array([0, keys]), (rows, 1)))
 
 
 class Lists(NamedTuple):
@@ -62,7 +92,7 @@ class Work(NamedTuple):
             middle, end), where its rows' spans start in `begins`, rows (or first key) of the segment.
         entries: Those of every segment.
         begins, lengths: The tables of spans.
-        spans: Most spans of a row; 0 where they are many, or segments differ in it.
+        spans: See `spans_of`.
         blocks: How many items there are.
     """
 
@@ -77,7 +107,7 @@ class Work(NamedTuple):
 class Setting(NamedTuple):
     """What the kernels of one call share; see `leeboard.kernels.sparse_gqa`."""
 
-    plans: Sequence[AttentionPlan]
+    plans: Sequence[Plan]
     cu_q: Sequence[int] | None
     cu_k: Sequence[int] | None
     heads: tuple[int, ...] | None
@@ -89,7 +119,7 @@ class Setting(NamedTuple):
 
     @staticmethod
     def of(
-        plans: Sequence[AttentionPlan],
+        plans: Sequence[Plan],
         cu_q: Sequence[int] | None,
         cu_k: Sequence[int] | None,
         heads: tuple[int, ...] | None,
@@ -125,7 +155,7 @@ def _lists(full: Any, touched: Any, low: Any, high: Any) -> Lists:
     return Lists(begin, begin + full.sum(1), end, np.stack(columns, 1).astype(np.int32))
 
 
-def tiles(plan: AttentionPlan, rows: int, keys: int) -> Tiles:
+def tiles(plan: Plan, rows: int, keys: int) -> Tiles:
     """A plan in tiles of `rows` by `keys`; kept by the plan."""
     kept = plan.cache.get((rows, keys))
     if kept is not None:
@@ -163,8 +193,19 @@ def tiles(plan: AttentionPlan, rows: int, keys: int) -> Tiles:
     return found
 
 
+def spans_of(plans: Sequence[Plan]) -> int:
+    """Most spans of a row; 0 where they are many, or plans differ in it."""
+    found = set()
+    for plan in plans:
+        if "widest" not in plan.cache:
+            plan.cache["widest"] = max(1, int(np.diff(plan.offsets).max(initial=0)))
+        found.add(plan.cache["widest"])
+    most = max(found, default=0)
+    return 0 if most > UNROLLED or len(found) > 1 else most
+
+
 def work(
-    plans: Sequence[AttentionPlan],
+    plans: Sequence[Plan],
     cu_q: Sequence[int] | None,
     cu_k: Sequence[int] | None,
     rows: int,
@@ -184,7 +225,7 @@ def work(
 
 
 def _packed(
-    plans: Sequence[AttentionPlan],
+    plans: Sequence[Plan],
     first_rows: Sequence[int],
     first_keys: Sequence[int],
     rows: int,
@@ -200,7 +241,6 @@ def _packed(
     # Where each plan's entries and spans start: segments of equal lengths share them.
     places: dict[int, tuple[int, int]] = {}
     entry = at = 0
-    widths: set[int] = set()
     for plan, row, key in zip(plans, first_rows, first_keys, strict=False):
         cut = tiles(plan, rows, keys)
         lists = cut.by_keys if by_keys else cut.by_rows
@@ -209,7 +249,6 @@ def _packed(
             entries.append(lists.entries)
             tables.append(cut.table.reshape(2, -1))
             entry, at = entry + len(lists.entries), at + tables[-1].shape[1]
-            widths.add(cut.table.shape[1])
         start, table = places[id(plan)]
         item = np.empty((len(lists.begin), ITEM.value), np.int64)
         mine = np.arange(len(item)) * (keys if by_keys else rows)
@@ -228,10 +267,7 @@ def _packed(
     begins, lengths = np.concatenate(tables[1:] + tables[:1], 1)
     parts = (every, np.concatenate(entries), begins, lengths)
     tensors = (torch.tensor(part.astype(np.int32)).to(device) for part in parts)
-    spans = max(widths, default=0)
-    if spans > UNROLLED or len(widths) > 1:
-        spans = 0
-    return Work(*tensors, spans, len(every))
+    return Work(*tensors, spans_of(plans), len(every))
 
 
 def head_lists(

@@ -13,9 +13,7 @@ import triton.language as tl
 from leeboard.kernels._common import device_of, is_hip
 from leeboard.kernels._gqa_forward import config, forward
 from leeboard.kernels._gqa_scores import channels, product
-from leeboard.kernels._gqa_tiles import clear_idle, head_lists
-from leeboard.ops import patterns
-from leeboard.ops._attention_plan import plan_for
+from leeboard.kernels._gqa_tiles import clear_idle, dense, head_lists
 
 
 @triton.jit
@@ -84,7 +82,7 @@ def _peakedness(
     groups = k.shape[1]
     active, listed, _ = head_lists(heads, Hq, groups, q.device)
     result = torch.empty((B, active, Lq), dtype=torch.float32, device=q.device)
-    options = config(D, q.dtype, hip=is_hip()) | (tile or {})
+    options = config(D, q.dtype, hip=is_hip(), spans=1) | (tile or {})
     with device_of(q):
         _sparse_gqa_peakedness_dot_kernel[(triton.cdiv(Lq, options["ROWS"]) * active * B,)](
             q,
@@ -126,7 +124,7 @@ def _together(
     group = Hq // k.shape[1]
     active: slice | torch.Tensor = slice(None)
     if heads is not None:
-        active = torch.tensor(heads).to(q.device)
+        active = torch.tensor(heads, dtype=torch.int64).to(q.device)
 
     # Means of the values in sight, for every active head.
     if padding is None:
@@ -154,14 +152,13 @@ def _together(
     rows = q.gather(2, wide)
     some_out = torch.empty_like(rows)
     some_lse = torch.empty((B, Hq, count), dtype=torch.float32, device=q.device)
-    plan = plan_for(patterns.Dense().code, count, k.shape[2])
     forward(
         rows,
         k,
         v,
         some_out,
         some_lse,
-        [plan],
+        [dense(int(count), k.shape[2])],
         None,
         None,
         heads,
@@ -203,6 +200,8 @@ def top_u(
     Shapes and strides: see `leeboard.kernels.sparse_gqa`. `tile` replaces sizes of the tile.
     """
     chosen.fill_(-1)
+    if heads == ():
+        counts = [0] * len(counts)
     sample = sample.to(q.device)
     whole = (heads, padding, sink_logits, scale, softcap, tile)
     if cu_q is None or cu_k is None:

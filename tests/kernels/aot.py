@@ -60,7 +60,13 @@ SCALAR_LANES = {
     "_qlinear_dot_kernel": 3,
     "_sparse_gqa_grad_kv_dot_kernel": 31,
 }
-USUAL_ATTENTION = ("attention-N16-D128", "attention-N64-D128", "gqa-D128", "gqa-top_u-D128")
+USUAL_ATTENTION = (
+    "attention-N16-D128",
+    "attention-N64-D128",
+    "gqa-D128",
+    "gqa-spans-D128",
+    "gqa-top_u-D128",
+)
 # Kernels that are limited by memory: without 128-bit loads they fall short of its bandwidth.
 STREAMING = {
     "_rms_norm_forward_kernel",
@@ -359,7 +365,7 @@ def cases() -> dict[str, Callable[[Any], None]]:
     # Masks of two spans, and of a loop over many.
     for D in (128, 256):
         table[f"gqa-D{D}"] = sparse(D, patterns.Band(128, sinks=4))
-    table["gqa-D64"] = sparse(64, patterns.Modality.of_lengths((256,) * 4, window=64))
+    table["gqa-spans-D128"] = sparse(128, patterns.Modality.of_lengths((256,) * 4, window=64))
     table["gqa-top_u-D128"] = sparse(128, patterns.TopU())
     for form in ("plain", "int8", "int4", "fp8"):
         for N in ROW_COUNTS:
