@@ -159,7 +159,9 @@ bool read_top_u(const TensorReader& reader, const SparseCall& call, py::handle c
   if (!chosen || !sample || !counts || chosen->kind != Kind::kInt64 ||
       sample->kind != Kind::kInt64 || counts->kind != Kind::kInt64 || chosen->ndim != 3 ||
       chosen->shape[0] != segments || chosen->shape[1] != call.query_heads || !is_dense(*chosen) ||
-      sample->ndim != 2 || sample->shape[0] != segments || !is_dense(*sample) ||
+      sample->ndim != 2 || sample->shape[0] != segments ||
+      // The strides of an empty tensor mean nothing.
+      (sample->shape[1] > 0 && !is_dense(*sample)) ||
       counts->ndim != 1 || counts->shape[0] != segments || !is_dense(*counts)) {
     return false;
   }

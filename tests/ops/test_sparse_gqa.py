@@ -371,11 +371,12 @@ def test_equal_queries_are_chosen_in_order(backend: str) -> None:
     assert chosen.tolist() == [[[0, 1, 2, 3]] * 2]
 
 
+@pytest.mark.parametrize("padded", [1, 2], ids=["one", "all"])
 @backends
-def test_top_u_over_nothing(backend: str) -> None:
+def test_top_u_over_nothing(backend: str, padded: int) -> None:
     q, k, v = heads_of(torch.float32, 2, (2, 1), (12, 9), 16)
     padding = torch.zeros(2, 9, dtype=torch.bool)
-    padding[0] = True
+    padding[:padded] = True
     sample = wants_gradient(
         call(
             q,
