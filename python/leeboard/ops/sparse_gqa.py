@@ -248,8 +248,11 @@ def _direct(
     elif type(softcap) is not float or not softcap > 0.0:
         return None
     heads = None if active_heads is None else heads_of(active_heads, query_heads)
+    if q.layout is not torch.strided:
+        return None
     if out is None:
-        y = torch.empty(size, dtype=q.dtype)
+        # Sooner done than torch.empty of a size.
+        y = torch.empty_like(q, memory_format=torch.contiguous_format)
     elif direct_level(out) is None or not out.is_contiguous() or overlaps(out, q, k, v):
         return None
     else:
