@@ -250,7 +250,11 @@ def _direct(
     heads = None if active_heads is None else heads_of(active_heads, query_heads)
     if out is None:
         y = torch.empty(size, dtype=q.dtype)
-    elif direct_level(out) is None or not out.is_contiguous() or overlaps(out, q, k, v):
+    elif (
+        direct_level(out) is None
+        or not out.is_contiguous()
+        or overlaps(out, *(t for t in (q, k, v, key_padding, sink_logits) if t is not None))
+    ):
         return None
     else:
         y = out
