@@ -161,8 +161,8 @@ bool read_top_u(const TensorReader& reader, const SparseCall& call, py::handle c
       chosen->shape[0] != segments || chosen->shape[1] != call.query_heads || !is_dense(*chosen) ||
       sample->ndim != 2 || sample->shape[0] != segments ||
       // The strides of an empty tensor mean nothing.
-      (sample->shape[1] > 0 && !is_dense(*sample)) ||
-      counts->ndim != 1 || counts->shape[0] != segments || !is_dense(*counts)) {
+      (sample->shape[1] > 0 && !is_dense(*sample)) || counts->ndim != 1 ||
+      counts->shape[0] != segments || !is_dense(*counts)) {
     return false;
   }
   args.chosen = reinterpret_cast<int64_t*>(chosen->data);

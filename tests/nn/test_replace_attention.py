@@ -241,6 +241,28 @@ def test_hugging_face_encoder() -> None:
         report.undo()
 
 
+def test_hugging_face_calls_are_undone_in_reverse() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    model = transformers.LlamaModel(config).eval()
+    before = config._attn_implementation
+    first, second = (
+        leeboard.nn.replace(model, norms=False, only=f"layers.{n}.*", attention=Band(3))
+        for n in range(2)
+    )
+    with pytest.raises(RuntimeError, match=r"layers\.1\.self_attn: .*undo the later call first"):
+        first.undo()
+    second.undo()
+    first.undo()
+    assert config._attn_implementation == before
+
+
 def test_hugging_face_models_of_other_kinds() -> None:
     transformers = pytest.importorskip("transformers")
     small = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}

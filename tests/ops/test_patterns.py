@@ -166,6 +166,21 @@ def test_masks_as_they_are_defined() -> None:
     assert blocks.dense_mask(7, 9).tolist() == expected
 
 
+@pytest.mark.parametrize("far", [(1 << 63) - 1, 1 << 70], ids=["int64", "beyond"])
+def test_numbers_beyond_any_length(far: int) -> None:
+    pairs = (
+        (Band(far), Causal()),
+        (Band(far, causal=False), Dense()),
+        (Band(1, sinks=far), Causal()),
+        (Modality([(0, 3), (3, 5)], window=far), Modality([(0, 3), (3, 5)])),
+        (Modality([(0, 3), (3, 5)], summary=far), Dense()),
+    )
+    for pattern, same in pairs:
+        for found, expected in zip(pattern.spans(5, 5), same.spans(5, 5), strict=True):
+            assert np.array_equal(found, expected)
+        assert torch.equal(pattern.dense_mask(5), same.dense_mask(5))
+
+
 def test_keys_default_to_the_queries() -> None:
     assert torch.equal(Band(2).dense_mask(5), Band(2).dense_mask(5, 5))
     assert Band(2).pairs(5) == 9

@@ -401,6 +401,15 @@ def test_top_u_over_nothing(backend: str, padded: int) -> None:
     assert not grads[2][0].any()
 
 
+def test_out_may_share_memory_with_the_sinks() -> None:
+    q, k, v = heads_of(torch.float32, 2, (2, 1), (12, 9), 16)
+    memory = torch.randn(q.numel())
+    sinks = memory[:2]
+    expected = sparse_gqa(q, k, v, Dense(), sink_logits=sinks)
+    sparse_gqa(q, k, v, Dense(), sink_logits=sinks, out=memory.view(q.shape))
+    assert torch.equal(memory.view(q.shape), expected)
+
+
 def test_top_u_is_the_same_again() -> None:
     pattern = TopU(2, seed=11)
     q, k, v = heads_of(torch.float32, 2, (8, 2), (200, 200), 16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import nn
@@ -60,12 +60,32 @@ def why_left(
 def put(model: nn.Module, chosen: list[tuple[nn.Module, Pattern, list[Place]]]) -> list[Step]:
     """Puts the patterns into the modules."""
     steps: list[Step] = []
+    before = {
+        module: getattr(_config(module), "_attn_implementation", None) for module, *_ in chosen
+    }
     for module, pattern, places in chosen:
         if isinstance(module, nn.MultiheadAttention):
             steps += _swap_mha(module, pattern, places)
         else:
             steps += _set_pattern(module, pattern, places[0][2])
+    turned = [_config(m) for m, name in before.items() if name not in (None, _NAME)]
+    if turned:
+        steps.append(_last_to_go(model, before.keys(), turned))
     return steps + _keep_padded(model)
+
+
+def _last_to_go(model: nn.Module, own: Collection[nn.Module], configs: list[Any]) -> Step:
+    """A config that no longer names our attention would silence the patterns of later calls."""
+
+    def changed() -> str:
+        for name, module in model.named_modules():
+            if PATTERN not in vars(module) or module in own:
+                continue
+            if any(_config(module) is config for config in configs):
+                return f"{name}: has a pattern of its own; undo the later call first"
+        return ""
+
+    return changed, lambda: None
 
 
 def _swap_mha(module: nn.MultiheadAttention, pattern: Pattern, places: list[Place]) -> list[Step]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leeboard.ops import sparse_gqa
+from leeboard.ops._numpy import np
 from leeboard.ops.patterns import Causal, Pattern
 
 

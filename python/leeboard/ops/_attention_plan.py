@@ -9,7 +9,8 @@ import torch
 
 from leeboard import _C
 from leeboard.ops import patterns
-from leeboard.ops._spans import Integers, Spans
+from leeboard.ops._numpy import Integers
+from leeboard.ops._spans import Spans
 
 
 class AttentionPlan:

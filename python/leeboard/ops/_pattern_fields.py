@@ -9,9 +9,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
-import numpy as np
-
-from leeboard.ops._spans import Integers
+from leeboard.ops._numpy import Integers, np
 
 
 def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:

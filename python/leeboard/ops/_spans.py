@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from leeboard.ops._numpy import Integers, np
 
-Integers = NDArray[np.int64]
 Spans = tuple[Integers, Integers]
 
 

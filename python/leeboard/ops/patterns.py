@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from leeboard.ops import _spans
+from leeboard.ops._numpy import Integers, np
 from leeboard.ops._pattern_fields import ascending, integer, is_sequence, sample, share, tiling
-from leeboard.ops._spans import Integers, Spans
+from leeboard.ops._spans import Spans
 
 __all__ = [
     "And",
@@ -34,6 +34,9 @@ __all__ = [
     "TopU",
     "decode",
 ]
+
+# Beyond any distance of tokens, and far from where sums of int64 would wrap.
+_FAR = 1 << 48
 
 
 class Pattern:
@@ -186,17 +189,19 @@ class Band(Pattern):
 
     def _sees(self, i: Tensor, j: Tensor, offset: int) -> Tensor:
         distance = i + offset - j
-        seen = (distance.abs() < self.window) | (j < self.sinks)
+        window, sinks = (min(n, _FAR) for n in (self.window, self.sinks))
+        seen = (distance.abs() < window) | (j < sinks)
         return seen & (distance >= 0) if self.causal else seen
 
     def _spans(self, queries: int, keys: int) -> Spans:
         position = np.arange(queries) + (keys - queries)
         limit = np.clip(position + 1, 0, keys) if self.causal else np.full(queries, keys)
-        begin = np.clip(position - self.window + 1, 0, keys)
-        end = np.minimum(np.maximum(position + self.window, 0), limit)
+        window = min(self.window, _FAR)
+        begin = np.clip(position - window + 1, 0, keys)
+        end = np.minimum(np.maximum(position + window, 0), limit)
         if self.sinks == 0:
             return _spans.from_columns(begin[:, None], end[:, None])
-        sinks = np.minimum(limit, self.sinks)
+        sinks = np.minimum(limit, min(self.sinks, _FAR))
         # Where they touch, the second takes both.
         touching = (begin <= sinks) & (begin < end)
         end = np.where(touching, np.maximum(end, sinks), end)
@@ -265,22 +270,22 @@ class Modality(Pattern):
             return torch.bucketize(token, starts, right=True) - 1
 
         def is_summary(token: Tensor) -> Tensor:
-            return token - starts[modality(token)] < self.summary
+            return token - starts[modality(token)] < min(self.summary, _FAR)
 
         local = modality(i) == modality(j)
         if self.window is not None:
-            local = local & ((i - j).abs() < self.window)
+            local = local & ((i - j).abs() < min(self.window, _FAR))
         return local | is_summary(i) | is_summary(j)
 
     def _spans(self, queries: int, keys: int) -> Spans:
         bounds = np.array(self.modalities)
         start, stop = bounds.repeat(bounds[:, 1] - bounds[:, 0], 0).T
         token = np.arange(queries)
-        window = queries if self.window is None else self.window
-        sees_all = token < start + self.summary
+        window, summary = (_FAR if n is None else min(n, _FAR) for n in (self.window, self.summary))
+        sees_all = token < start + summary
         begin = np.where(sees_all, 0, np.maximum(start, token - window + 1))
         end = np.where(sees_all, keys, np.minimum(stop, token + window))
-        summaries = (bounds[:, 0], np.minimum(bounds[:, 0] + self.summary, bounds[:, 1]))
+        summaries = (bounds[:, 0], np.minimum(bounds[:, 0] + summary, bounds[:, 1]))
         every_row = [np.broadcast_to(side, (queries, len(bounds))) for side in summaries]
         return _spans.joined(
             np.column_stack((begin, every_row[0])), np.column_stack((end, every_row[1])), keys

@@ -253,7 +253,11 @@ def _direct(
     if out is None:
         # Sooner done than torch.empty of a size.
         y = torch.empty_like(q, memory_format=torch.contiguous_format)
-    elif direct_level(out) is None or not out.is_contiguous() or overlaps(out, q, k, v):
+    elif (
+        direct_level(out) is None
+        or not out.is_contiguous()
+        or overlaps(out, *(t for t in (q, k, v, key_padding, sink_logits) if t is not None))
+    ):
         return None
     else:
         y = out
