@@ -210,6 +210,47 @@ def test_what_cannot_be_served_is_an_error() -> None:
         )
 
 
+def test_sinks_must_be_the_first_tokens() -> None:
+    with torch.no_grad():
+        _, model = decoder("llama")
+        leeboard.nn.replace(model, norms=False, attention=Band(4, sinks=2))
+        padded = torch.ones(2, 13, dtype=torch.int64)
+        padded[0, -3:] = 0
+        model(tokens(), attention_mask=padded)
+        with pytest.raises(ValueError, match="padded on the left"):
+            model(tokens(), attention_mask=padded.flip(1))
+
+        _, model = decoder("mistral")
+        leeboard.nn.replace(model, norms=False, attention=Band(4, sinks=2))
+        past = transformers.DynamicCache(config=model.config)
+        model(tokens()[:, :4], cache=past, use_cache=True)
+        with pytest.raises(ValueError, match="whose cache drops the first keys; expected sinks=0"):
+            model(tokens()[:, 4:6], cache=past, use_cache=True)
+
+
+def test_blocks_do_not_decode() -> None:
+    _, model = decoder("llama")
+    leeboard.nn.replace(model, norms=False, attention=Blocks([[0]], block=16))
+    past = transformers.DynamicCache(config=model.config)
+    model(tokens(), cache=past, use_cache=True)
+    with pytest.raises(ValueError, match="expected a causal pattern with a key-value cache"):
+        model(tokens()[:, :1], cache=past, use_cache=True)
+
+
+def test_a_modules_own_pattern_counts_whatever_the_name_stands_for() -> None:
+    script = (
+        "import torch, transformers, leeboard.nn\n"
+        "from leeboard.ops.patterns import Band\n"
+        "leeboard.nn.register_attention('leeboard', Band(3))\n"
+        "config = transformers.BertConfig(hidden_size=32, num_attention_heads=4,"
+        " num_hidden_layers=1, intermediate_size=40)\n"
+        "model = transformers.BertModel(config)\n"
+        "report = leeboard.nn.replace(model, norms=False, attention=Band(5, causal=False))\n"
+        "assert len(report.replaced) == 1, report\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_heads_that_are_not_active_cost_nothing_and_give_zeros() -> None:
     _, ours = decoder("llama")
     attention = ours.model.layers[0].self_attn

@@ -272,10 +272,15 @@ def bad_calls() -> dict[str, tuple[Callable[[], object], type[Exception], str]]:
             TypeError, r"key_padding: expected a torch.Tensor", key_padding=[[True] * 6] * 2
         ),
         "softcap-zero": bad(
-            ValueError, r"softcap: 0.0 was given; expected a number > 0", softcap=0.0
+            ValueError, r"softcap: 0.0 was given; expected a finite number > 0", softcap=0.0
         ),
         "softcap-negative": bad(ValueError, r"softcap: -2.0 was given", softcap=-2),
         "softcap-nan": bad(ValueError, r"softcap: nan was given", softcap=float("nan")),
+        "softcap-none-in-float32": bad(ValueError, r"softcap: 1e-50 was given", softcap=1e-50),
+        "softcap-infinite": bad(ValueError, r"softcap: inf was given", softcap=float("inf")),
+        "scale-nan": bad(
+            ValueError, r"scale: nan was given; expected a finite", scale=float("nan")
+        ),
         "softcap-bool": bad(TypeError, r"softcap: expected a number, got bool", softcap=True),
         "sinks-shape": bad(
             ValueError,

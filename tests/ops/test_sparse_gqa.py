@@ -27,7 +27,6 @@ from leeboard import reference
 from leeboard.ops import _check, sparse_gqa
 from leeboard.ops.patterns import Band, Blocks, Causal, Dense, Modality, Pattern, TopU
 from sparse_inputs import arguments, heads_of, normal, packed, peaked, samples, sinks_of
-from tolerances import assert_close_to_reference
 
 NAME = "sparse_gqa"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from leeboard.nn.hugging_face import PATTERN, register_attention
+from leeboard.nn.hugging_face import PATTERN, is_registered, register_attention
 from leeboard.nn.multihead import SparseMultiheadAttention
 from leeboard.nn.sparse_gqa import why_not_plain_mha
 from leeboard.ops.patterns import Pattern
@@ -60,6 +60,10 @@ def why_left(
 def put(model: nn.Module, chosen: list[tuple[nn.Module, Pattern, list[Place]]]) -> list[Step]:
     """Puts the patterns into the modules."""
     steps: list[Step] = []
+    # A module's own pattern is heard whatever pattern the name stands for. Before anything changes.
+    ours = (isinstance(module, nn.MultiheadAttention) for module, *_ in chosen)
+    if not all(ours) and not is_registered(_NAME):
+        register_attention(_NAME)
     before = {
         module: getattr(_config(module), "_attn_implementation", None) for module, *_ in chosen
     }
@@ -119,7 +123,6 @@ def _keep_padded(model: nn.Module) -> list[Step]:
 
 def _set_pattern(module: nn.Module, pattern: Pattern, name: str) -> list[Step]:
     """Puts a pattern on a module of transformers, whose config then names our attention."""
-    register_attention(_NAME)
     config: Any = _config(module)
     before = config._attn_implementation
     setattr(module, PATTERN, pattern)

@@ -136,6 +136,6 @@ def _ragged(
         packed, k, v, pattern, cu_seqlens=bounds, cu_seqlens_k=bounds_k, **options
     )
     return (
-        out[0].reshape(heads, batch, count, -1).transpose(0, 1),
+        out[0].reshape(heads, batch, count, q.shape[3]).transpose(0, 1),
         lse[0].reshape(heads, batch, count).transpose(0, 1),
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from leeboard.ops import sparse_gqa
-from leeboard.ops.patterns import Band, Causal, Dense, Pattern
+from leeboard.ops.patterns import And, Band, Blocks, Causal, Dense, Or, Pattern
 
 # Attributes of an attention module that the attention function reads.
 PATTERN = "leeboard_pattern"
@@ -39,6 +39,9 @@ def register_attention(name: str = "leeboard", pattern: Pattern | None = None) -
         pattern: For every layer whose module has no attribute `leeboard_pattern` of its own
             (`leeboard.nn.replace` sets it). `leeboard_active_heads`, a sequence of query heads, is
             read from the module, too.
+
+    Sinks of a `Band` are the first keys there are: the function raises ValueError for them where
+    sequences are padded on the left, or a sliding window's cache has dropped keys.
 
     Raises:
         TypeError: If `name` is no string or `pattern` no pattern.
@@ -69,6 +72,15 @@ def register_attention(name: str = "leeboard", pattern: Pattern | None = None) -
         return
     AttentionInterface.register(name, partial(attention, pattern=pattern))
     AttentionMaskInterface.register(name, mask)
+
+
+def is_registered(name: str) -> bool:
+    """Whether `name` means leeboard's attention, under any pattern; imports transformers."""
+    from transformers import AttentionInterface
+
+    known = AttentionInterface()
+    found = known[name] if name in known.valid_keys() else None
+    return isinstance(found, partial) and found.func is attention
 
 
 def attention(
@@ -110,6 +122,8 @@ def attention(
     if extra is not None:
         seen = extra & seen
     key, value, padding, cu_seqlens = _read_mask(key, value, attention_mask)
+    if extra is not None:
+        _check_positions(extra, query.shape[2], key.shape[2], sliding_window, padding)
     if cu_seq_lens_q is not None:
         cu_seqlens = cu_seq_lens_q
     batch, _, length, _ = query.shape
@@ -179,6 +193,35 @@ def _own_pattern(is_causal: bool, sliding_window: int | None) -> Pattern:
     if sliding_window is not None:
         return Band(sliding_window, causal=is_causal)
     return Causal() if is_causal else Dense()
+
+
+def _check_positions(
+    pattern: Pattern,
+    queries: int,
+    keys: int,
+    sliding_window: int | None,
+    padding: Tensor | None,
+) -> None:
+    """ValueError where keys do not stand at the positions that the pattern counts."""
+    if isinstance(pattern, And | Or):
+        for part in pattern.parts:
+            _check_positions(part, queries, keys, sliding_window, padding)
+    elif isinstance(pattern, Blocks) and keys != queries:
+        raise ValueError(
+            f"pattern: {pattern} was given for {queries} queries over {keys} keys; expected a "
+            "causal pattern with a key-value cache"
+        )
+    elif isinstance(pattern, Band) and pattern.sinks:
+        if sliding_window is not None and sliding_window <= keys > queries:
+            raise ValueError(
+                f"pattern: {pattern} was given for a layer with a sliding window of "
+                f"{sliding_window}, whose cache drops the first keys; expected sinks=0"
+            )
+        if padding is not None and (padding[:, : pattern.sinks] & ~padding[:, -1:]).any():
+            raise ValueError(
+                f"pattern: {pattern} was given for sequences that are padded on the left, where "
+                "the sinks would be padding; expected sinks=0, or padding on the right"
+            )
 
 
 def _read_mask(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from leeboard.ops import _check, patterns
 
 MOST_CHANNELS = 256
+# A smaller cap is none in float32, in which the kernels compute.
+LEAST_SOFTCAP = 2.0**-126
 
 
 def check_call(
@@ -105,11 +108,13 @@ def _numbers(scale: float | None, softcap: float | None) -> tuple[float | None, 
     if scale is not None:
         _check.number("scale", scale)
         scale = float(scale)
+        if not math.isfinite(scale):
+            raise ValueError(f"scale: {scale} was given; expected a finite number")
     if softcap is not None:
         _check.number("softcap", softcap)
         softcap = float(softcap)
-        if not softcap > 0.0:
-            raise ValueError(f"softcap: {softcap} was given; expected a number > 0")
+        if not LEAST_SOFTCAP <= softcap < math.inf:
+            raise ValueError(f"softcap: {softcap} was given; expected a finite number > 0")
     return scale, softcap
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -33,7 +34,7 @@ from leeboard.ops._sparse_call import (
     top_u_sample,
     wide,
 )
-from leeboard.ops._sparse_checks import check_call, heads_of
+from leeboard.ops._sparse_checks import LEAST_SOFTCAP, check_call, heads_of
 from leeboard.ops._state import direct_level, state
 
 
@@ -241,11 +242,11 @@ def _direct(
     batch, query_heads, queries, channels = size
     if scale is None:
         scale = channels**-0.5
-    elif type(scale) is not float:
+    elif type(scale) is not float or not math.isfinite(scale):
         return None
     if softcap is None:
         softcap = 0.0
-    elif type(softcap) is not float or not softcap > 0.0:
+    elif type(softcap) is not float or not LEAST_SOFTCAP <= softcap < math.inf:
         return None
     heads = None if active_heads is None else heads_of(active_heads, query_heads)
     if q.layout is not torch.strided:
