@@ -56,15 +56,15 @@ constexpr int64_t kTurnFloats = int64_t{16} << 20;
 struct Turn {
   std::vector<GqaItem> items;
   std::vector<int64_t> offsets;  // of each item's memory
-  std::vector<GqaBackwardUnit> packs;
-  std::vector<GqaBackwardUnit> blocks;
-  std::vector<GqaBackwardUnit> heads;
-  std::vector<GqaBackwardUnit> chosen_blocks;
+  std::vector<GqaUnit> packs;
+  std::vector<GqaUnit> blocks;
+  std::vector<GqaUnit> heads;
+  std::vector<GqaUnit> chosen_blocks;
   int64_t floats = 0;
   int64_t bytes = 0;
 };
 
-void add_units(std::vector<GqaBackwardUnit>& units, int64_t item, int64_t count, int64_t step) {
+void add_units(std::vector<GqaUnit>& units, int64_t item, int64_t count, int64_t step) {
   for (int64_t i = 0; i < count; i += step) units.push_back({item, i, std::min(step, count - i)});
 }
 
@@ -74,8 +74,7 @@ void run_turn(const KernelTable& kernels, SparseGqaForward args, Turn& turn) {
   for (size_t i = 0; i < turn.items.size(); ++i) {
     turn.items[i].memory = memory.data + turn.offsets[i];
   }
-  auto units = [](const std::vector<GqaBackwardUnit>& from, const GqaBackwardUnit*& to,
-                  int64_t& count) {
+  auto units = [](const std::vector<GqaUnit>& from, const GqaUnit*& to, int64_t& count) {
     to = from.data();
     count = static_cast<int64_t>(from.size());
   };

@@ -22,14 +22,14 @@ constexpr int64_t kScratchFloats = int64_t{32} << 20;
 // The items of one turn and their units.
 struct Turn {
   std::vector<GqaBackwardItem> items;
-  std::vector<GqaBackwardUnit> packs;
-  std::vector<GqaBackwardUnit> chunks;
-  std::vector<GqaBackwardUnit> sums;
+  std::vector<GqaUnit> packs;
+  std::vector<GqaUnit> chunks;
+  std::vector<GqaUnit> sums;
   int64_t floats = 0;
   int64_t bytes = 0;
 };
 
-void add_units(std::vector<GqaBackwardUnit>& units, int64_t item, int64_t count, int64_t step) {
+void add_units(std::vector<GqaUnit>& units, int64_t item, int64_t count, int64_t step) {
   for (int64_t i = 0; i < count; i += step) {
     units.push_back({item, i, std::min(step, count - i)});
   }

@@ -10,16 +10,13 @@
 #include <cstring>
 
 #include "gqa_backward_tile.h"
+#include "gqa_common.h"
 #include "vector_math.h"
 
 namespace leeboard::LEEBOARD_LEVEL {
 namespace {
 
-LB_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-LB_INLINE int64_t whole_line(int64_t floats) { return (floats + 15) / 16 * 16; }
 LB_INLINE int64_t panels_of(int64_t keys) { return (keys + kPanel - 1) / kPanel; }
-
-inline constexpr int32_t kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // A key-value head of a segment, in float32. Keys that are padding are zeros.
 struct PackedKeys {

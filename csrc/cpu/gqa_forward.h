@@ -16,7 +16,6 @@ inline constexpr int kBlockRows = kGqaBlockRows;
 inline constexpr int kStrips = kBlockRows / kRows;
 static_assert(kBlockRows % kRows == 0 && kGqaPackKeys % kPanel == 0);
 inline constexpr float kLog2E = 1.44269504f;
-inline constexpr int32_t kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // Consecutive rows of a strip that see the same keys: those of one token.
 struct Token {

@@ -1,13 +1,12 @@
 // Keys, values and queries of sparse attention in the order in which its products meet them.
 #pragma once
 
+#include "gqa_common.h"
 #include "gqa_tile.h"
 
 namespace leeboard::LEEBOARD_LEVEL {
 namespace {
 
-LB_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-LB_INLINE int64_t whole_line(int64_t words) { return (words + 15) / 16 * 16; }
 LB_INLINE int64_t panels_of(int64_t keys) { return (keys + kPanel - 1) / kPanel; }
 LB_INLINE int64_t whole_vectors(int64_t d) { return (d + W - 1) / W * W; }
 
@@ -15,11 +14,6 @@ LB_INLINE int64_t whole_vectors(int64_t d) { return (d + W - 1) / W * W; }
 template <bool pairs>
 LB_INLINE int64_t steps_of(int64_t d) {
   return pairs ? (d + 1) / 2 : d;
-}
-
-template <class T>
-LB_INLINE T* row_at(const Heads& heads, int64_t batch, int64_t head, int64_t row) {
-  return static_cast<T*>(heads.data) + batch * heads.batch + head * heads.head + row * heads.row;
 }
 
 // A key-value head of a segment. Keys that are padding are zeros.

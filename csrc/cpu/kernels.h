@@ -317,7 +317,7 @@ struct GqaBackwardItem {
 };
 
 // What one thread takes at a time: panels to pack, one chunk, or keys whose gradients are summed.
-struct GqaBackwardUnit {
+struct GqaUnit {
   int64_t item;
   int64_t first;
   int64_t count;
@@ -337,11 +337,11 @@ struct SparseGqaBackward {
   int64_t queries;
   int64_t longest;  // keys of a segment
   const GqaBackwardItem* items;
-  const GqaBackwardUnit* packs;
+  const GqaUnit* packs;
   int64_t pack_count;
-  const GqaBackwardUnit* chunks;
+  const GqaUnit* chunks;
   int64_t chunk_count;
-  const GqaBackwardUnit* sums;
+  const GqaUnit* sums;
   int64_t sum_count;
   void* counters;  // three cache lines of zeros
 };
@@ -369,9 +369,9 @@ struct SparseGqaForward {
   int64_t queries;
   int64_t longest;  // keys of a segment
   const GqaItem* items;
-  const GqaBackwardUnit* packs;
+  const GqaUnit* packs;
   int64_t pack_count;
-  const GqaBackwardUnit* blocks;
+  const GqaUnit* blocks;
   int64_t block_count;
   // TopU only: sampled keys, how many queries to choose, which they are; item and active head.
   const int64_t* sample;  // [segments, sample_most], padded with -1
@@ -379,9 +379,9 @@ struct SparseGqaForward {
   const int64_t* counts;  // [segments]
   int64_t* chosen;        // [segments, query_heads, chosen_most]
   int64_t chosen_most;
-  const GqaBackwardUnit* heads;
+  const GqaUnit* heads;
   int64_t head_count;
-  const GqaBackwardUnit* chosen_blocks;  // rows among those that were chosen
+  const GqaUnit* chosen_blocks;  // rows among those that were chosen
   int64_t chosen_block_count;
   void* counters;  // four cache lines of zeros
 };

@@ -70,7 +70,7 @@ void clear_inactive(const SparseGqaForward& args, const GqaItem& item, const Ite
 }
 
 template <class T>
-void pack_unit(const SparseGqaForward& args, const GqaBackwardUnit& unit) {
+void pack_unit(const SparseGqaForward& args, const GqaUnit& unit) {
   const GqaItem& item = args.items[unit.item];
   const Item<T> of(args, item);
   if (unit.first == 0) clear_inactive<T>(args, item, of);
@@ -84,7 +84,7 @@ void pack_unit(const SparseGqaForward& args, const GqaBackwardUnit& unit) {
 }
 
 template <class T>
-void attend_unit(const SparseGqaForward& args, const GqaBackwardUnit& unit, BlockRows& block) {
+void attend_unit(const SparseGqaForward& args, const GqaUnit& unit, BlockRows& block) {
   const Item<T> of(args, args.items[unit.item]);
   const SparseGqa& op = args.op;
   load_block<T>(
@@ -101,7 +101,7 @@ void attend_unit(const SparseGqaForward& args, const GqaBackwardUnit& unit, Bloc
 }
 
 template <class T>
-void measure_unit(const SparseGqaForward& args, const GqaBackwardUnit& unit, BlockRows& block) {
+void measure_unit(const SparseGqaForward& args, const GqaUnit& unit, BlockRows& block) {
   const Item<T> of(args, args.items[unit.item]);
   load_block<T>(
       args.op, of.segment, unit.count, args.op.scale,
@@ -114,7 +114,7 @@ void measure_unit(const SparseGqaForward& args, const GqaBackwardUnit& unit, Blo
 }
 
 template <class T>
-void attend_chosen(const SparseGqaForward& args, const GqaBackwardUnit& unit, BlockRows& block) {
+void attend_chosen(const SparseGqaForward& args, const GqaUnit& unit, BlockRows& block) {
   const GqaItem& item = args.items[unit.item];
   const Item<T> of(args, item);
   const SparseGqa& op = args.op;

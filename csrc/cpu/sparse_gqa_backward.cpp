@@ -71,11 +71,6 @@ LB_INLINE int64_t member_memory(float* memory, int64_t d, int64_t keys, BlockRow
   return used;
 }
 
-template <class T>
-LB_INLINE T* row_at(const Heads& heads, int64_t batch, int64_t head, int64_t row) {
-  return static_cast<T*>(heads.data) + batch * heads.batch + head * heads.head + row * heads.row;
-}
-
 LB_INLINE void clear_floats(float* p, int64_t count) {
   std::memset(p, 0, static_cast<size_t>(count) * sizeof(float));
 }
@@ -95,8 +90,8 @@ LB_INLINE void turn_panel(const float* rows, int64_t stride, int64_t d, float* t
 }
 
 template <class T>
-void pack_panels(const SparseGqaBackward& args, const GqaBackwardItem& item,
-                 const GqaBackwardUnit& unit, float* turned) {
+void pack_panels(const SparseGqaBackward& args, const GqaBackwardItem& item, const GqaUnit& unit,
+                 float* turned) {
   const SparseGqa& op = args.op;
   const Segment& segment = op.segments[item.segment];
   const int64_t stride = packed_stride(op.d);
@@ -255,8 +250,7 @@ void run_chunk(const SparseGqaBackward& args, const GqaBackwardItem& item, int64
 }
 
 template <class T>
-void sum_chunks(const SparseGqaBackward& args, const GqaBackwardItem& item,
-                const GqaBackwardUnit& unit) {
+void sum_chunks(const SparseGqaBackward& args, const GqaBackwardItem& item, const GqaUnit& unit) {
   const SparseGqa& op = args.op;
   const Segment& segment = op.segments[item.segment];
   const ItemMemory memory = item_memory(item.memory, op.d, segment.keys, item.chunks);
