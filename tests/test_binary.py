@@ -141,8 +141,19 @@ def common_flags() -> list[str]:
     return [word for word in options[1].split() if word.startswith("-")]
 
 
+def built(source: str, level: str) -> Path | None:
+    """The object of the editable build, unless a source has changed since."""
+    changed = max(path.stat().st_mtime for path in (ROOT / "csrc" / "cpu").iterdir())
+    place = f"cp*/CMakeFiles/leeboard_kernels_{level}.dir/{source}.o"
+    found = [path for path in (ROOT / "build").glob(place) if path.stat().st_mtime > changed]
+    return found[0] if found else None
+
+
 def symbols(source: str, level: str, folder: Path) -> str:
     """The symbol table of one source compiled for one level."""
+    ready = built(source, level)
+    if ready is not None:
+        return output("nm", "--demangle", str(ready))
     made = folder / f"{level}-{Path(source).stem}.o"
     command = [os.environ.get("CXX", "g++"), "-std=c++20", *common_flags(), *level_flags()[level]]
     command += ["-w", "-fPIC", "-fvisibility=hidden", f"-DLEEBOARD_LEVEL={level}", "-Icsrc/cpu"]
