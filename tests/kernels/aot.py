@@ -63,7 +63,6 @@ SCALAR_LANES = {
 USUAL_ATTENTION = (
     "attention-N16-D128",
     "attention-N64-D128",
-    "gqa-D128",
     "gqa-spans-D128",
     "gqa-top_u-D128",
 )
