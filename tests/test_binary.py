@@ -94,7 +94,7 @@ def test_importing_leeboard_imports_nothing_heavy() -> None:
     assert not foreign
 
 
-def test_importing_leeboard_takes_less_than_100_ms() -> None:
+def test_importing_leeboard_takes_less_than_300_ms() -> None:
     """Beyond torch, by the processor's clock: other programs do not count. One run of three will do."""
     code = (
         "import time, torch\n"
@@ -102,7 +102,7 @@ def test_importing_leeboard_takes_less_than_100_ms() -> None:
         "import leeboard, leeboard.ops, leeboard.nn\n"
         "print(time.process_time() - start)"
     )
-    assert any(float(in_new_process(code)) < 0.1 for _ in range(3))
+    assert any(float(in_new_process(code)) < 0.3 for _ in range(3))
 
 
 def test_help_does_not_import_torch() -> None:
