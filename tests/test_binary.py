@@ -19,12 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = {"triton", "transformers", "matplotlib", "tokenizers", "safetensors"}
 
 
-def output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+def output(*command: str, environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120, env=environment
+    )
+    return done.stdout
 
 
-def in_new_process(code: str) -> str:
-    return output(sys.executable, "-c", code)
+def in_new_process(code: str, environment: dict[str, str] | None = None) -> str:
+    return output(sys.executable, "-c", code, environment=environment)
 
 
 def test_needs_no_torch_and_no_openmp() -> None:
@@ -94,15 +97,21 @@ def test_importing_leeboard_imports_nothing_heavy() -> None:
     assert not foreign
 
 
-def test_importing_leeboard_takes_less_than_300_ms() -> None:
-    """Beyond torch, by the processor's clock: other programs do not count. One run of three will do."""
+def test_importing_leeboard_takes_less_than_100_ms(tmp_path: Path) -> None:
+    """Beyond torch, by the processor's clock: other programs do not count. One run of three will do.
+
+    Installers compile modules once, which is not what a user waits for: bytecode is kept, as theirs.
+    """
+    kept = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
     code = (
         "import time, torch\n"
         "start = time.process_time()\n"
         "import leeboard, leeboard.ops, leeboard.nn\n"
         "print(time.process_time() - start)"
     )
-    assert any(float(in_new_process(code)) < 0.3 for _ in range(3))
+    in_new_process(code, kept)
+    assert any(float(in_new_process(code, kept)) < 0.1 for _ in range(3))
 
 
 def test_help_does_not_import_torch() -> None:

@@ -33,6 +33,13 @@ def floors(exact: Tensor, dtype: torch.dtype) -> tuple[float, float]:
     return info.eps * uncertain * rms + tiny, info.eps * peak + tiny
 
 
+def nudged(t: Tensor) -> Tensor:
+    """In float64, off by up to one unit in the last place of the accumulation dtype."""
+    eps = torch.finfo(torch.promote_types(t.dtype, torch.float32)).eps
+    noise = torch.empty(t.shape, dtype=torch.float64, device=t.device).uniform_(-eps, eps)
+    return t.detach().double() * (1.0 + noise)
+
+
 def assert_close_to_reference(
     actual: Tensor,
     low: Tensor,

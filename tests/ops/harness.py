@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 import leeboard.ops
 from leeboard import _C
 from leeboard.ops.registry import OPS
-from tolerances import assert_close_to_reference
+from tolerances import assert_close_to_reference, nudged
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class Sample:
             if t.itemsize == 1:
                 # Values of a quantised weight are what they are; its scales move.
                 return t.detach().double()
-            eps = torch.finfo(torch.promote_types(t.dtype, torch.float32)).eps
-            noise = torch.empty(t.shape, dtype=torch.float64).uniform_(-eps, eps)
-            return t.detach().double() * (1.0 + noise)
+            return nudged(t)
 
         return self.mapped(off)
 

@@ -16,7 +16,7 @@ from leeboard import _C, reference
 from leeboard.ops._attention_plan import plan_for
 from leeboard.ops.patterns import Band, Blocks, Causal, Dense, Modality
 from sparse_inputs import heads_of, normal
-from tolerances import assert_close_to_reference
+from tolerances import assert_close_to_reference, nudged
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
@@ -124,18 +124,9 @@ class Call:
         All three are inputs of the kernel: an error of the last is one of all weights of a row.
         """
 
-        def off(t: Tensor) -> Tensor:
-            eps = torch.finfo(torch.float32).eps
-            return t.double() * (1 + torch.empty(t.shape).double().uniform_(-eps, eps))
-
-        q, k, v, grad_out = (
-            self.q.double(),
-            self.k.double(),
-            self.v.double(),
-            self.grad_out.double(),
-        )
+        q, k, v, grad_out = (t.double() for t in (self.q, self.k, self.v, self.grad_out))
         out, lse = self.forward(q, k, v)
-        q, k, lse = off(q), off(k), off(lse)
+        q, k, lse = nudged(self.q), nudged(self.k), nudged(lse.float())
         return reference.sparse_gqa_backward(
             grad_out,
             None if self.grad_lse is None else self.grad_lse.double(),
