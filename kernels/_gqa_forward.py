@@ -14,10 +14,17 @@ import triton
 import triton.language as tl
 
 from leeboard.kernels._common import PINNED, device_of, is_hip
-from leeboard.kernels._gqa_scores import LN_2, LOG2_E, channels, in_spans, product, scores_of
+from leeboard.kernels._gqa_scores import (
+    LN_2,
+    LOG2_E,
+    channels,
+    in_spans,
+    item_of,
+    product,
+    scores_of,
+)
 from leeboard.kernels._gqa_tiles import (
     ENTRY,
-    ITEM,
     Plan,
     Setting,
     clear_idle,
@@ -159,22 +166,18 @@ def _sparse_gqa_forward_dot_kernel(
     CHUNK: tl.constexpr,
 ):
     FULL: tl.constexpr = D == WIDTH
-    item = items + tl.program_id(0) % blocks * ITEM
-    pair = tl.program_id(0) // blocks
-    batch, head = (pair // active).to(tl.int64), (pair % active).to(tl.int64)
+    batch, head, first_row, last_row, first_key, keys, begin, middle, end, table, stride = item_of(
+        items, blocks, active
+    )
     if heads is not None:
         head = tl.load(heads + head).to(tl.int64)
-    first_row, last_row = tl.load(item), tl.load(item + 1)
-    first_key, keys = tl.load(item + 2).to(tl.int64), tl.load(item + 3)
-    begin, middle, end = tl.load(item + 4), tl.load(item + 5), tl.load(item + 6)
-    stride = tl.load(item + 8)
 
     cols = tl.arange(0, WIDTH)
     row = first_row + tl.arange(0, ROWS)
     live = row < last_row
     # The last row stands in for those beyond it.
     row = tl.minimum(row, last_row - 1)
-    at = tl.load(item + 7) + row - first_row
+    at = table + row - first_row
     row = row.to(tl.int64)
     at_q = q + batch * q_batch + head * q_head + row * q_row
     query = channels(at_q[:, None] + cols[None, :], (cols < D)[None, :], FULL)

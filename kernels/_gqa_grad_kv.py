@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 
 from leeboard.kernels._common import PINNED, is_hip
-from leeboard.kernels._gqa_scores import channels, in_spans, product, scores_of, softmax_of
-from leeboard.kernels._gqa_tiles import ENTRY, ITEM, Setting, head_lists, spans_of, work
+from leeboard.kernels._gqa_scores import channels, in_spans, item_of, product, scores_of, softmax_of
+from leeboard.kernels._gqa_tiles import ENTRY, Setting, head_lists, spans_of, work
 
 
 def config(width: int, dtype: torch.dtype, *, hip: bool, spans: int) -> dict[str, int]:
@@ -158,20 +158,16 @@ def _sparse_gqa_grad_kv_dot_kernel(
     CHUNK: tl.constexpr,
 ):
     FULL: tl.constexpr = D == WIDTH
-    item = items + tl.program_id(0) % blocks * ITEM
-    pair = tl.program_id(0) // blocks
-    batch, group = (pair // groups).to(tl.int64), (pair % groups).to(tl.int64)
-    first_key, last_key = tl.load(item), tl.load(item + 1)
-    first_row, rows = tl.load(item + 2).to(tl.int64), tl.load(item + 3)
-    begin, middle, end = tl.load(item + 4), tl.load(item + 5), tl.load(item + 6)
-    table = tl.load(item + 7)
+    batch, group, first_key, last_key, first_row, rows, begin, middle, end, table, origin = item_of(
+        items, blocks, groups
+    )
 
     cols = tl.arange(0, WIDTH)
     key = first_key + tl.arange(0, BLOCK)
     live = key < last_key
     place = tl.minimum(key, last_key - 1).to(tl.int64)
     # Spans count from the segment's first key.
-    own = key - tl.load(item + 8)
+    own = key - origin
     at_k = k + batch * k_batch + group * k_head + place * k_row
     block = channels(at_k[:, None] + cols[None, :], (cols < D)[None, :], FULL)
     at_v = v + batch * v_batch + group * v_head + place * v_row

@@ -6,9 +6,27 @@ import triton
 import triton.language as tl
 
 from leeboard.kernels._common import dot_product
+from leeboard.kernels._gqa_tiles import ITEM
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def item_of(items, blocks, count):
+    """What a program works on: a batch, one of `count` heads or groups, and its item's numbers.
+
+    First and end of its rows (or keys), first and number of what they meet, begin, middle and end
+    of its list of tiles, and two that say where its spans stand; see `leeboard.kernels._gqa_tiles`.
+    """
+    item = items + tl.program_id(0) % blocks * ITEM
+    pair = tl.program_id(0) // blocks
+    batch, other = (pair // count).to(tl.int64), (pair % count).to(tl.int64)
+    first, last = tl.load(item), tl.load(item + 1)
+    met, number = tl.load(item + 2).to(tl.int64), tl.load(item + 3)
+    begin, middle, end = tl.load(item + 4), tl.load(item + 5), tl.load(item + 6)
+    table, spare = tl.load(item + 7), tl.load(item + 8)
+    return batch, other, first, last, met, number, begin, middle, end, table, spare
 
 
 @triton.jit
