@@ -25,7 +25,7 @@ def config(width: int, dtype: torch.dtype, *, hip: bool, spans: int) -> dict[str
     if dtype.itemsize > 2:
         tile = (16, 32, 4, 1, min(32, wide)) if wide <= 128 else (16, 16, 8, 1, 16)
     elif hip:
-        tile = (16, 64, 4, 1, 0) if wide <= 128 else (16, 32, 4, 1, 64)
+        tile = (16, 64, 4, 1, 0) if wide <= 128 else (16, 32, 4, 1, 128)
     else:
         tile = (32 if spans else 16, 64, 8, 2, 0) if wide <= 128 else (16, 64, 8, 1, 64)
     rows, keys, warps, stages, chunk = tile

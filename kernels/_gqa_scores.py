@@ -79,22 +79,30 @@ def scores_of(products, scale, softcap):
 
 
 @triton.jit
+def _in_span(begins, lengths, at, keys):
+    """1 for keys in the span that stands at `at`, else 0.
+
+    Numbers, since masks that live through a loop would take scalar registers on AMD.
+    """
+    # A key before the span wraps around, and is far beyond its end.
+    far = (keys - tl.load(begins + at)).to(tl.uint32)
+    return (far < tl.load(lengths + at).to(tl.uint32)).to(tl.int32)
+
+
+@triton.jit
 def in_spans(begins, lengths, at, keys, first, last, stride, SPANS: tl.constexpr):
     """Which `keys` the rows see whose spans stand at `at`; both broadcast to the tile's shape.
 
     Columns `first` to `last` of the table reach into the tile; SPANS, if not zero, are all.
     """
-    # A key before the span wraps around, and is far beyond its end.
-    inside = (keys - tl.load(begins + at)).to(tl.uint32) < tl.load(lengths + at).to(tl.uint32)
+    inside = _in_span(begins, lengths, at, keys)
     if SPANS > 0:
         for c in tl.static_range(1, SPANS):
-            begin, length = tl.load(begins + at + c * stride), tl.load(lengths + at + c * stride)
-            inside |= (keys - begin).to(tl.uint32) < length.to(tl.uint32)
+            inside |= _in_span(begins, lengths, at + c * stride, keys)
     else:
         for c in range(tl.maximum(first, 1), last):
-            begin, length = tl.load(begins + at + c * stride), tl.load(lengths + at + c * stride)
-            inside |= (keys - begin).to(tl.uint32) < length.to(tl.uint32)
-    return inside
+            inside |= _in_span(begins, lengths, at + c * stride, keys)
+    return inside != 0
 
 
 @triton.jit

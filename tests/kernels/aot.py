@@ -55,7 +55,11 @@ PRODUCT_COLUMNS = (4096, 4097)
 USUAL_NORMS = ("H4096", "backward-H4096", "add-H4096", "glue-H4096")
 # Scalar registers that these kernels may keep in lanes of a vector register on AMD: no memory is
 # touched. Every other kernel keeps all of its scalars.
-SCALAR_LANES = {"_decode_attention_chunk_dot_kernel": 7, "_qlinear_dot_kernel": 3}
+SCALAR_LANES = {
+    "_decode_attention_chunk_dot_kernel": 7,
+    "_qlinear_dot_kernel": 3,
+    "_sparse_gqa_grad_kv_dot_kernel": 1,
+}
 USUAL_ATTENTION = (
     "attention-N16-D128",
     "attention-N64-D128",
