@@ -11,17 +11,28 @@ from leeboard.ops.draft_chain import draft_chain
 from leeboard.ops.drafter_glue import drafter_glue
 from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.linear_topk import linear_topk
+from leeboard.ops.panel_ffn import panel_ffn
+from leeboard.ops.panel_linear import panel_linear
 from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.sparse_gqa import sparse_gqa
 from leeboard.ops.swiglu_linear import swiglu_linear
+from leeboard.ops.unit_saliency import unit_saliency
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
-from leeboard.reference import Draft, DrafterWeights, QuantizedWeight, Weight, quantize_weight
+from leeboard.reference import (
+    Draft,
+    DrafterWeights,
+    FeedForwardWeights,
+    QuantizedWeight,
+    Weight,
+    quantize_weight,
+)
 
 __all__ = [
     "Draft",
     "DrafterWeights",
+    "FeedForwardWeights",
     "QuantizedWeight",
     "Weight",
     "add_rms_norm",
@@ -34,12 +45,15 @@ __all__ = [
     "isa",
     "linear_argmax",
     "linear_topk",
+    "panel_ffn",
+    "panel_linear",
     "patterns",
     "qlinear",
     "quantize_weight",
     "rms_norm",
     "sparse_gqa",
     "swiglu_linear",
+    "unit_saliency",
     "verify_greedy",
     "verify_sample",
 ]

@@ -15,6 +15,8 @@ from leeboard.reference.draft_chain import Draft, draft_chain
 from leeboard.reference.drafter_glue import drafter_glue
 from leeboard.reference.linear_argmax import linear_argmax
 from leeboard.reference.linear_topk import linear_topk
+from leeboard.reference.panel_ffn import FeedForwardWeights, panel_ffn
+from leeboard.reference.panel_linear import panel_linear
 from leeboard.reference.qlinear import qlinear
 from leeboard.reference.rms_norm import rms_norm, rms_norm_backward
 from leeboard.reference.sparse_gqa import (
@@ -23,12 +25,14 @@ from leeboard.reference.sparse_gqa import (
     sparse_gqa_parts,
 )
 from leeboard.reference.swiglu_linear import swiglu_linear
+from leeboard.reference.unit_saliency import unit_saliency
 from leeboard.reference.verify_greedy import verify_greedy
 from leeboard.reference.verify_sample import verify_sample
 
 __all__ = [
     "Draft",
     "DrafterWeights",
+    "FeedForwardWeights",
     "QuantizedWeight",
     "Weight",
     "add_rms_norm",
@@ -39,6 +43,8 @@ __all__ = [
     "drafter_glue",
     "linear_argmax",
     "linear_topk",
+    "panel_ffn",
+    "panel_linear",
     "qlinear",
     "quantize_weight",
     "rms_norm",
@@ -47,6 +53,7 @@ __all__ = [
     "sparse_gqa_backward",
     "sparse_gqa_parts",
     "swiglu_linear",
+    "unit_saliency",
     "verify_greedy",
     "verify_sample",
 ]
