@@ -1,0 +1,9 @@
+"""Modality-aware zero-shot pruning: shed what this moment does not need."""
+
+from __future__ import annotations
+
+from leeboard.prune.plan import Plan
+from leeboard.prune.scores import Scores
+from leeboard.prune.units import LeftAlone, Sublayer, Tokens, Units
+
+__all__ = ["LeftAlone", "Plan", "Scores", "Sublayer", "Tokens", "Units"]
