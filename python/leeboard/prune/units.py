@@ -131,7 +131,7 @@ class Units:
         if present is None:
             return self.modalities
         if isinstance(present, str):
-            raise ValueError(f"present: got the string {present!r}, expected a list of modalities")
+            raise TypeError(f"present: got the string {present!r}, expected a list of modalities")
         unknown = sorted(set(present) - set(self.modalities))
         if unknown:
             raise ValueError(
