@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from leeboard.prune.discover import Declaration, units
 from leeboard.prune.plan import Plan
+from leeboard.prune.runtime import active_plan, apply, revert
 from leeboard.prune.scores import Scores
 from leeboard.prune.units import LeftAlone, Sublayer, Tokens, Units
 
-__all__ = ["LeftAlone", "Plan", "Scores", "Sublayer", "Tokens", "Units"]
+__all__ = [
+    "Declaration",
+    "LeftAlone",
+    "Plan",
+    "Scores",
+    "Sublayer",
+    "Tokens",
+    "Units",
+    "active_plan",
+    "apply",
+    "revert",
+    "units",
+]
