@@ -12,6 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from leeboard import nn as lnn
+from leeboard.ops.patterns import Band, Causal, Modality, TopU
+from leeboard.prune import Declaration, Plan, active_plan, apply, revert, units
 from pruned_models import (
     Fused,
     encoder,
@@ -24,11 +29,6 @@ from pruned_models import (
     tensors_of,
     whole_units,
 )
-from torch import Tensor, nn
-
-from leeboard import nn as lnn
-from leeboard.ops.patterns import Band, Causal, Modality, TopU
-from leeboard.prune import Declaration, Plan, active_plan, apply, revert, units
 
 Call = Callable[[Any], Tensor]
 
@@ -499,9 +499,9 @@ def test_bad_plans_leave_the_model_as_it_was(number: int) -> None:
 def test_models_that_cannot_run_a_plan() -> None:
     model = Fused()
     plan = plan_for(units(model), odd_units)
-    with pytest.raises(TypeError, match="expected a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
         apply(plan, model)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="expected a leeboard.prune.Plan"):
+    with pytest.raises(TypeError, match=r"expected a leeboard\.prune\.Plan"):
         apply(model, "50%")  # type: ignore[arg-type]
     compiled = torch.compile(model, backend="eager")
     with pytest.raises(ValueError, match=r"compact\(model, plan\) can be compiled"):

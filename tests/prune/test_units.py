@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from pruned_models import Fused, encoder, hugging_face
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -15,6 +14,7 @@ from leeboard.ops.patterns import Band, Causal
 from leeboard.prune import Declaration, Tokens, apply, units
 from leeboard.prune._expose import exposed
 from leeboard.prune._weights import reader, writers
+from pruned_models import Fused, encoder, hugging_face
 
 
 def summary(model: nn.Module, **options: Any) -> list[tuple[str, str, int, int, int]]:
@@ -187,7 +187,7 @@ def test_tokens_that_are_given() -> None:
         units(encoder(), modalities=["a", "a"])
     with pytest.raises(TypeError, match="got the string 'ab'"):
         units(encoder(), modalities="ab")
-    with pytest.raises(TypeError, match="expected a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
         units("model")  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leeboard.prune.compact import compact
 from leeboard.prune.discover import Declaration, units
 from leeboard.prune.plan import Plan
 from leeboard.prune.runtime import active_plan, apply, revert
@@ -18,6 +19,7 @@ __all__ = [
     "Units",
     "active_plan",
     "apply",
+    "compact",
     "revert",
     "units",
 ]
