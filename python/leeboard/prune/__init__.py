@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from leeboard.prune.dropout import ModalityDropout, grouped
 from leeboard.prune.plan import Plan
+from leeboard.prune.score_table import ScoreTable
 from leeboard.prune.scores import Scores
+from leeboard.prune.taps import Taps
 from leeboard.prune.units import LeftAlone, Sublayer, Tokens, Units
 
-__all__ = ["LeftAlone", "Plan", "Scores", "Sublayer", "Tokens", "Units"]
+__all__ = [
+    "LeftAlone",
+    "ModalityDropout",
+    "Plan",
+    "ScoreTable",
+    "Scores",
+    "Sublayer",
+    "Taps",
+    "Tokens",
+    "Units",
+    "grouped",
+]
