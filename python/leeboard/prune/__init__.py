@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from leeboard.prune.budget import Budget
+from leeboard.prune.costs import Costs, costs
 from leeboard.prune.plan import Plan
+from leeboard.prune.planner import plan
 from leeboard.prune.scores import Scores
 from leeboard.prune.static import StaticScores
 from leeboard.prune.units import LeftAlone, Sublayer, Tokens, Units
 
-__all__ = ["LeftAlone", "Plan", "Scores", "StaticScores", "Sublayer", "Tokens", "Units"]
+__all__ = [
+    "Budget",
+    "Costs",
+    "LeftAlone",
+    "Plan",
+    "Scores",
+    "StaticScores",
+    "Sublayer",
+    "Tokens",
+    "Units",
+    "costs",
+    "plan",
+]
