@@ -296,9 +296,13 @@ def test_rescaling_solves_the_damped_least_squares(model: Tiny) -> None:
             ],
             dim=1,
         )
-        matrix = torch.cat([adds[:, keep], torch.eye(len(keep), dtype=torch.float64)])
-        goal = torch.cat([adds.sum(dim=1), torch.ones(len(keep), dtype=torch.float64)])
-        expected = torch.linalg.lstsq(matrix, goal[:, None], driver="gelsd").solution[:, 0]
+        # LSMR with damp 1 on the normal equations, as Kwon et al. have it, for what is beyond 1.
+        left, wanted = adds[:, keep].T @ adds[:, keep], adds[:, keep].T @ adds.sum(dim=1)
+        size = len(keep)
+        matrix = torch.cat([left, torch.eye(size, dtype=torch.float64)])
+        goal = torch.cat([wanted - left.sum(dim=1), torch.zeros(size, dtype=torch.float64)])
+        solution = torch.linalg.lstsq(matrix, goal[:, None], driver="gelsd").solution
+        expected = 1 + solution[:, 0]
         gram = output_gram(s, inputs[name].T @ inputs[name], weight)
         torch.testing.assert_close(
             torch.tensor(rescale(keep, gram), dtype=torch.float64), expected, rtol=1e-6, atol=1e-8

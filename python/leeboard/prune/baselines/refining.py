@@ -89,11 +89,12 @@ def output_gram(sublayer: Sublayer, gram: Tensor, weight: Tensor) -> Tensor:
 def rescale(keep: tuple[int, ...], gram: Tensor, *, damp: float = 1.0) -> tuple[float, ...] | None:
     """Factors of the kept units with which they best make up for the others.
 
-    Minimises ||sum over all a_u - sum over kept s_u a_u||^2 + damp^2 ||s - 1||^2, a_u what unit u
-    adds to the reader's output on calibration data. Kwon et al. 2022 solve it by LSMR, layer by
-    layer on the inputs of the model that is already pruned below; here the inputs are the dense
-    model's, and the normal equations are solved. None (all factors 1) if any is beyond 10 either
-    way, for the solution then fits noise.
+    With a_u what unit u adds to the reader's output on calibration data, the normal equations of
+    sum over all a_u = sum over kept s_u a_u are solved for s - 1 with damping, the least squares of
+    LSMR: min ||G_kk (s - 1) - G_kp 1||^2 + damp^2 ||s - 1||^2 (k kept, p shed). Kwon et al. 2022 do
+    so layer by layer, with inputs of the model that is already pruned below, without the first
+    attention layer, and stop at the first solution beyond 10; here inputs are the dense model's,
+    and only that sublayer gets None (all factors 1), for its solution fits noise.
 
     Args:
         keep: Kept units, ascending.
@@ -104,8 +105,10 @@ def rescale(keep: tuple[int, ...], gram: Tensor, *, damp: float = 1.0) -> tuple[
     shed = [u for u in range(gram.shape[0]) if u not in set(keep)]
     if not kept or not shed:
         return None
-    normal = gram[kept][:, kept] + damp**2 * torch.eye(len(kept), dtype=gram.dtype)
-    change = torch.linalg.solve(normal, gram[kept][:, shed].sum(dim=1))
+    own = gram[kept][:, kept]
+    missing = gram[kept][:, shed].sum(dim=1)
+    damped = own @ own + damp**2 * torch.eye(len(kept), dtype=gram.dtype)
+    change = torch.linalg.solve(damped, own @ missing)
     scales = 1 + change
     if not bool(torch.isfinite(scales).all()) or float(scales.abs().max()) > LARGEST_SCALE:
         return None
