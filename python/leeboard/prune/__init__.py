@@ -9,6 +9,7 @@ from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
 from leeboard.prune.score_table import ScoreTable
 from leeboard.prune.scores import Scores
+from leeboard.prune.static import StaticScores
 from leeboard.prune.taps import Taps
 from leeboard.prune.units import LeftAlone, Sublayer, Tokens, Units
 
@@ -20,6 +21,7 @@ __all__ = [
     "Plan",
     "ScoreTable",
     "Scores",
+    "StaticScores",
     "Sublayer",
     "Taps",
     "Tokens",
