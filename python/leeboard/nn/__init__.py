@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from leeboard.nn._decoding import AttentionCache
+from leeboard.nn.cross_attention import CrossAttention
 from leeboard.nn.feed_forward import FeedForward
 from leeboard.nn.hugging_face import register_attention
 from leeboard.nn.multihead import SparseMultiheadAttention
@@ -13,6 +14,7 @@ from leeboard.nn.sparse_gqa import SparseGQA
 
 __all__ = [
     "AttentionCache",
+    "CrossAttention",
     "Entry",
     "FeedForward",
     "QuantizedLinear",
