@@ -8,6 +8,9 @@ from leeboard.prune.dropout import ModalityDropout, grouped
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
 from leeboard.prune.score_table import ScoreTable
+from leeboard.prune.discover import Declaration, units
+from leeboard.prune.plan import Plan
+from leeboard.prune.runtime import active_plan, apply, revert
 from leeboard.prune.scores import Scores
 from leeboard.prune.static import StaticScores
 from leeboard.prune.taps import Taps
@@ -29,4 +32,15 @@ __all__ = [
     "costs",
     "grouped",
     "plan",
+    "Declaration",
+    "LeftAlone",
+    "Plan",
+    "Scores",
+    "Sublayer",
+    "Tokens",
+    "Units",
+    "active_plan",
+    "apply",
+    "revert",
+    "units",
 ]
