@@ -20,6 +20,7 @@ __all__ = [
     "rms_norm",
     "sparse_gqa",
     "swiglu_linear",
+    "unit_saliency",
     "verify_greedy",
     "verify_sample",
 ]
