@@ -237,6 +237,7 @@ class SparseGQA(nn.Module):
         x: Tensor,
         *,
         key_padding: Tensor | None = None,
+        pattern: Pattern | None = None,
         active_heads: Sequence[int] | None = None,
         cu_seqlens: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
@@ -249,6 +250,7 @@ class SparseGQA(nn.Module):
             x: [B, L, E].
             key_padding: bool [B, L], true for tokens that nobody sees. With a cache they come last
                 in their sequence, and are not kept.
+            pattern: In place of the module's, e.g. for the modalities of this call.
             active_heads: In place of the module's.
             cu_seqlens: [n + 1], bounds of sequences packed into one row, for B = 1.
             position_embeddings: (cos, sin), each [B or 1, L, D]: queries and keys are rotated,
@@ -266,6 +268,7 @@ class SparseGQA(nn.Module):
         """
         if x.dim() != 3 or x.shape[2] != self.embed_dim:
             raise ValueError(f"x: got shape {list(x.shape)}, expected [B, L, {self.embed_dim}]")
+        pattern = self.pattern if pattern is None else pattern
         q = self._heads(self.q_proj(x), self.num_heads)
         k = self._heads(self.k_proj(x), self.num_kv_heads)
         v = self._heads(self.v_proj(x), self.num_kv_heads)
@@ -280,12 +283,12 @@ class SparseGQA(nn.Module):
         }
         if cache is None:
             out, lse = sparse_gqa(
-                q, k, v, self.pattern, key_padding=key_padding, cu_seqlens=cu_seqlens, **options
+                q, k, v, pattern, key_padding=key_padding, cu_seqlens=cu_seqlens, **options
             )
         else:
             if cu_seqlens is not None:
                 raise ValueError("cu_seqlens: got a tensor along with a cache, expected None")
-            out, lse = decode(q, k, v, cache, self.pattern, key_padding, options, need_lse)
+            out, lse = decode(q, k, v, cache, pattern, key_padding, options, need_lse)
         y: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return (y, lse) if need_lse else y
 

@@ -1,0 +1,32 @@
+"""Modality-aware zero-shot pruning: shed what this moment does not need."""
+
+from __future__ import annotations
+
+from leeboard.prune.budget import Budget
+from leeboard.prune.costs import Costs, costs
+from leeboard.prune.dropout import ModalityDropout, grouped
+from leeboard.prune.plan import Plan
+from leeboard.prune.planner import plan
+from leeboard.prune.score_table import ScoreTable
+from leeboard.prune.scores import Scores
+from leeboard.prune.static import StaticScores
+from leeboard.prune.taps import Taps
+from leeboard.prune.units import LeftAlone, Sublayer, Tokens, Units
+
+__all__ = [
+    "Budget",
+    "Costs",
+    "LeftAlone",
+    "ModalityDropout",
+    "Plan",
+    "ScoreTable",
+    "Scores",
+    "StaticScores",
+    "Sublayer",
+    "Taps",
+    "Tokens",
+    "Units",
+    "costs",
+    "grouped",
+    "plan",
+]
