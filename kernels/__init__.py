@@ -16,6 +16,8 @@ __all__ = [
     "drafter_glue",
     "linear_argmax",
     "linear_topk",
+    "panel_ffn",
+    "panel_linear",
     "qlinear",
     "rms_norm",
     "sparse_gqa",

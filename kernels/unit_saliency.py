@@ -94,11 +94,11 @@ def config(tokens: int, channels: int, itemsize: int) -> dict[str, int]:
 
 
 def join_config(runs: int, width: int) -> dict[str, int]:
-    """Tile of the second launch: 1024 numbers, most of them neighbours of a unit or units."""
+    """Tile of the second launch: 512 numbers, most of them neighbours of a unit or units."""
     channels = min(32, triton.next_power_of_2(width))
-    rows = min(32, triton.next_power_of_2(runs))
+    rows = min(16, triton.next_power_of_2(runs))
     return {
-        "UNITS": max(1, 1024 // (channels * rows)),
+        "UNITS": max(1, 512 // (channels * rows)),
         "CHANNELS": channels,
         "ROWS": rows,
         "num_warps": 4,
