@@ -123,14 +123,13 @@ def best(table: ScoreTable, present: Tensor, kept: float) -> dict[str, Tensor]:
     return {name: gate[which] for name, gate in gates.items()}
 
 
-
-
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Any]:
     """A tqdm bar on stderr; a log gets a line at times."""
     from tqdm import tqdm
 
     import sys
+
     terminal = sys.stderr.isatty()
     bar = tqdm(
         total=total,
