@@ -25,8 +25,6 @@ from leeboard.prune.scores import Scores
 from leeboard.prune.static import StaticScores
 from leeboard.prune.units import Units
 
-Key = tuple[tuple[str, ...], str]
-
 
 @dataclass(frozen=True)
 class Window:
@@ -137,7 +135,6 @@ class Stream:
         self.ranking, self.static_ranking = ranking, static
         self.dense, self.adaptive, self.static = (copy.deepcopy(model) for _ in range(3))
         self.budgets = Budgets(settings.budget, units, latency)
-        self._static: dict[Key, Plan] = {}
         self._seen: set[int] = set()
 
     def script(self) -> list[Moment]:
@@ -166,7 +163,7 @@ class Stream:
                 self._seen.add(id(made))
             inputs, target = self._window(moment)
             ms, dense_ms = self._timed(inputs)
-            apply(self.static, self._static_plan(moment.present, power))
+            apply(self.static, self._plan(self.static_ranking, moment.present, power))
             yield Window(
                 moment,
                 self.budgets.text(power),
@@ -185,7 +182,7 @@ class Stream:
     def accuracy(self, present: tuple[str, ...], power: float) -> dict[str, float]:
         """Shares of right answers on all held-out windows: dense, under the plan, static plan."""
         apply(self.adaptive, self._plan(self.ranking, present, power))
-        apply(self.static, self._static_plan(present, power))
+        apply(self.static, self._plan(self.static_ranking, present, power))
         inputs = {name: self.held_out.inputs[name] for name in present}
         found = {}
         for name, model in (
@@ -200,12 +197,6 @@ class Stream:
     def _plan(self, scores: Scores, present: tuple[str, ...], power: float) -> Plan:
         budget = self.budgets.of(power)
         return plan(scores, present=present, budget=budget, latency=self.latency)
-
-    def _static_plan(self, present: tuple[str, ...], power: float) -> Plan:
-        key = present, str(power)
-        if key not in self._static:
-            self._static[key] = self._plan(self.static_ranking, present, power)
-        return self._static[key]
 
     def _window(self, moment: Moment) -> tuple[dict[str, Tensor], int]:
         row = slice(moment.row, moment.row + 1)
