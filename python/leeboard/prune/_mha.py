@@ -104,9 +104,7 @@ def _batch_first(module: nn.MultiheadAttention, call: Call) -> tuple[Tensor, Ten
     return done[id(call.query)], done[id(call.key)], done[id(call.value)]
 
 
-def _pattern(
-    module: nn.MultiheadAttention, call: Call, queries: int, keys: int
-) -> Pattern | None:
+def _pattern(module: nn.MultiheadAttention, call: Call, queries: int, keys: int) -> Pattern | None:
     """The pattern that says what the mask does, or None for a mask that has to be read."""
     if isinstance(module, SparseMultiheadAttention):
         return module.pattern & Causal() if call.is_causal else module.pattern

@@ -165,9 +165,7 @@ def _layers(candidate: Candidate) -> tuple[str, ...]:
     return (*candidate.writers, candidate.reader)
 
 
-def _sized(
-    model: nn.Module, census: Census, candidate: Candidate
-) -> Sublayer | LeftAlone:
+def _sized(model: nn.Module, census: Census, candidate: Candidate) -> Sublayer | LeftAlone:
     """The sublayer with the sizes of its linear layers, or why there is none."""
     block = (candidate.modules or (candidate.name,))[0]
     kind = type(model.get_submodule(block)).__name__

@@ -130,7 +130,9 @@ class Units:
             ).rstrip()
             for row in rows
         ]
-        total = {k: sum(s.units for s in self if s.kind == k) for k in ("attention", "feed_forward")}
+        total = {
+            k: sum(s.units for s in self if s.kind == k) for k in ("attention", "feed_forward")
+        }
         lines.append(
             f"{total['attention']} heads and {total['feed_forward']} channels in {len(self)} "
             f"sublayers; modalities: {', '.join(self.modalities)}; fingerprint {self.fingerprint}"
