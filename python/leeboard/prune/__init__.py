@@ -5,9 +5,11 @@ from __future__ import annotations
 from leeboard.prune.aware import PruneAware
 from leeboard.prune.budget import Budget
 from leeboard.prune.costs import Costs, costs
+from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
+from leeboard.prune.runtime import active_plan, apply, revert
 from leeboard.prune.score_table import ScoreTable
 from leeboard.prune.scorer import Scorer
 from leeboard.prune.scores import Scores
@@ -19,6 +21,7 @@ from leeboard.prune.units import LeftAlone, Sublayer, Tokens, Units
 __all__ = [
     "Budget",
     "Costs",
+    "Declaration",
     "LeftAlone",
     "ModalityDropout",
     "Plan",
@@ -32,7 +35,11 @@ __all__ = [
     "Taps",
     "Tokens",
     "Units",
+    "active_plan",
+    "apply",
     "costs",
     "grouped",
     "plan",
+    "revert",
+    "units",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from leeboard.prune._mha import as_call, attend, project_all
-from leeboard.prune._patches import Patches, quiet_torch
+from leeboard.prune._patches import Dense, Ours, Patches, quiet_torch
 from leeboard.prune.units import Units
 
 
@@ -29,12 +29,12 @@ def exposed(model: nn.Module, units: Units) -> Iterator[None]:
         for sublayer in units:
             block: Any = _block(model, sublayer.name)
             own = vars(block).get("forward")
-            if own is not None and not isinstance(own, _Exposed):
+            if own is not None and not isinstance(own, (_Exposed, Dense)):
                 raise RuntimeError(
                     f"model: {sublayer.name!r} has a forward of its own; if a plan is applied, "
                     "revert(model) first"
                 )
-            if own is not None:
+            if isinstance(own, _Exposed):
                 continue
             if sublayer.family == "torch_mha":
                 patches.set(block, "forward", _ExposedAttention(block), sublayer.name)
@@ -54,7 +54,7 @@ def _block(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name.rpartition(".")[0])
 
 
-class _Exposed:
+class _Exposed(Ours):
     """The forward of a module for the time of a context."""
 
     def __init__(self, module: Any) -> None:

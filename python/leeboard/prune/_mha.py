@@ -49,7 +49,12 @@ def project_all(module: nn.MultiheadAttention) -> Project:
 
 
 def attend(
-    module: nn.MultiheadAttention, call: Call, project: Project, *, plain: bool
+    module: nn.MultiheadAttention,
+    call: Call,
+    project: Project,
+    *,
+    plain: bool,
+    heads: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The module's result: project, attend, and the output projection, called as a module.
 
@@ -58,6 +63,7 @@ def attend(
         call: What its forward was given.
         project: Makes the columns of the heads that run.
         plain: Whether attention is made by torch alone, not by `leeboard.ops.sparse_gqa`.
+        heads: int64, the heads that `project` makes; None for all.
 
     Returns:
         The attended tokens in the layout of the query; the weights of the heads that run, or their
@@ -74,14 +80,20 @@ def attend(
     weights = None
     dropout = module.dropout if module.training else 0.0
     own = _pattern(module, call, q.shape[2], k.shape[2])
-    fast = None
-    if not (plain or call.need_weights or dropout or own is None):
-        fast = _padding(call.key_padding_mask)
-    if fast is not None and own is not None:
-        out = sparse_gqa(q, k, v, own, key_padding=fast[0])
+    sparse = isinstance(module, SparseMultiheadAttention)
+    padding = _padding(call.key_padding_mask)
+    if sparse and (dropout or padding is None):
+        what = f"dropout is {dropout}" if dropout else "key_padding_mask is a bias"
+        raise ValueError(f"{what}, which attention under a pattern does not serve")
+    wants = call.need_weights and not sparse
+    served = own is not None and padding is not None and not (dropout or wants)
+    if served and (sparse or not plain):
+        assert own is not None
+        assert padding is not None
+        out = sparse_gqa(q, k, v, own, key_padding=padding[0])
     else:
-        mask = _mask(call, q, k, own)
-        if call.need_weights and not isinstance(module, SparseMultiheadAttention):
+        mask = _mask(call, module.num_heads, heads, q, k, own)
+        if wants:
             out, weights = _explicit(q, k, v, mask, dropout)
             weights = weights.mean(1) if call.average_attn_weights else weights
         else:
@@ -126,20 +138,23 @@ def _padding(mask: Tensor | None) -> tuple[Tensor | None] | None:
     return (mask if mask.dim() == 2 else mask[None],)
 
 
-def _mask(call: Call, q: Tensor, k: Tensor, own: Pattern | None) -> Tensor | None:
+def _mask(
+    call: Call,
+    all_heads: int,
+    heads: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    own: Pattern | None,
+) -> Tensor | None:
     """One additive mask of all that hides, [B or 1, heads or 1, Lq, Lk]; None for nothing."""
     mask: Tensor | None = None
     if own is not None and own != Dense():
         mask = _additive(~own.dense_mask(q.shape[2], k.shape[2], q.device), q.dtype)[None, None]
-    if own is None and call.attn_mask is not None:
+    elif own is None and call.attn_mask is not None:
         mask = _additive(call.attn_mask, q.dtype)
         if mask.dim() == 3:
-            if mask.shape[0] != q.shape[0] * q.shape[1]:
-                raise ValueError(
-                    f"attn_mask: got {mask.shape[0]} masks for {q.shape[0]} sequences and "
-                    f"{q.shape[1]} heads that run; under a plan, expected one [Lq, Lk] for all"
-                )
-            mask = mask.view(*q.shape[:2], *mask.shape[1:])
+            mask = mask.view(-1, all_heads, *mask.shape[1:])
+            mask = mask if heads is None else mask[:, heads]
         else:
             mask = mask[None, None]
     if call.key_padding_mask is not None:

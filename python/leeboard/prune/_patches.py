@@ -9,6 +9,20 @@ from torch import nn
 _MISSING: Any = object()
 
 
+class Ours:
+    """A forward of leeboard's on a module: no foreign one."""
+
+
+class Dense(Ours):
+    """A method of a copied module, whose original had a forward of ours: its class's."""
+
+    def __init__(self, module: nn.Module, attribute: str = "forward") -> None:
+        self.module, self.attribute = module, attribute
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(type(self.module), self.attribute)(self.module, *args, **kwargs)
+
+
 class Patches:
     """Changes of instance attributes, undone in reverse order."""
 

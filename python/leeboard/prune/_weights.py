@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
+from leeboard.prune._patches import Ours
 from leeboard.prune.units import Sublayer
 
+_NONE = Ours()
 _LINEAR = (nn.Linear, NonDynamicallyQuantizableLinear)
 
 
@@ -56,7 +58,7 @@ class Census:
         """Why no plan can run the module, or an empty string."""
         if self._modules[id(module)] > 1:
             return "the module has several places in the model"
-        if "forward" in vars(module):
+        if not isinstance(vars(module).get("forward", _NONE), Ours):
             return "has a forward of its own"
         if is_parametrized(module):
             return "has parametrizations"

@@ -84,10 +84,12 @@ def units(
         candidate = _declared(model, declaration)
         sublayer = _sized(model, census, candidate)
         if isinstance(sublayer, LeftAlone):
-            raise ValueError(f"declare: {declaration.name!r} cannot be pruned: {sublayer.reason}")
+            raise ValueError(  # noqa: TRY004 (a value of the argument)
+                f"declare: {declaration.name!r} cannot be pruned: {sublayer.reason}"
+            )
         taken = claimed.intersection(_layers(candidate))
         if taken:
-            raise ValueError(f"declare: {sorted(taken)[0]} is declared twice")
+            raise ValueError(f"declare: {min(taken)} is declared twice")
         claimed.update(_layers(candidate))
         sublayers.append(sublayer)
     for name, module in model.named_modules():
@@ -152,11 +154,10 @@ def _declared(model: nn.Module, declaration: Declaration) -> Candidate:
         width=declaration.width,
         gated=len(declaration.writers) == 2,
     )
+    known = dict(model.named_modules())
     for name in (*candidate.writers, candidate.reader):
-        try:
-            model.get_submodule(name)
-        except AttributeError:
-            raise ValueError(f"declare: the model has no module {name!r}") from None
+        if name not in known:
+            raise ValueError(f"declare: the model has no module {name!r}")
     return candidate
 
 

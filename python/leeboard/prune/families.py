@@ -228,6 +228,9 @@ def _why_not_attention(block: nn.Module, width: int) -> str:
     code = getattr(inspect.unwrap(type(block).forward), "__code__", None)
     if code is None or "ALL_ATTENTION_FUNCTIONS" not in code.co_names:
         return "does not ask transformers' attention interface"
+    counted = _COUNTS & set(code.co_names)
+    if counted:
+        return f"its forward counts heads by {min(counted)}, whatever its projections make"
     if block._parameters:
         return f"has parameters of its own ({', '.join(block._parameters)})"
     if getattr(block, "leeboard_active_heads", None) is not None:
@@ -238,6 +241,16 @@ def _why_not_attention(block: nn.Module, width: int) -> str:
         if any(p.shape != (width,) for p in child.parameters()):
             return f"{child_name} has weights that may belong to heads"
     return ""
+
+
+# Attributes that fix the number of heads in an attention's forward.
+_COUNTS = {
+    "num_heads",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "all_head_size",
+    "embed_dim",
+}
 
 
 def _has(module: nn.Module, *path: str) -> bool:
