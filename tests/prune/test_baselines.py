@@ -12,11 +12,13 @@ from baseline_model import NAMES, Tiny, tiny_batches, tiny_units
 from torch import Tensor
 from torch.nn import functional as F
 
-from leeboard.prune import Plan, StaticScores, Sublayer
+from leeboard.prune import Plan, StaticScores, Sublayer, plan
+from leeboard.prune.backbones import BackboneConfig, build
 from leeboard.prune.baselines import BASELINES, calibrate, calibrate_all
 from leeboard.prune.baselines.refining import output_gram, rearrange, rescale
 from leeboard.prune.baselines.rules import unit_weights
 from leeboard.prune.baselines.statistics import Moments, mixture
+from leeboard.prune.discover import units
 
 UNITS = tiny_units()
 # Sums of a few dozen float32 terms on either side.
@@ -228,7 +230,7 @@ def test_bias_makes_up_for_the_mean_of_what_is_shed(model: Tiny) -> None:
     ).values()
     inputs = slow_inputs(model, batches, "full", seed=0)
     plan = scores.refine(a_plan(cross=(0, 1), feed_forward=(2, 5, 11), a__attention=()))
-    assert set(plan.bias) == {"cross", "feed_forward"}
+    assert set(plan.bias) == {"cross", "feed_forward", "a.attention"}
     for name in plan.bias:
         s = UNITS[name]
         columns = [c for c in range(s.columns) if c // s.width not in plan.keep[name]]
@@ -396,6 +398,38 @@ def test_batches_without_a_modality(model: Tiny) -> None:
         assert scores["a.attention"].min() > 0
     flap = calibrate("flap", model, UNITS, batches, F.cross_entropy)
     assert (flap.means() or {})["b.feed_forward"].count_nonzero() == 0
+
+
+def test_plans_for_a_backbone_with_a_modality_missing() -> None:
+    """Grouped queries, cross-attention and a block per modality, found and planned for."""
+    streams = (("acc", 3, 12, 3), ("ppg", 1, 12, 3))
+    sizes = {"d_model": 24, "heads": 4, "kv_heads": 2, "hidden": 64, "layers": 1}
+    model = build("cross", BackboneConfig(streams, 3, attention="gqa", **sizes))
+    found, batches = units(model), []
+    for _ in range(3):
+        inputs = {name: torch.randn(8, 12, channels) for name, channels, *_ in streams}
+        batches.append((inputs, torch.randint(3, (8,))))
+    scores = calibrate_all(list(BASELINES), model, found, batches, F.cross_entropy, masks="mix")
+    for name, ranking in scores.items():
+        for budget in ("40%", "60%"):
+            made = plan(ranking, present=["ppg"], budget=budget, drop=False)
+            made.check(found)
+            assert made.ranking == ranking.name
+            assert made.macs <= made.dense_macs * float(budget[:-1]) / 100
+            if name == "kwon":
+                assert {s: len(scales) for s, scales in made.scales.items()}.items() <= {
+                    s: len(kept) for s, kept in made.keep.items()
+                }.items()
+    # What a plan compensates when asked is what the ranking does by itself.
+    asked = plan(scores["flap"], present=["ppg"], budget="30%", compensate=True, model=model)
+    own = plan(scores["flap+bias"], present=["ppg"], budget="30%")
+    assert asked.keep == own.keep
+    assert asked.bias.keys() == own.bias.keys()
+    assert own.bias
+    for name, bias in own.bias.items():
+        torch.testing.assert_close(
+            torch.tensor(bias), torch.tensor(asked.bias[name]), rtol=1e-5, atol=1e-7
+        )
 
 
 def test_errors_say_what_is_wrong(model: Tiny) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from leeboard.prune.budget import Budget
 from leeboard.prune.costs import Costs, costs
+from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
-from leeboard.prune.score_table import ScoreTable
-from leeboard.prune.discover import Declaration, units
-from leeboard.prune.plan import Plan
 from leeboard.prune.runtime import active_plan, apply, revert
+from leeboard.prune.score_table import ScoreTable
 from leeboard.prune.scores import Scores
 from leeboard.prune.static import StaticScores
 from leeboard.prune.taps import Taps
@@ -19,6 +18,7 @@ from leeboard.prune.units import LeftAlone, Sublayer, Tokens, Units
 __all__ = [
     "Budget",
     "Costs",
+    "Declaration",
     "LeftAlone",
     "ModalityDropout",
     "Plan",
@@ -29,18 +29,11 @@ __all__ = [
     "Taps",
     "Tokens",
     "Units",
+    "active_plan",
+    "apply",
     "costs",
     "grouped",
     "plan",
-    "Declaration",
-    "LeftAlone",
-    "Plan",
-    "Scores",
-    "Sublayer",
-    "Tokens",
-    "Units",
-    "active_plan",
-    "apply",
     "revert",
     "units",
 ]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from leeboard.prune import _json
 
 if TYPE_CHECKING:
     from leeboard.prune.plan import Plan
@@ -36,41 +34,7 @@ def dump(plan: Plan) -> str:
         "bias": dict(plan.bias),
         "parts": parts,
     }
-    return lines(content)
-
-
-def lines(content: dict[str, Any]) -> str:
-    """JSON with a line for each entry, and for each entry of an object within."""
-
-    def value(given: Any) -> str:
-        if not isinstance(given, dict) or not given:
-            return json.dumps(given, allow_nan=False)
-        inner = (f"    {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in given.items())
-        return "{\n" + ",\n".join(inner) + "\n  }"
-
-    return (
-        "{\n" + ",\n".join(f"  {json.dumps(k)}: {value(v)}" for k, v in content.items()) + "\n}\n"
-    )
-
-
-def parsed(text: str, schema: str, version: int, what: str) -> dict[str, Any]:
-    """The object in a JSON text of this schema, without its schema and version.
-
-    Raises:
-        ValueError: If it is no JSON object, names a key twice, or is of another schema or version.
-    """
-    try:
-        content = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
-    except RecursionError:
-        raise ValueError(f"not {what}: nested too deep") from None
-    except ValueError as error:
-        raise ValueError(f"not {what}: {error}") from None
-    if not isinstance(content, dict) or content.pop("schema", None) != schema:
-        raise ValueError(f'not {what}: expected a JSON object with "schema": "{schema}"')
-    found = content.pop("version", None)
-    if type(found) is not int or found != version:
-        raise ValueError(f"version: got {found!r}, this release reads {version}")
-    return content
+    return _json.lines(content)
 
 
 def read(text: str) -> dict[str, Any]:
@@ -79,130 +43,48 @@ def read(text: str) -> dict[str, Any]:
     Raises:
         ValueError: For anything that `dump` does not write.
     """
-    content = parsed(text, SCHEMA, VERSION, "a plan")
+    content = _json.parsed(text, SCHEMA, VERSION, "a plan")
     checks: dict[str, Callable[[Any, str], Any]] = {
-        "fingerprint": string,
+        "fingerprint": _json.string,
         "present": _strings,
-        "budget": string,
-        "ranking": string,
-        **dict.fromkeys(_NUMBERS, number),
-        **dict.fromkeys(_TIMES, _number_or_none),
-        "keep": _tuples(_whole),
-        "scales": _tuples(number),
-        "bias": _tuples(number),
+        "budget": _json.string,
+        "ranking": _json.string,
+        **dict.fromkeys(_NUMBERS, _json.number),
+        **dict.fromkeys(_TIMES, _json.number_or_none),
+        "keep": _tuples(_json.whole),
+        "scales": _tuples(_json.number),
+        "bias": _tuples(_json.number),
         "parts": _parts,
     }
-    exact_keys(content, tuple(checks), "the plan")
+    _json.exact_keys(content, tuple(checks), "the plan")
     return {name: check(content[name], name) for name, check in checks.items()}
 
 
-def exact_keys(given: Any, expected: tuple[str, ...], where: str) -> None:
-    """Raises ValueError unless `given` is an object with these keys."""
-    if not isinstance(given, dict):
-        raise ValueError(f"{where}: got {kind(given)}, expected an object")  # noqa: TRY004
-    for key in given:
-        if key not in expected:
-            raise ValueError(f"{where}: unknown key {key!r}, expected {', '.join(expected)}")
-    for key in expected:
-        if key not in given:
-            raise ValueError(f"{where}: key {key!r} is missing")
-
-
-def string(given: Any, where: str) -> str:
-    """`given`, if it is text; else ValueError."""
-    if not isinstance(given, str):
-        raise ValueError(f"{where}: got {kind(given)}, expected text")  # noqa: TRY004
-    return given
-
-
-def number(given: Any, where: str) -> float:
-    """`given`, if it is a number; else ValueError."""
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        raise ValueError(f"{where}: got {kind(given)}, expected a number")  # noqa: TRY004
-    if isinstance(given, float) and given in (float("inf"), float("-inf")):
-        raise ValueError(f"{where}: the number is too large")
-    return given
-
-
-def kind(given: Any) -> str:
-    """What a JSON value is, for messages."""
-    names: dict[type, str] = {dict: "an object", list: "a list", str: "text", type(None): "null"}
-    return names.get(type(given), repr(given)[:40])
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Replace the file at `path` by one with this text; it is there whole or not at all."""
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target}: there is no folder {target.parent}")
-    beside = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("xb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"key {key!r} is there twice")
-        found[key] = value
-    return found
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
 def _strings(given: Any, where: str) -> tuple[str, ...]:
-    return tuple(string(item, where) for item in _list(given, where))
-
-
-def _list(given: Any, where: str) -> list[Any]:
-    if not isinstance(given, list):
-        raise ValueError(f"{where}: got {kind(given)}, expected a list")  # noqa: TRY004
-    return given
-
-
-def _whole(given: Any, where: str) -> int:
-    if type(given) is not int:
-        raise ValueError(f"{where}: got {kind(given)}, expected a whole number")
-    return given
-
-
-def _number_or_none(given: Any, where: str) -> float | None:
-    return None if given is None else number(given, where)
+    return tuple(_json.string(item, where) for item in _json.listed(given, where))
 
 
 def _tuples(check: Callable[[Any, str], Any]) -> Callable[[Any, str], dict[str, Any]]:
     def read_all(given: Any, where: str) -> dict[str, Any]:
-        if not isinstance(given, dict):
-            raise ValueError(f"{where}: got {kind(given)}, expected an object")  # noqa: TRY004
         return {
-            name: tuple(check(item, f"{where}.{name}") for item in _list(items, f"{where}.{name}"))
-            for name, items in given.items()
+            name: tuple(
+                check(item, f"{where}.{name}") for item in _json.listed(items, f"{where}.{name}")
+            )
+            for name, items in _json.named(given, where).items()
         }
 
     return read_all
 
 
 def _parts(given: Any, where: str) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise ValueError(f"{where}: got {kind(given)}, expected an object")  # noqa: TRY004
     found = {}
-    for name, part in given.items():
+    for name, part in _json.named(given, where).items():
         place = f"{where}.{name}"
-        exact_keys(part, _PART, place)
+        _json.exact_keys(part, _PART, place)
         found[name] = (
-            _whole(part["units"], f"{place}.units"),
-            number(part["macs"], f"{place}.macs"),
-            number(part["dense_macs"], f"{place}.dense_macs"),
-            *(_number_or_none(part[key], f"{place}.{key}") for key in _TIMES),
+            _json.whole(part["units"], f"{place}.units"),
+            _json.number(part["macs"], f"{place}.macs"),
+            _json.number(part["dense_macs"], f"{place}.dense_macs"),
+            *(_json.number_or_none(part[key], f"{place}.{key}") for key in _TIMES),
         )
     return found

@@ -124,7 +124,7 @@ def costs(
 
     Raises:
         ValueError: For a modality or a number of units that the model does not have.
-        KeyError: If the latency table lacks a sublayer's shape.
+        LookupError: If the latency table lacks a sublayer's shape.
     """
     chosen = units.check_present(present)
     keep = {} if keep is None else keep

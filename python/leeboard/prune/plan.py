@@ -9,7 +9,7 @@ from operator import index, lt
 from pathlib import Path
 from typing import Any
 
-from leeboard.prune import _plan_file, _plan_text
+from leeboard.prune import _json, _plan_file, _plan_text
 from leeboard.prune._frozen import Frozen
 from leeboard.prune.costs import Latency, Part, costs
 from leeboard.prune.units import Sublayer, Units
@@ -89,6 +89,8 @@ class Plan:
         for part in ("milliseconds", "dense_milliseconds"):
             if getattr(self, part) is not None:
                 set_(self, part, _amount(getattr(self, part), part))
+        if self.score > 1.0 + 1e-6:
+            raise ValueError(f"score: got {self.score}, expected a share of at most 1")
         value = tuple(getattr(self, f.name) for f in fields(self))
         set_(self, "_value", value)
         # apply() looks plans up: nothing is hashed twice.
@@ -200,7 +202,7 @@ class Plan:
         Raises:
             OSError: If it cannot be written.
         """
-        _plan_file.write_atomically(path, self.to_json())
+        _json.write_atomically(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -66,7 +66,7 @@ def plan(
         ValueError: For a budget that no plan can meet (the message has the smallest possible), a
             modality that the model does not have, a budget of milliseconds without a table, scores
             that do not fit the units or are not finite, or a ranking without means.
-        KeyError: If the latency table lacks a sublayer's shape.
+        LookupError: If the latency table lacks a sublayer's shape.
     """
     chosen = tuple(present) if isinstance(present, list) else present
     key: Any = chosen, budget, id(latency), id(model), compensate, panel, per_layer, drop

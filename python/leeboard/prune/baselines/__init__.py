@@ -48,6 +48,9 @@ class Baseline:
         source: Where the rule is from.
         needs: What it measures on calibration data; empty for one that needs no data.
         build: Makes the scores; takes the measurements and the scores' name.
+        per_layer: Whether its source prunes every sublayer alike: `plan(..., per_layer=True)` is
+            then the published rule, and the knapsack over all sublayers compares what the rule
+            does not.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Baseline:
     source: str
     needs: frozenset[Need]
     build: Callable[[Measured, str], StaticScores]
+    per_layer: bool = False
 
 
 def _random(m: Measured, name: str) -> StaticScores:
@@ -113,7 +117,12 @@ def _table(*rows: Baseline) -> dict[str, Baseline]:
 BASELINES: dict[str, Baseline] = _table(
     Baseline("random", "uniform random numbers", "a floor", frozenset(), _random),
     Baseline(
-        "magnitude", "norms of the reader's columns", "An et al. 2024", frozenset(), _magnitude
+        "magnitude",
+        "norms of the reader's columns",
+        "magnitude-sp in An et al. 2024",
+        frozenset(),
+        _magnitude,
+        per_layer=True,
     ),
     Baseline(
         "taylor",
@@ -153,9 +162,10 @@ BASELINES: dict[str, Baseline] = _table(
     Baseline(
         "wanda_sp",
         "|weight| x norm of the input",
-        "Sun et al. 2024, An et al. 2024",
+        "Sun et al. 2024, Wanda-sp in An et al. 2024",
         frozenset({"inputs"}),
         _wanda_sp,
+        per_layer=True,
     ),
     Baseline(
         "flap",

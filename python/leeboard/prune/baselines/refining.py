@@ -158,8 +158,8 @@ class FisherScores(StaticScores):
 class BiasScores(StaticScores):
     """A ranking whose plans add to the reader's bias what shed units gave on average.
 
-    FLAP's compensation: bias += W[:, c] E[X_c], summed over the shed columns c. A block that is
-    dropped whole gets none, for it does not run.
+    FLAP's compensation: bias += W[:, c] E[X_c], summed over the shed columns c; for a block that is
+    dropped whole, over all.
 
     Args:
         units: Of the model.
@@ -192,6 +192,6 @@ class BiasScores(StaticScores):
         bias = dict(plan.bias)
         for name, kept in plan.keep.items():
             shed = sorted(set(range(self.units[name].units)) - set(kept))
-            if kept and shed:
+            if shed:
                 bias[name] = tuple(float(b) for b in self._adds[name][:, shed].sum(dim=1))
         return replace(plan, bias=bias)
