@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -93,7 +92,7 @@ class Prepared:
 
 
 def check(units: Units, plan: Plan) -> None:
-    """ValueError where a plan does not fit the units; the message names the field."""
+    """ValueError where a plan does not fit the units; the message says what of it."""
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: got {type(plan).__name__}, expected a leeboard.prune.Plan")
     if plan.fingerprint != units.fingerprint:
@@ -108,33 +107,17 @@ def check(units: Units, plan: Plan) -> None:
     known = {s.name: s for s in units}
     for name, kept in plan.keep.items():
         if name not in known:
-            raise ValueError(f"plan.keep: got {name!r}, which is no sublayer of the model")
-        _check_kept(known[name], kept)
-    for name, scales in plan.scales.items():
-        kept = plan.keep.get(name, ())
-        if len(scales) != len(kept) or not all(map(math.isfinite, scales)):
+            raise ValueError(f"plan: it keeps units of {name!r}, which the model does not have")
+        if kept and kept[-1] >= known[name].units:
             raise ValueError(
-                f"plan.scales: got {len(scales)} for {name!r}, expected {len(kept)} finite "
-                "numbers, one for each kept unit"
+                f"plan: it keeps unit {kept[-1]} of {name!r}, expected 0 to {known[name].units - 1}"
             )
     for name, bias in plan.bias.items():
-        size = known[name].out_features if name in plan.keep else None
-        if len(bias) != size or not all(map(math.isfinite, bias)):
+        if len(bias) != known[name].out_features:
             raise ValueError(
-                f"plan.bias: got {len(bias)} numbers for {name!r}, expected "
-                + ("a sublayer that is in plan.keep" if size is None else f"{size}, finite")
+                f"plan: its bias of {name!r} has {len(bias)} numbers, expected "
+                f"{known[name].out_features}"
             )
-
-
-def _check_kept(sublayer: Sublayer, kept: Sequence[int]) -> None:
-    last = -1
-    for unit in kept:
-        if type(unit) is not int or not last < unit < sublayer.units:
-            raise ValueError(
-                f"plan.keep: got {unit!r} for {sublayer.name!r}, expected ascending units, 0 to "
-                f"{sublayer.units - 1}"
-            )
-        last = unit
 
 
 def prepare(model: nn.Module, units: Units, plan: Plan) -> Prepared:

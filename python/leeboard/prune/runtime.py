@@ -20,7 +20,7 @@ from leeboard.prune.discover import units as find_units
 from leeboard.prune.plan import Plan
 from leeboard.prune.units import Sublayer, Units
 
-# Plans that stay prepared; the one that was not used for longest goes.
+# Plans that stay prepared; the oldest goes.
 _KEPT_PLANS = 1024
 
 
@@ -94,17 +94,15 @@ class _Session:
         self.local = threading.local()
         self._patches = Patches()
         self._lock = threading.Lock()
-        self._plans: OrderedDict[int, Prepared] = OrderedDict()
+        self._plans: OrderedDict[Plan, Prepared] = OrderedDict()
 
     def prepared(self, plan: Plan) -> Prepared:
-        """The plan made ready; once for each object."""
-        key = id(plan)
-        found = self._plans.get(key)
+        """The plan made ready, once."""
+        found = self._plans.get(plan) if isinstance(plan, Plan) else None
         if found is None:
             found = prepare(self.model, self.units, plan)
             with self._lock:
-                # It holds the plan, whose id thus is no other's.
-                self._plans[key] = found
+                self._plans[plan] = found
                 if len(self._plans) > _KEPT_PLANS:
                     self._plans.popitem(last=False)
         return found
