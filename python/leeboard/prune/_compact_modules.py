@@ -139,9 +139,12 @@ class PlainFeedForward(nn.Module):
 class PlainNorm(nn.Module):
     """`leeboard.nn.RMSNorm` in plain torch, on the same weight."""
 
+    weight: nn.Parameter | None
+
     def __init__(self, norm: RMSNorm) -> None:
         super().__init__()
-        self.weight, self.eps = norm.weight, norm.eps
+        self.register_parameter("weight", norm._parameters["weight"])
+        self.eps = norm.eps
         self.weight_offset, self.rounding = norm.weight_offset, norm.rounding
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,6 +166,8 @@ class PlainAttention(nn.Module):
 
     It takes no packed sequences, no cache and no list of heads.
     """
+
+    sink_logits: nn.Parameter | None
 
     def __init__(self, block: SparseGQA | CrossAttention) -> None:
         super().__init__()

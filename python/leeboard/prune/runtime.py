@@ -98,7 +98,8 @@ class _Session:
 
     def prepared(self, plan: Plan) -> Prepared:
         """The plan made ready, once."""
-        found = self._plans.get(plan) if isinstance(plan, Plan) else None
+        given: object = plan
+        found = self._plans.get(given) if isinstance(given, Plan) else None
         if found is None:
             found = prepare(self.model, self.units, plan)
             with self._lock:
@@ -174,7 +175,8 @@ class _Whole(Ours):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         original = self.original
-        if isinstance(original, Ours) or getattr(original, "__self__", None) is self.session.model:
+        own: object = original
+        if isinstance(own, Ours) or getattr(own, "__self__", None) is self.session.model:
             return Dense(copy.deepcopy(self.session.model, memo), self.attribute)
         return copy.deepcopy(original, memo)
 
@@ -197,7 +199,7 @@ def _present_only(
     return args, kwargs
 
 
-def _session(model: nn.Module) -> _Session | None:
+def _session(model: object) -> _Session | None:
     whole = vars(model).get("forward") if isinstance(model, nn.Module) else None
     return whole.session if isinstance(whole, _Whole) and whole.session.model is model else None
 
