@@ -40,6 +40,8 @@ const KernelTable table = {
     .panel_ffn_floats = panel_ffn_floats,
     .panel_ffn_hidden_floats = panel_ffn_hidden_floats,
     .panel_ffn = panel_ffn,
+    .unit_saliency_chunks = unit_saliency_chunks,
+    .unit_saliency_units = unit_saliency_units,
     .pack_multiple = kPackBlock,
 };
 

@@ -25,6 +25,8 @@ def test_from_mha(bias: bool) -> None:
     module.pattern = band
     expected = mha(x, x, x, attn_mask=~band.dense_mask(7))[0]
     torch.testing.assert_close(module(x), expected)
+    module.pattern = Dense()
+    torch.testing.assert_close(module(x, pattern=band), expected)
     module(x).sum().backward()
     assert module.q_proj.weight.grad is not None
 

@@ -1,0 +1,157 @@
+"""Runs a sublayer's ops at a number of kept units, to time them."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leeboard.ops import FeedForwardWeights, panel_ffn, panel_linear, patterns, sparse_gqa
+from leeboard.prune.units import Sublayer, Tokens
+
+Trial = Callable[[], object]
+
+
+def trial(model: nn.Module, sublayer: Sublayer, kept: int, tokens: Tokens, panel: int) -> Trial:
+    """A call that does what the sublayer does with its units spread over their range.
+
+    Weights have the sizes and the dtype of the model's, their values are random; a pattern is the
+    module's own.
+    """
+    reader: Any = model.get_submodule(sublayer.reader)
+    like = {"device": reader.weight.device, "dtype": reader.weight.dtype}
+    x = torch.randn(1, tokens.queries, sublayer.in_features, **like)
+    module = _module(model, sublayer.name)
+    if sublayer.kind == "feed_forward":
+        return _feed_forward(module, sublayer, kept, x, panel, like)
+    memory = x
+    if tokens.keys != tokens.queries or sublayer.key_features != sublayer.in_features:
+        memory = torch.randn(1, tokens.keys, sublayer.key_features, **like)
+    return _attention(module, sublayer, kept // sublayer.group, x, memory, like)
+
+
+def timed(run: Trial, repeats: int, device: torch.device) -> float:
+    """Median milliseconds of a call, once it is warm."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    with torch.inference_mode():
+        for _ in range(2):
+            run()
+        wait()
+        times = []
+        for _ in range(repeats):
+            start = perf_counter()
+            run()
+            wait()
+            times.append(perf_counter() - start)
+    return 1e3 * median(times)
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    # A sublayer of some families is a part of a module, and has a name of its own.
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _pattern(own: object, pairs: float, queries: int, keys: int) -> patterns.Pattern:
+    """The module's own pattern; for lengths that it does not fit a band of as many pairs."""
+    if pairs == 1.0 or not isinstance(own, patterns.Pattern):
+        return patterns.Dense()
+    try:
+        own.check(queries, keys)
+    except ValueError:
+        windows = range(1, queries + keys)
+        wanted = pairs * queries * keys
+        place = bisect.bisect_left(
+            windows, wanted, key=lambda w: patterns.Band(w, causal=False).pairs(queries, keys)
+        )
+        return patterns.Band(windows[min(place, len(windows) - 1)], causal=False)
+    return own
+
+
+def _spread(kept: int, all_: int, device: torch.device) -> Tensor:
+    chosen = [i * all_ // kept for i in range(kept)]
+    return torch.tensor(chosen, dtype=torch.int32, device=device)
+
+
+def _feed_forward(
+    module: nn.Module | None,
+    sublayer: Sublayer,
+    kept: int,
+    x: Tensor,
+    panel: int,
+    like: dict[str, Any],
+) -> Trial:
+    hidden, inner = sublayer.units, sublayer.in_features
+    own = getattr(module, "weights", None)
+    if callable(own):
+        weights = replace(own(), panel=panel)
+    else:
+        weights = FeedForwardWeights(
+            up=torch.randn(hidden, inner, **like),
+            down=torch.randn(sublayer.out_features, hidden, **like),
+            up_bias=torch.randn(hidden, **like),
+            down_bias=torch.randn(sublayer.out_features, **like),
+            gate=torch.randn(hidden, inner, **like) if sublayer.gated else None,
+            gate_bias=torch.randn(hidden, **like) if sublayer.gated else None,
+            activation="silu" if sublayer.gated else "gelu",
+            panel=panel,
+        )
+    panels = None
+    if kept < hidden:
+        panels = _spread(-(-kept // panel), -(-hidden // panel), x.device)
+    residual = x if sublayer.in_features == sublayer.out_features else None
+    return lambda: panel_ffn(x, weights, panels, residual=residual)
+
+
+def _attention(
+    module: nn.Module | None,
+    sublayer: Sublayer,
+    blocks: int,
+    x: Tensor,
+    memory: Tensor,
+    like: dict[str, Any],
+) -> Trial:
+    d, heads, groups = sublayer.width, sublayer.units, sublayer.blocks
+    sizes = (
+        (heads * d, sublayer.in_features),
+        (groups * d, sublayer.key_features),
+        (groups * d, sublayer.key_features),
+    )
+    weights = [torch.randn(size, **like) / size[1] ** 0.5 for size in sizes]
+    offsets = [torch.randn(size[0], **like) for size in sizes]
+    out = torch.randn(sublayer.out_features, heads * d, **like)
+    out_bias = torch.randn(sublayer.out_features, **like)
+    kept = _spread(blocks, groups, x.device)
+    inside = torch.arange(sublayer.group, dtype=torch.int32, device=x.device)
+    active = (kept[:, None] * sublayer.group + inside).flatten()
+    lists = (active, kept, kept)
+    if blocks == groups:
+        lists = active = None  # type: ignore[assignment]
+    pattern = _pattern(
+        getattr(module, "pattern", None), sublayer.pairs, x.shape[1], memory.shape[1]
+    )
+    residual = x if sublayer.in_features == sublayer.out_features else None
+
+    def run() -> Tensor:
+        q, k, v = (
+            panel_linear(source, w, which, b, panel=d).unflatten(-1, (-1, d)).transpose(1, 2)
+            for source, w, which, b in zip(
+                (x, memory, memory), weights, lists or (None,) * 3, offsets, strict=True
+            )
+        )
+        mixed = sparse_gqa(q, k, v, pattern).transpose(1, 2).flatten(2)
+        return panel_linear(mixed, out, active, out_bias, panel=d, over="inputs", residual=residual)
+
+    return run
