@@ -7,6 +7,7 @@ from leeboard.prune.budget import Budget
 from leeboard.prune.costs import Costs, costs
 from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
+from leeboard.prune.files import load_scores, save_scores
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
 from leeboard.prune.runtime import active_plan, apply, revert
@@ -39,7 +40,9 @@ __all__ = [
     "apply",
     "costs",
     "grouped",
+    "load_scores",
     "plan",
     "revert",
+    "save_scores",
     "units",
 ]

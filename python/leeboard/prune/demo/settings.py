@@ -56,9 +56,7 @@ class Settings:
     @classmethod
     def quick(cls, **changes: Any) -> Settings:
         """A version of less than a minute."""
-        small = cls(
-            subjects=12, windows=100, d_model=48, hidden=192, epochs=8, phase=24, repeats=5
-        )
+        small = cls(subjects=12, windows=100, d_model=48, hidden=192, epochs=8, phase=24, repeats=5)
         return replace(small, **changes)
 
     def of_training(self) -> dict[str, Any]:

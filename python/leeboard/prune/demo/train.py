@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,14 +122,13 @@ def best(table: ScoreTable, present: Tensor, kept: float) -> dict[str, Tensor]:
     return {name: gate[which] for name, gate in gates.items()}
 
 
-
-
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Any]:
     """A tqdm bar on stderr; a log gets a line at times."""
+    import sys
+
     from tqdm import tqdm
 
-    import sys
     terminal = sys.stderr.isatty()
     bar = tqdm(
         total=total,
