@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from leeboard.prune.aware import PruneAware
 from leeboard.prune.budget import Budget
+from leeboard.prune.calibration import calibrate
 from leeboard.prune.costs import Costs, costs
 from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
 from leeboard.prune.files import load_scores, save_scores
+from leeboard.prune.latency import LatencyTable
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
 from leeboard.prune.runtime import active_plan, apply, revert
@@ -23,6 +25,7 @@ __all__ = [
     "Budget",
     "Costs",
     "Declaration",
+    "LatencyTable",
     "LeftAlone",
     "ModalityDropout",
     "Plan",
@@ -38,6 +41,7 @@ __all__ = [
     "Units",
     "active_plan",
     "apply",
+    "calibrate",
     "costs",
     "grouped",
     "load_scores",
