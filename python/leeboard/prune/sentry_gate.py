@@ -185,9 +185,9 @@ class SentryGate(nn.Module):
         return result
 
     def scores(self, present: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """The expected saliency with these modalities, float32 [units] on the CPU for each sublayer.
+        """The expected saliency with these modalities, for each sublayer.
 
-        Sublayers that do not run have zeros.
+        float32 [units] on the CPU; sublayers that do not run have zeros.
 
         Raises:
             RuntimeError: Before the first `update`.

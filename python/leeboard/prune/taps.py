@@ -23,7 +23,8 @@ class Taps:
     read where autograd passes it on. There is no second pass, and nothing is kept but what autograd
     keeps for the readers' weights. The task's gradients are those without taps: to the bit where
     readers are plain linear layers, within rounding where a fused block is computed step by step
-    to show its reader's input. Where neither weights nor inputs below a reader want a gradient, its input is made to.
+    to show its reader's input. Where neither weights nor inputs below a reader want a gradient, its
+    input is made to.
 
     A pass is one call of `model`; saliencies and means are those of the last one and of the
     first backward pass through it. Several calls of one reader in a pass count as one unit: their
