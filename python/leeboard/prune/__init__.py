@@ -9,6 +9,7 @@ from leeboard.prune.compact import compact
 from leeboard.prune.costs import Costs, costs
 from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
+from leeboard.prune.files import load_scores, save_scores
 from leeboard.prune.latency import LatencyTable
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
@@ -45,7 +46,9 @@ __all__ = [
     "compact",
     "costs",
     "grouped",
+    "load_scores",
     "plan",
     "revert",
+    "save_scores",
     "units",
 ]
