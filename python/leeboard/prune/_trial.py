@@ -80,6 +80,11 @@ def _pattern(own: object, pairs: float, queries: int, keys: int) -> patterns.Pat
     return own
 
 
+def _heads(x: Tensor, width: int) -> Tensor:
+    """[1, L, heads * width] as [1, heads, L, width]."""
+    return x.view(*x.shape[:2], -1, width).transpose(1, 2)
+
+
 def _spread(kept: int, all_: int, device: torch.device) -> Tensor:
     chosen = [i * all_ // kept for i in range(kept)]
     return torch.tensor(chosen, dtype=torch.int32, device=device)
@@ -136,9 +141,8 @@ def _attention(
     kept = _spread(blocks, groups, x.device)
     inside = torch.arange(sublayer.group, dtype=torch.int32, device=x.device)
     active = (kept[:, None] * sublayer.group + inside).flatten()
-    lists = (active, kept, kept)
-    if blocks == groups:
-        lists = active = None  # type: ignore[assignment]
+    every = blocks == groups
+    lists = (None,) * 3 if every else (active, kept, kept)
     pattern = _pattern(
         getattr(module, "pattern", None), sublayer.pairs, x.shape[1], memory.shape[1]
     )
@@ -146,12 +150,14 @@ def _attention(
 
     def run() -> Tensor:
         q, k, v = (
-            panel_linear(source, w, which, b, panel=d).unflatten(-1, (-1, d)).transpose(1, 2)
+            _heads(panel_linear(source, w, which, b, panel=d), d)
             for source, w, which, b in zip(
-                (x, memory, memory), weights, lists or (None,) * 3, offsets, strict=True
+                (x, memory, memory), weights, lists, offsets, strict=True
             )
         )
         mixed = sparse_gqa(q, k, v, pattern).transpose(1, 2).flatten(2)
-        return panel_linear(mixed, out, active, out_bias, panel=d, over="inputs", residual=residual)
+        return panel_linear(
+            mixed, out, lists[0], out_bias, panel=d, over="inputs", residual=residual
+        )
 
     return run

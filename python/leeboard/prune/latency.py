@@ -41,7 +41,7 @@ class Curve:
         if min(self.tokens) < 1 or not self.macs > 0.0:
             raise ValueError("curve: tokens and multiply-adds must be positive")
 
-    def at(self, kept: int) -> float:
+    def at(self, kept: float) -> float:
         """Milliseconds with `kept` units, linear between those that were measured."""
         place = min(bisect.bisect_left(self.kept, kept), len(self.kept) - 1)
         if self.kept[place] == kept or place == 0:
