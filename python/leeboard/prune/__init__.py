@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leeboard.prune.aware import PruneAware
 from leeboard.prune.budget import Budget
 from leeboard.prune.calibration import calibrate
 from leeboard.prune.costs import Costs, costs
@@ -12,7 +13,9 @@ from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
 from leeboard.prune.runtime import active_plan, apply, revert
 from leeboard.prune.score_table import ScoreTable
+from leeboard.prune.scorer import Scorer
 from leeboard.prune.scores import Scores
+from leeboard.prune.sentry_gate import SentryGate
 from leeboard.prune.static import StaticScores
 from leeboard.prune.taps import Taps
 from leeboard.prune.units import LeftAlone, Sublayer, Tokens, Units
@@ -25,8 +28,11 @@ __all__ = [
     "LeftAlone",
     "ModalityDropout",
     "Plan",
+    "PruneAware",
     "ScoreTable",
+    "Scorer",
     "Scores",
+    "SentryGate",
     "StaticScores",
     "Sublayer",
     "Taps",
