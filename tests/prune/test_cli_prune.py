@@ -108,7 +108,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         build_parser().parse_args(["prune", "--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("calibrate", "study"))
+    assert all(name in out for name in ("calibrate", "demo", "study"))
     with pytest.raises(SystemExit):
         build_parser().parse_args(["prune", "calibrate", "--help"])
     out = capsys.readouterr().out
