@@ -77,7 +77,7 @@ def test_between_what_was_measured_it_is_linear() -> None:
 
 def test_what_a_table_does_not_know() -> None:
     table = table_of()
-    with pytest.raises(LookupError, match=r"latency: the table lacks the shape of a \(attention"):
+    with pytest.raises(LookupError, match=r"latency: the table lacks the shape of a \(sparse_gqa"):
         table.milliseconds(attention("a"), 2, Tokens(4, 4))
     with pytest.raises(LookupError, match="knows f for up to 16 queries and 16 keys; got 17"):
         table.milliseconds(FF, 16, Tokens(17, 17))
@@ -107,6 +107,7 @@ def test_the_rest_of_a_model() -> None:
         {"out_features": 40},
         {"pairs": 0.5},
         {"element_bytes": 2},
+        {"family": "torch_mha"},
     ],
 )
 def test_shapes_differ_in_all_that_matters(changes: dict[str, Any]) -> None:
@@ -131,7 +132,7 @@ def test_files(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["latency.json"]
     text = str(again)
     assert table.device.processor in text
-    assert "feed_forward 48>96x1>48 32-bit" in text
+    assert "feed_forward 48>96x1>48" in text
     assert "What is not prunable takes 0.5000" in text
 
 
@@ -294,15 +295,19 @@ def test_arguments_that_do_not_fit(name: str) -> None:
         {"key_features": 40},
         {"out_features": 32},
         {"pairs": 0.3},
+        {"family": "torch_mha"},
+        {"family": "sparse_mha", "pairs": 0.3},
+        {"family": "linear", "group": 2},
     ],
 )
 def test_trials_of_attention(kept: int, changes: dict[str, Any]) -> None:
     s = attention("blocks", **changes)
     model = torch.nn.ModuleDict({"blocks": torch.nn.Identity()})
     model["blocks"].out_proj = torch.nn.Linear(48, 32)
-    made = trial(model, s, kept, Tokens(5, 9), 16)()
-    assert isinstance(made, torch.Tensor)
-    assert made.shape == (1, 5, s.out_features)
+    for tokens in (Tokens(5, 5), Tokens(5, 9)):
+        made = trial(model, s, kept, tokens, 16)()
+        assert isinstance(made, torch.Tensor)
+        assert made.shape == (1, 5, s.out_features)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -11,11 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from leeboard.ops import FeedForwardWeights, panel_ffn, panel_linear, patterns, sparse_gqa
 from leeboard.prune.units import Sublayer, Tokens
 
 Trial = Callable[[], object]
+
+# Families whose q, k and v come of one weight, and whose attention is an op of leeboard.
+_PACKED = ("torch_mha", "sparse_mha")
+_OURS = ("sparse_gqa", "cross_attention", "sparse_mha")
 
 
 def trial(model: nn.Module, sublayer: Sublayer, kept: int, tokens: Tokens, panel: int) -> Trial:
@@ -113,11 +118,20 @@ def _feed_forward(
             activation="silu" if sublayer.gated else "gelu",
             panel=panel,
         )
+    if kept == hidden and not callable(own):
+        return lambda: _dense_feed_forward(x, weights)
     panels = None
     if kept < hidden:
         panels = _spread(-(-kept // panel), -(-hidden // panel), x.device)
-    residual = x if sublayer.in_features == sublayer.out_features else None
+    residual = x if getattr(module, "residual", False) is True else None
     return lambda: panel_ffn(x, weights, panels, residual=residual)
+
+
+def _dense_feed_forward(x: Tensor, w: FeedForwardWeights) -> Tensor:
+    """What torch's and transformers' blocks do when nothing is pruned."""
+    up = F.linear(x, w.up, w.up_bias)
+    hidden = F.gelu(up) if w.gate is None else F.silu(F.linear(x, w.gate, w.gate_bias)) * up
+    return F.linear(hidden, w.down, w.down_bias)
 
 
 def _attention(
@@ -129,11 +143,11 @@ def _attention(
     like: dict[str, Any],
 ) -> Trial:
     d, heads, groups = sublayer.width, sublayer.units, sublayer.blocks
-    sizes = (
-        (heads * d, sublayer.in_features),
-        (groups * d, sublayer.key_features),
-        (groups * d, sublayer.key_features),
-    )
+    packed = sublayer.family in _PACKED and memory is x
+    # Rows of each writer, and its inputs; one writer makes q, k and v where they are packed.
+    sizes = [(heads * d, sublayer.in_features), *[(groups * d, sublayer.key_features)] * 2]
+    if packed:
+        sizes = [(3 * heads * d, sublayer.in_features)]
     weights = [torch.randn(size, **like) / size[1] ** 0.5 for size in sizes]
     offsets = [torch.randn(size[0], **like) for size in sizes]
     out = torch.randn(sublayer.out_features, heads * d, **like)
@@ -141,23 +155,34 @@ def _attention(
     kept = _spread(blocks, groups, x.device)
     inside = torch.arange(sublayer.group, dtype=torch.int32, device=x.device)
     active = (kept[:, None] * sublayer.group + inside).flatten()
+    lists: list[Tensor] = [active, kept, kept]
+    if packed:
+        lists = [torch.cat((active, active + heads, active + 2 * heads))]
     every = blocks == groups
-    lists = (None,) * 3 if every else (active, kept, kept)
     pattern = _pattern(
         getattr(module, "pattern", None), sublayer.pairs, x.shape[1], memory.shape[1]
     )
-    residual = x if sublayer.in_features == sublayer.out_features else None
+    plain = sublayer.family not in _OURS and (every or sublayer.family not in _PACKED)
+
+    def project(source: Tensor, place: int) -> Tensor:
+        w, b = weights[place], offsets[place]
+        # Nothing is looked up in a list where all is kept: the module runs as it always did.
+        return (
+            F.linear(source, w, b) if every else panel_linear(source, w, lists[place], b, panel=d)
+        )
 
     def run() -> Tensor:
-        q, k, v = (
-            _heads(panel_linear(source, w, which, b, panel=d), d)
-            for source, w, which, b in zip(
-                (x, memory, memory), weights, lists, offsets, strict=True
-            )
-        )
-        mixed = sparse_gqa(q, k, v, pattern).transpose(1, 2).flatten(2)
-        return panel_linear(
-            mixed, out, lists[0], out_bias, panel=d, over="inputs", residual=residual
-        )
+        if packed:
+            q, k, v = (_heads(part, d) for part in project(x, 0).chunk(3, -1))
+        else:
+            q, k, v = (_heads(project(t, i), d) for i, t in enumerate((x, memory, memory)))
+        if plain:
+            mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=sublayer.group > 1)
+        else:
+            mixed = sparse_gqa(q, k, v, pattern)
+        merged = mixed.transpose(1, 2).flatten(2)
+        if every:
+            return F.linear(merged, out, out_bias)
+        return panel_linear(merged, out, active, out_bias, panel=d, over="inputs")
 
     return run
