@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from leeboard.prune.aware import PruneAware
 from leeboard.prune.budget import Budget
+from leeboard.prune.calibration import calibrate
 from leeboard.prune.costs import Costs, costs
 from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
+from leeboard.prune.latency import LatencyTable
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
 from leeboard.prune.runtime import active_plan, apply, revert
@@ -22,6 +24,7 @@ __all__ = [
     "Budget",
     "Costs",
     "Declaration",
+    "LatencyTable",
     "LeftAlone",
     "ModalityDropout",
     "Plan",
@@ -37,6 +40,7 @@ __all__ = [
     "Units",
     "active_plan",
     "apply",
+    "calibrate",
     "costs",
     "grouped",
     "plan",
