@@ -16,6 +16,7 @@ set(LEEBOARD_KERNEL_SOURCES
     csrc/cpu/sparse_gqa.cpp
     csrc/cpu/sparse_gqa_backward.cpp
     csrc/cpu/swiglu_linear.cpp
+    csrc/cpu/unit_saliency.cpp
     csrc/cpu/verify_greedy.cpp
     csrc/cpu/verify_sample.cpp
     csrc/cpu/level_table.cpp)

@@ -436,6 +436,25 @@ struct DraftChain {
   char* workspace;   // draft_chain_bytes, on a cache line, counters at its start zero
 };
 
+// Tokens of a chunk.
+inline constexpr int64_t kSaliencyTokens = 128;
+
+// Saliency of units of `width` neighbouring channels. Chunk ranges: chunk c of sample s owns row
+// s * chunks + c of `partial`. Unit ranges: those of sample s begin at s * (cols / width).
+struct UnitSaliency {
+  DType dtype;
+  int64_t tokens;  // of a sample
+  int64_t cols;
+  int64_t width;
+  ConstRows activation;
+  int64_t activation_batch;  // elements between samples
+  ConstRows grad;
+  int64_t grad_batch;
+  int64_t chunks;  // of a sample
+  float* partial;  // [samples * chunks, cols]
+  Rows out;        // float32 [samples, cols / width]
+};
+
 struct KernelTable {
   void (*rms_norm_forward)(const RmsNormForward&, int64_t begin, int64_t end);
   void (*rms_norm_backward)(const RmsNormBackward&, int64_t begin, int64_t end);
@@ -475,6 +494,9 @@ struct KernelTable {
   int64_t (*sparse_gqa_member_floats)(const SparseGqaForward&);
   // Every member of the team calls it. A sample asks for TopU.
   void (*sparse_gqa_forward)(const SparseGqaForward&, Team&, float* memory);
+  // Ranges of chunks, then of units.
+  void (*unit_saliency_chunks)(const UnitSaliency&, int64_t begin, int64_t end);
+  void (*unit_saliency_units)(const UnitSaliency&, int64_t begin, int64_t end);
   int64_t pack_multiple;  // packed rows are padded to a multiple of this many elements
 };
 

@@ -31,6 +31,8 @@ void sparse_gqa_forward(const SparseGqaForward& args, Team& team, float* memory)
 int64_t sparse_gqa_backward_item_floats(int64_t d, int64_t keys, int64_t chunks);
 int64_t sparse_gqa_backward_member_floats(int64_t d, int64_t keys);
 void sparse_gqa_backward(const SparseGqaBackward& args, Team& team, float* memory);
+void unit_saliency_chunks(const UnitSaliency& args, int64_t begin, int64_t end);
+void unit_saliency_units(const UnitSaliency& args, int64_t begin, int64_t end);
 void verify_greedy(const VerifyGreedy& args, int64_t begin, int64_t end);
 void verify_sample(const VerifySample& args, int64_t begin, int64_t end);
 void check_distributions(const CheckDistributions& args, int64_t begin, int64_t end);

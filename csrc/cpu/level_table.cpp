@@ -35,6 +35,8 @@ const KernelTable table = {
     .sparse_gqa_item_floats = sparse_gqa_item_floats,
     .sparse_gqa_member_floats = sparse_gqa_member_floats,
     .sparse_gqa_forward = sparse_gqa_forward,
+    .unit_saliency_chunks = unit_saliency_chunks,
+    .unit_saliency_units = unit_saliency_units,
     .pack_multiple = kPackBlock,
 };
 

@@ -163,6 +163,9 @@ def swiglu_linear_forward(
     eps: float,
     level: int,
 ) -> bool: ...
+def unit_saliency_forward(
+    activation: Tensor, grad: Tensor, out: Tensor, width: int, level: int
+) -> bool: ...
 def verify_greedy_forward(
     draft_tokens: Tensor,
     target_tokens: Tensor,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import draft_inputs
 import leeboard.ops
+import saliency_inputs
 import sparse_inputs
 from harness import Sample
 from leeboard.ops._weights import to_arguments
@@ -1626,6 +1627,12 @@ CASES: dict[str, OpCases] = {
         bad_calls=_swiglu_bad_calls(),
         op_arguments=layer_arguments,
         row_leaves=layer_rows,
+    ),
+    "unit_saliency": OpCases(
+        samples=saliency_inputs.samples(),
+        bad_calls={name: BadCall(*bad) for name, bad in saliency_inputs.bad_calls().items()},
+        op_arguments=lambda sample: (*sample.args, sample.kwargs.get("width", 1)),
+        row_leaves=lambda sample: (),
     ),
     "verify_greedy": OpCases(
         samples=greedy_samples(),

@@ -22,6 +22,7 @@ from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.sparse_gqa import sparse_gqa
 from leeboard.ops.swiglu_linear import swiglu_linear
+from leeboard.ops.unit_saliency import unit_saliency
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
 
@@ -136,6 +137,14 @@ OPS: dict[str, OpSpec] = _table(
         reference.swiglu_linear,
         differentiable=False,
         summary="gated feed-forward block on weights in any format",
+    ),
+    OpSpec(
+        "unit_saliency",
+        unit_saliency,
+        reference.unit_saliency,
+        differentiable=False,
+        summary="first-order saliency of heads and channels, for each sample",
+        rowwise=False,
     ),
     OpSpec(
         "verify_greedy",

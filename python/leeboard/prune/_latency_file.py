@@ -83,8 +83,14 @@ def text(table: LatencyTable) -> str:
             rows.append([shape, tokens, *(f"{c.at(n):.4f}" for n in at), ""])
     lines.append(aligned(["shape", "tokens", *shares, ""], rows))
     if table.rests:
-        lines += ["", "What is not prunable:"]
-        lines += [f"  {name}  {value:.4f}" for name, value in table.rests.items()]
+        times = list(table.rests.values())
+        rest = f"What is not prunable takes {max(times):.4f}"
+        if len(times) > 1:
+            rest = (
+                f"What is not prunable takes {min(times):.4f} to {max(times):.4f}, by the "
+                f"{len(times)} sets of modalities"
+            )
+        lines += ["", rest]
     return "\n".join(lines)
 
 

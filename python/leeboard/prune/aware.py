@@ -197,7 +197,7 @@ def top_groups(values: Tensor, size: int, share: float) -> Tensor:
     padded = nn.functional.pad(values.float(), (0, groups * size - columns))
     totals = padded.reshape(rows, groups, size).sum(2)
     count = min(groups, max(1, round(share * groups)))
-    order = totals.argsort(1, descending=True, stable=True)[:, :count]
+    order = totals.argsort(dim=1, descending=True, stable=True)[:, :count]
     kept = torch.zeros_like(totals).scatter_(1, order, 1.0)
     return kept.repeat_interleave(size, 1)[:, :columns]
 

@@ -15,6 +15,7 @@ from leeboard.prune.costs import macs
 from leeboard.prune.latency import Curve, LatencyTable, shape_of
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import block_units
+from leeboard.prune.runtime import active_plan, apply, revert
 from leeboard.prune.units import Sublayer, Tokens, Units
 
 # Above so many modalities not every set of them is measured.
@@ -31,7 +32,7 @@ def calibrate(
     inputs: Inputs | None = None,
     threads: int | None = None,
     sizes: int = 4,
-    rounds: int = 3,
+    rounds: int = 5,
     repeats: int = 9,
     progress: Callable[[int, int], object] | None = None,
 ) -> LatencyTable:
@@ -46,8 +47,8 @@ def calibrate(
     Args:
         model: Where it is; weights are not changed.
         units: Of the model.
-        inputs: Of one sample, by modality or whatever `model(inputs)` takes; what the whole model
-            takes besides its sublayers is then measured too, and is part of a plan's milliseconds.
+        inputs: Of one sample, by modality or whatever `model(inputs)` takes; what the model takes
+            with every sublayer dropped is then measured too, and is part of a plan's milliseconds.
         threads: Of torch's pool while measuring; as it is set by default.
         sizes: Numbers of tokens to measure for each shape, at most; spread, with the most and the
             fewest.
@@ -71,7 +72,13 @@ def calibrate(
     sets = _sets(units)
     shapes, points = _points(units, sets, sizes)
     device = next(model.parameters()).device
-    wholes = sets if inputs is not None else []
+    whole: Any = inputs
+    wholes = [] if whole is None else sets
+    # What is left of the model when every sublayer is dropped.
+    nothing = {
+        present: Plan(units.fingerprint, present, "0%", dict.fromkeys(units.tokens(present), ()))
+        for present in wholes
+    }
     total = rounds * (len(points) + len(wholes))
     done = 0
 
@@ -90,12 +97,47 @@ def calibrate(
                 times[point] = min(timed(run, repeats, device), times.get(point, float("inf")))
                 step()
             for present in wholes:
-                took = _whole(model, units, inputs, present, repeats, device)
+                took = measured(model, units, nothing[present], whole, repeats=repeats)
                 times[present] = min(took, times.get(present, float("inf")))
                 step()
         here = this_device(device)
-    table = LatencyTable(here, _curves(shapes, points, times), {})
-    return LatencyTable(here, table.curves, _rests(table, units, wholes, times))
+    rests = {"+".join(present): times[present] for present in wholes}
+    return LatencyTable(here, _curves(shapes, points, times), rests)
+
+
+def measured(
+    model: nn.Module,
+    units: Units,
+    plan: Plan,
+    inputs: Inputs,
+    *,
+    threads: int | None = None,
+    repeats: int = 9,
+) -> float:
+    """Median milliseconds of the whole model under a plan, to compare with what is predicted.
+
+    The plan that the model runs is the same afterwards.
+
+    Args:
+        model: Where it is.
+        units: Of the model.
+        plan: For it.
+        inputs: Of one sample; of a mapping by modality those that are present are given.
+        threads: Of torch's pool while measuring; as it is set by default.
+        repeats: Calls, once it is warm.
+    """
+    given = inputs
+    if isinstance(inputs, Mapping) and set(inputs) == set(units.modalities):
+        given = {name: inputs[name] for name in plan.present}
+    before = active_plan(model)
+    with _quiet(model, threads):
+        apply(model, plan, units=units)
+        try:
+            return timed(lambda: model(given), repeats, next(model.parameters()).device)
+        finally:
+            revert(model)
+            if before is not None:
+                apply(model, before, units=units)
 
 
 def _sets(units: Units) -> list[tuple[str, ...]]:
@@ -171,45 +213,6 @@ def _rising(values: Sequence[float]) -> list[float]:
             pool = (mean * n + pool[0] * pool[1]) / (n + pool[1]), n + pool[1]
         pools.append(pool)
     return [mean for mean, n in pools for _ in range(n)]
-
-
-def _rests(
-    table: LatencyTable,
-    units: Units,
-    wholes: Sequence[tuple[str, ...]],
-    times: Mapping[Any, float],
-) -> dict[str, float]:
-    found = {}
-    for present in wholes:
-        prunable = sum(
-            table.milliseconds(units[name], units[name].units, tokens)
-            for name, tokens in units.tokens(present).items()
-        )
-        found["+".join(present)] = max(0.0, times[present] - prunable)
-    return found
-
-
-def _whole(
-    model: nn.Module,
-    units: Units,
-    inputs: Any,
-    present: tuple[str, ...],
-    repeats: int,
-    device: torch.device,
-) -> float:
-    from leeboard.prune.runtime import active_plan, apply, revert
-
-    given = inputs
-    if isinstance(inputs, Mapping) and set(inputs) == set(units.modalities):
-        given = {name: inputs[name] for name in present}
-    before = active_plan(model)
-    apply(model, Plan.dense(units, present))
-    try:
-        return timed(lambda: model(given), repeats, device)
-    finally:
-        revert(model)
-        if before is not None:
-            apply(model, before)
 
 
 @contextmanager

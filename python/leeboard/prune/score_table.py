@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leeboard.prune._input_means import InputMeans
 from leeboard.prune._mask_table import MaskTable
-from leeboard.prune._masks import checked_present, names_of, row_of
+from leeboard.prune._masks import checked_present, distinct, names_of, row_of
 from leeboard.prune.plan import Plan
 from leeboard.prune.units import Units
 
@@ -54,6 +54,7 @@ class ScoreTable:
         self._table = MaskTable({s.name: s.units for s in units}, len(units.modalities), half_life)
         self._means = InputMeans(units, half_life)
         self._samples: dict[tuple[str, ...], int] = {}
+        self._version = 0
 
     @property
     def units(self) -> Units:
@@ -64,6 +65,11 @@ class ScoreTable:
     def name(self) -> str:
         """What ranks the units, as text."""
         return self._name
+
+    @property
+    def version(self) -> int:
+        """Another number after each change: plans are cached."""
+        return self._version
 
     @property
     def counts(self) -> dict[tuple[str, ...], int]:
@@ -89,12 +95,15 @@ class ScoreTable:
         """
         rows = checked_saliency(self.units, saliency)
         mask = checked_present(present, rows, self.units.modalities)
+        self._version += 1
         self._table.update(saliency, mask)
         if means:
             self._means.update(means, mask)
-        for row, count in zip(*torch.unique(mask, dim=0, return_counts=True), strict=True):
+        masks, which = distinct(mask)
+        counts = which.bincount(minlength=len(masks)).tolist()
+        for row, count in zip(masks, counts, strict=True):
             names = names_of(row, self.units.modalities)
-            self._samples[names] = self._samples.get(names, 0) + int(count)
+            self._samples[names] = self._samples.get(names, 0) + count
 
     def scores(self, present: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The mean saliency with these modalities, float32 [units] for each sublayer.
@@ -142,6 +151,7 @@ class ScoreTable:
         table.load(state["table"])
         means.load(state["means"])
         self._table, self._means = table, means
+        self._version += 1
         self._samples = {
             self.units.check_present(names): int(count) for names, count in state["samples"]
         }

@@ -96,6 +96,7 @@ class SentryGate(nn.Module):
         self._means = InputMeans(units, half_life)
         self._running: dict[tuple[str, ...], Tensor] = {}
         self._optimizer: torch.optim.Adam | None = None
+        self._changes = 0
 
     @property
     def units(self) -> Units:
@@ -106,6 +107,11 @@ class SentryGate(nn.Module):
     def name(self) -> str:
         """What ranks the units, as text."""
         return str(self.settings["name"])
+
+    @property
+    def version(self) -> int:
+        """Another number after each change: plans are cached."""
+        return self._changes
 
     def forward(self, present: Tensor) -> Tensor:
         """z [R, outputs] for masks bool [R, M]: log-scores as shares of their layers' means."""
@@ -139,6 +145,7 @@ class SentryGate(nn.Module):
         rows = checked_saliency(self.units, saliency)
         mask = checked_present(present, rows, self.units.modalities)
         masks, which = distinct(mask)
+        self._changes += 1
         if means:
             self._means.update(means, mask)
         device = self.scale.device
@@ -210,6 +217,7 @@ class SentryGate(nn.Module):
         means = InputMeans(self.units, self.settings["half_life"])
         means.load(state["means"])
         self._means, self._optimizer = means, None
+        self._changes += 1
         if not state["adam"]:
             return
         optimizer = self._adam()
