@@ -8,6 +8,7 @@ from leeboard.prune.calibration import calibrate
 from leeboard.prune.costs import Costs, costs
 from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
+from leeboard.prune.files import load_scores, save_scores
 from leeboard.prune.latency import LatencyTable
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
@@ -43,7 +44,9 @@ __all__ = [
     "calibrate",
     "costs",
     "grouped",
+    "load_scores",
     "plan",
     "revert",
+    "save_scores",
     "units",
 ]
