@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leeboard.prune.compact import compact
 from leeboard.prune.aware import PruneAware
 from leeboard.prune.budget import Budget
 from leeboard.prune.calibration import calibrate
@@ -41,6 +42,7 @@ __all__ = [
     "Units",
     "active_plan",
     "apply",
+    "compact",
     "calibrate",
     "costs",
     "grouped",
