@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import time
@@ -10,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from leeboard._cli import prune_study
+from leeboard.prune import compact, revert
+from leeboard.prune.backbones import BackboneConfig, build
+from leeboard.prune.discover import units as find_units
 from leeboard.prune.study import (
     PRESETS,
     Case,
@@ -22,7 +27,9 @@ from leeboard.prune.study import (
     presets,
     run_study,
 )
+from leeboard.prune.study.fit import fit
 from leeboard.prune.study.pool import Finished, run_all
+from leeboard.prune.taps import Taps
 
 TINY = Case(
     "digits-4",
@@ -53,8 +60,6 @@ TINY = Case(
 
 
 def study(**changes: Any) -> Study:
-    import dataclasses
-
     return Study("quick", (dataclasses.replace(TINY, **changes),))
 
 
@@ -153,23 +158,68 @@ def work(task: dict[str, Any]) -> None:
 
 
 def test_workers(tmp_path: Path) -> None:
-    """Two processes; one dies, one raises, all other tasks are done."""
+    """One task ends its process, one raises, all others are done."""
     hows = ["die", "write", "raise", "write", "write"]
     tasks = [{"how": how, "path": str(tmp_path / str(i))} for i, how in enumerate(hows)]
-    found = dict(end for end in run_all(work, tasks, 2) if end is not None)
+    found = dict(end for end in run_all(work, tasks, 1) if end is not None)
     assert found[0] == "the worker process ended with status 3"
     assert found[2] is not None
     assert found[2].endswith("ValueError: on purpose\n")
     assert [found[i] for i in (1, 3, 4)] == [None] * 3
     written = {int((tmp_path / str(i)).read_text()) for i in (1, 3, 4)}
+    # One took the place of the one that died, and did the rest.
+    assert len(written) == 1
     assert os.getpid() not in written
-    # Leaving early kills what runs.
-    started = time.monotonic()
-    sleepy = [{"how": "write", "path": str(tmp_path / "last")}, {"how": "sleep"}]
-    ends = run_all(work, sleepy, 2)
+
+
+def test_leaving_early_ends_the_workers(tmp_path: Path) -> None:
+    tasks = [{"how": "write", "path": str(tmp_path / "first")}, {"how": "sleep"}]
+    ends = run_all(work, tasks, 1)
     assert next(end for end in ends if end is not None) == Finished(0, None)
+    # The next task is under way.
+    assert next(ends) is None
+    started = time.monotonic()
     ends.close()
     assert time.monotonic() - started < 60
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "first").read_text()), 0)
+
+
+def test_masks_plans_and_smaller_nets_agree() -> None:
+    """Gates of ones and zeros, the applied plan that is counted, and the compacted net."""
+    case = dataclasses.replace(
+        TINY, rankers=("taylor/mix", "gate", "gate, held out", "table, held out")
+    )
+    data = measure.load(case, 0).split(seed=0)
+    config = BackboneConfig.for_inputs(data.train.inputs, 10, **case.model)
+    model = build("shared", config)
+    units = find_units(model)
+    masks = measure.choose_masks(units.modalities, 1, 0)
+    trained = fit(model, units, data.train.take(range(80)), "B", epochs=1, seed=0)
+    rankings = measure.rank(trained, ("taylor/mix", "gate"), data.train, 0)
+    made = [p for *_, p in measure.plans(case, rankings, model, masks)]
+    assert len(made) == 2 * 4 + 4
+    counter = measure.Counter(model, data.validation.take(range(5)), data.test.take(range(40)))
+    compared = 0
+    for plan in made:
+        applied = counter.outputs(plan, plan.present)
+        revert(model)
+        inputs = {
+            m: torch.cat([data.validation.inputs[m][:5], data.test.inputs[m][:40]])
+            for m in plan.present
+        }
+        small = compact(model, plan)
+        gates = {s.name: torch.zeros(s.units) for s in units}
+        for name, kept in plan.keep.items():
+            gates[name][list(kept)] = 1.0
+        with torch.no_grad(), Taps(model, units, gates=gates):
+            masked = model(inputs)
+        torch.testing.assert_close(small(inputs).detach(), applied, rtol=1e-4, atol=1e-5)
+        # A block that is dropped whole takes its output bias along, which gates leave there.
+        if all(plan.keep.values()):
+            torch.testing.assert_close(applied, masked, rtol=1e-4, atol=1e-5)
+            compared += 1
+    assert compared > 0
 
 
 def parsed(*words: str) -> argparse.Namespace:
