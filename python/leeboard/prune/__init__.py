@@ -10,6 +10,7 @@ from leeboard.prune.costs import Costs, costs
 from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
 from leeboard.prune.export import export_onnx
+from leeboard.prune.files import load_scores, save_scores
 from leeboard.prune.latency import LatencyTable
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
@@ -47,7 +48,9 @@ __all__ = [
     "costs",
     "export_onnx",
     "grouped",
+    "load_scores",
     "plan",
     "revert",
+    "save_scores",
     "units",
 ]
