@@ -95,7 +95,7 @@ def _put(root: nn.Module, name: str, module: nn.Module) -> None:
 
 def _shrink(root: nn.Module, s: Sublayer, entry: Entry) -> None:
     """Makes a sublayer of the copy small."""
-    tensors = entry.on(torch.device("cpu"))
+    tensors = entry.host
     reader = at(_ROOT, s.reader)
     if entry.dropped:
         _drop(root, s, tensors.bias)
