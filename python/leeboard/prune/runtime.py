@@ -23,6 +23,9 @@ from leeboard.prune.units import Sublayer, Units
 # Plans that stay prepared; the oldest goes.
 _KEPT_PLANS = 1024
 
+# Two threads must not set up a model at once.
+_setting_up = threading.Lock()
+
 
 def apply(model: nn.Module, plan: Plan, *, units: Units | None = None) -> None:
     """Makes the model run under a plan from its next call on.
@@ -50,21 +53,20 @@ def apply(model: nn.Module, plan: Plan, *, units: Units | None = None) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
     session = _session(model)
-    if session is not None and units is None:
-        session.current = session.prepared(plan)
-        return
-    found = find_units(model) if units is None else units
-    if session is not None:
-        if found.fingerprint != session.units.fingerprint:
-            raise ValueError(
-                f"units: got those of fingerprint {found.fingerprint}; the model runs plans of "
-                f"{session.units.fingerprint}; revert(model) first"
-            )
-        session.current = session.prepared(plan)
-        return
-    session = _Session(model, found)
+    if session is None:
+        with _setting_up:
+            session = _session(model)
+            if session is None:
+                session = _Session(model, find_units(model) if units is None else units)
+                session.current = session.prepared(plan)
+                session.install()
+                return
+    if units is not None and units.fingerprint != session.units.fingerprint:
+        raise ValueError(
+            f"units: got those of fingerprint {units.fingerprint}; the model runs plans of "
+            f"{session.units.fingerprint}; revert(model) first"
+        )
     session.current = session.prepared(plan)
-    session.install()
 
 
 def revert(model: nn.Module) -> None:
