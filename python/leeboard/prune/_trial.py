@@ -39,7 +39,7 @@ def trial(model: nn.Module, sublayer: Sublayer, tokens: Tokens) -> Trial:
     s = sublayer
     module: Any = _module(model, s.name)
     reader: Any = model.get_submodule(s.reader)
-    like = {"device": reader.weight.device, "dtype": reader.weight.dtype}
+    like: dict[str, Any] = {"device": reader.weight.device, "dtype": reader.weight.dtype}
     x = torch.randn(1, tokens.queries, s.in_features, **like)
     memory = x
     if tokens.keys != tokens.queries or s.key_features != s.in_features:
