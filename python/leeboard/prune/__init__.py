@@ -5,9 +5,11 @@ from __future__ import annotations
 from leeboard.prune.aware import PruneAware
 from leeboard.prune.budget import Budget
 from leeboard.prune.calibration import calibrate
+from leeboard.prune.compact import compact
 from leeboard.prune.costs import Costs, costs
 from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
+from leeboard.prune.files import load_scores, save_scores
 from leeboard.prune.latency import LatencyTable
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
@@ -41,9 +43,12 @@ __all__ = [
     "active_plan",
     "apply",
     "calibrate",
+    "compact",
     "costs",
     "grouped",
+    "load_scores",
     "plan",
     "revert",
+    "save_scores",
     "units",
 ]

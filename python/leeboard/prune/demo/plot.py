@@ -16,9 +16,7 @@ from leeboard.prune.units import Units
 _PLAN, _DENSE, _STATIC = "#0072b2", "#555555", "#d55e00"
 
 
-def plot(
-    found: Mapping[str, Any], windows: Sequence[Window], units: Units, path: Path
-) -> None:
+def plot(found: Mapping[str, Any], windows: Sequence[Window], units: Units, path: Path) -> None:
     """Draw the stream as a PNG."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -98,7 +96,9 @@ def _accuracy(axes: Any, windows: Sequence[Window], rolling: int) -> None:
         ]
         # The first means are of a few windows.
         first = min(rolling // 2, len(means) - 1)
-        axes.plot(range(first, len(means)), means[first:], color=color, ls=line, lw=1.8, label=label)
+        axes.plot(
+            range(first, len(means)), means[first:], color=color, ls=line, lw=1.8, label=label
+        )
     axes.set_ylabel(f"right answers,\nlast {rolling} windows, %")
     axes.set_ylim(0, 103)
     axes.legend(frameon=False, loc="lower left", ncols=3)
@@ -136,7 +136,9 @@ def _plan(axes: Any, windows: Sequence[Window], names: Sequence[str], units: Uni
     image = axes.imshow(
         shares, aspect="auto", interpolation="nearest", cmap="cividis_r", vmin=0, vmax=1
     )
-    labels = [f"{name} ({'heads' if units[name].kind == 'attention' else 'channels'})" for name in names]
+    labels = [
+        f"{name} ({'heads' if units[name].kind == 'attention' else 'channels'})" for name in names
+    ]
     axes.set_yticks(range(len(names)), labels, fontsize=7.5 if len(names) > 8 else 9)
     axes.set_ylabel("plan")
     return image

@@ -50,7 +50,7 @@ class Settings:
     epochs: int = 20
     batch: int = 64
     rate: float = 2e-3
-    p_max: float = 0.4
+    p_max: float = 0.3
     phase: int = 40
     repeats: int = 7
     rolling: int = 40
@@ -58,7 +58,7 @@ class Settings:
     @classmethod
     def quick(cls, **changes: Any) -> Settings:
         """A version of less than a minute."""
-        small = cls(tokens=4, d_model=48, hidden=192, epochs=14, phase=24, repeats=5)
+        small = cls(tokens=4, d_model=48, hidden=192, epochs=20, phase=24, repeats=5)
         return replace(small, **changes)
 
     def of_training(self) -> dict[str, Any]:
