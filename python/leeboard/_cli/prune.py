@@ -125,7 +125,7 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=9,
         metavar="N",
-        help="calls in a round; their median counts (default: %(default)s)",
+        help="calls in a round; their lower quartile counts (default: %(default)s)",
     )
     parser.add_argument(
         "--out",

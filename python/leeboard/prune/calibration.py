@@ -41,7 +41,7 @@ def calibrate(
 
     Each shape runs by itself, as it does in the model after `apply`, with one block of its units,
     with an eighth of them, two eighths, ... and with all, on the numbers of tokens that it meets
-    with some modalities present. A time is the median of `repeats` calls, the least of `rounds` rounds,
+    with some modalities present. A time is the lower quartile of `repeats` calls, the least of `rounds` rounds,
     which go through everything in turn so that a disturbance does not hit one point alone; times
     that fall with more units are averaged (pool adjacent violators).
 
@@ -122,7 +122,7 @@ def measured(
     threads: int | None = None,
     repeats: int = 9,
 ) -> float:
-    """Median milliseconds of the whole model under a plan, to compare with what is predicted.
+    """Milliseconds of the whole model under a plan, to compare with what is predicted.
 
     The plan that the model runs is the same afterwards.
 
