@@ -41,10 +41,9 @@ def calibrate(
 
     Each shape runs by itself, as it does in the model after `apply`, with one block of its units,
     with an eighth of them, two eighths, ... and with all, on the numbers of tokens that it meets
-    with some modalities present. A time is that of the
-    fastest of `repeats` calls in each of `rounds` rounds, which go through everything in turn so
-    that a disturbance does not hit one point alone; times that fall with more units are averaged
-    (pool adjacent violators).
+    with some modalities present. A time is that of the fastest of `repeats` calls in each of
+    `rounds` rounds, which go through everything in turn so that a disturbance does not hit one
+    point alone; times that fall with more units are averaged (pool adjacent violators).
 
     Args:
         model: Where it is; not running meanwhile. It is the same afterwards, with the same plan.
