@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 _CALIBRATE = """\
@@ -49,8 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `leeboard prune` and its subcommands."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, summary, module in _COMMANDS:
-        if module and find_spec(f"leeboard._cli.{module}") is None:
-            continue
         sub = commands.add_parser(
             name,
             help=summary,

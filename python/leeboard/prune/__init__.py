@@ -5,6 +5,7 @@ from __future__ import annotations
 from leeboard.prune.aware import PruneAware
 from leeboard.prune.budget import Budget
 from leeboard.prune.calibration import calibrate
+from leeboard.prune.compact import compact
 from leeboard.prune.costs import Costs, costs
 from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
@@ -42,6 +43,7 @@ __all__ = [
     "active_plan",
     "apply",
     "calibrate",
+    "compact",
     "costs",
     "grouped",
     "load_scores",

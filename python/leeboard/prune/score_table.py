@@ -111,7 +111,7 @@ class ScoreTable:
             self._samples[names] = self._samples.get(names, 0) + count
 
     def scores(self, present: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """The mean saliency with these modalities, float32 [units] for each sublayer.
+        """The mean saliency with these modalities, float32 [units] on the CPU for each sublayer.
 
         Raises:
             RuntimeError: Before the first `update`.
@@ -125,8 +125,8 @@ class ScoreTable:
         for sublayer in self.units:
             found = self._table.near(sublayer.name, row, reach)
             if found is None or sublayer.name not in running:
-                found = torch.zeros(sublayer.units, dtype=torch.float64)
-            result[sublayer.name] = found.float()
+                found = torch.zeros(sublayer.units, dtype=torch.float64, device="cpu")
+            result[sublayer.name] = found.float().cpu()
         return result
 
     def means(self, present: Sequence[str] | None = None) -> dict[str, Tensor] | None:
