@@ -145,9 +145,10 @@ def _stream(fields: Any) -> Stream:
 
 
 def _check_stream(stream: Stream) -> None:
-    if not isinstance(stream.name, str) or not _NAME.fullmatch(stream.name):
+    name: object = stream.name
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
-            f"modalities: got the name {stream.name!r}, expected letters, digits, _ and -, and no "
+            f"modalities: got the name {name!r}, expected letters, digits, _ and -, and no "
             "digit first"
         )
     for field in ("channels", "length", "patch"):
