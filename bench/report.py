@@ -26,7 +26,7 @@ from bench.sections import (
     README,
     TARGET,
     between,
-    keep_simulator,
+    keep_systems,
     readme_marks,
     with_section,
     write,
@@ -298,7 +298,7 @@ def unmeasured(timings: list[Timing], *, quick: bool) -> list[str]:
 
 
 def _publish_all(text: str, timings: list[Timing], title: str) -> None:
-    write(TARGET, keep_simulator(text, TARGET.read_text() if TARGET.exists() else ""))
+    write(TARGET, keep_systems(text, TARGET.read_text() if TARGET.exists() else ""))
     readme = README.read_text()
     featured = [op for op in {t.op for t in timings} if readme_marks(op)[0] in readme]
     rest = [t for t in timings if t.op not in featured]

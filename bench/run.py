@@ -1,4 +1,4 @@
-"""Runs the benchmarks: measures, then memory, then the report, then the simulator.
+"""Runs the benchmarks: measures, then memory, then the report, then the whole systems.
 
     python bench/run.py              everything; rewrites bench/RESULTS.md
     python bench/run.py --quick      a few cases in a few minutes; prints the report
@@ -7,6 +7,7 @@
                                      times and memory of one op; rewrites its section of
                                      bench/RESULTS.md, and its table of README.md if it has one
     python bench/run.py --sim        the simulator alone; rewrites its section of bench/RESULTS.md
+    python bench/run.py --prune      pruned layers and models alone; likewise
 
 Needs the standard library alone: every step is a process of its own, so that the allocator's
 settings are in force before torch loads.
@@ -21,6 +22,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+# Packages of bench/ that measure a whole system.
+SYSTEMS = {"prune": "pruned models", "sim": "simulator"}
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -68,12 +72,15 @@ def main() -> None:
         "--publish", action="store_true", help="with --quick or -k: rewrite the report too"
     )
     parser.add_argument("--sim", action="store_true", help="the simulator alone")
+    parser.add_argument("--prune", action="store_true", help="pruned layers and models alone")
     options = parser.parse_args()
 
     quick = ["--quick"] if options.quick else []
-    if options.sim:
+    alone = [name for name in SYSTEMS if getattr(options, name)]
+    if alone:
         show = [] if options.quick and not options.publish else ["--publish"]
-        _step("simulator", "bench.sim", *quick, *show)
+        for name in alone:
+            _step(SYSTEMS[name], f"bench.{name}", *quick, *show)
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
     run, memory = RESULTS / "run.json", RESULTS / "memory.json"
@@ -98,7 +105,8 @@ def main() -> None:
         publishing = ["--publish"] if whole or (options.quick and options.publish) else []
     _step("report", "bench.report", *publishing, *quick)
     if not options.k:
-        _step("simulator", "bench.sim", *publishing, *quick)
+        for name, title in SYSTEMS.items():
+            _step(title, f"bench.{name}", *publishing, *quick)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.run import ROOT
+from bench.run import ROOT, SYSTEMS
 
 TARGET = ROOT / "bench" / "RESULTS.md"
 README = ROOT / "README.md"
 GLANCE_HEAD = "## At a glance"
 READING_HEAD = "## How to read the tables"
-# The simulator's section, which bench.sim writes.
-SIM_MARKS = ("<!-- simulator:begin -->", "<!-- simulator:end -->")
+
+
+def system_marks(name: str) -> tuple[str, str]:
+    """What encloses the section of a system in bench/RESULTS.md."""
+    return f"<!-- system {name}:begin -->", f"<!-- system {name}:end -->"
 
 
 def readme_marks(name: str) -> tuple[str, str]:
@@ -39,13 +42,12 @@ def between(text: str, marks: tuple[str, str], lines: Sequence[str], name: str) 
     return "\n".join([before + begin, "", *lines, "", end + after])
 
 
-def keep_simulator(text: str, old: str) -> str:
-    """A new report with the simulator's section of the old one."""
-    begin, end = SIM_MARKS
-    if begin not in old:
-        return text
-    kept = old[old.index(begin) : old.index(end) + len(end)]
-    return f"{text}\n{kept}\n"
+def keep_systems(text: str, old: str) -> str:
+    """A new report with the systems' sections of the old one."""
+    for begin, end in map(system_marks, SYSTEMS):
+        if begin in old:
+            text += "\n" + old[old.index(begin) : old.index(end) + len(end)] + "\n"
+    return text
 
 
 def with_section(text: str, op: str, section: str) -> str:
@@ -56,7 +58,7 @@ def with_section(text: str, op: str, section: str) -> str:
     glance, reading = text.index(GLANCE_HEAD), text.index(READING_HEAD)
     text = text[:glance] + _without_rows(text[glance:reading], op) + text[reading:]
     first = text.index(READING_HEAD) + len(READING_HEAD)
-    # Sections begin at their heading; the simulator's at its mark.
+    # Sections begin at their heading; those of systems at their marks.
     begins = [m.start() for m in re.finditer(r"^(?:## |<!-- )", text[first:], re.MULTILINE)]
     begins = [first + begin for begin in begins] + [len(text)]
     start = end = len(text)

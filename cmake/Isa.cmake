@@ -12,10 +12,13 @@ set(LEEBOARD_KERNEL_SOURCES
     csrc/cpu/drafter_glue.cpp
     csrc/cpu/linear_argmax.cpp
     csrc/cpu/linear_topk.cpp
+    csrc/cpu/panel_ffn.cpp
+    csrc/cpu/panel_linear.cpp
     csrc/cpu/qlinear.cpp
     csrc/cpu/sparse_gqa.cpp
     csrc/cpu/sparse_gqa_backward.cpp
     csrc/cpu/swiglu_linear.cpp
+    csrc/cpu/unit_saliency.cpp
     csrc/cpu/verify_greedy.cpp
     csrc/cpu/verify_sample.cpp
     csrc/cpu/level_table.cpp)

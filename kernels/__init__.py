@@ -16,10 +16,13 @@ __all__ = [
     "drafter_glue",
     "linear_argmax",
     "linear_topk",
+    "panel_ffn",
+    "panel_linear",
     "qlinear",
     "rms_norm",
     "sparse_gqa",
     "swiglu_linear",
+    "unit_saliency",
     "verify_greedy",
     "verify_sample",
 ]

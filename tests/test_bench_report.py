@@ -36,11 +36,11 @@ old
 
 older
 
-<!-- simulator:begin -->
+<!-- system sim:begin -->
 
 ## Simulator
 
-<!-- simulator:end -->
+<!-- system sim:end -->
 """
 MS = 1e-3
 
@@ -119,7 +119,7 @@ def test_a_section_is_replaced_and_nothing_else(report: ModuleType) -> None:
     assert once.count("late") == 1
     assert "older" not in once
     assert "| early | N1   | met |" in once
-    assert "old\n\n## late\n\nnew\n\n<!-- simulator:begin -->\n\n## Simulator" in once
+    assert "old\n\n## late\n\nnew\n\n<!-- system sim:begin -->\n\n## Simulator" in once
     # Its table had no other rows.
     assert "best" not in once
     assert with_section(once, "late", "## late\n\nnew\n") == once

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from bench.sim.part import Part, Row, say
+from bench.part import Part, Row, say
 from leeboard.sim import Platform, Program, run
 
 LATENCY, BANDWIDTH = 1e-3, 100e6 / 8

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bench.part import Part, Row, number, say, wait_for_quiet
 from bench.sim import own, peer_simgrid
-from bench.sim.part import Part, Row, number, say, wait_for_quiet
 from bench.sim.workloads import Workload
 
 # Microseconds a flow, by ranks.

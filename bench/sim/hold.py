@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.sim.part import Part, Row, say, wait_for_quiet
+from bench.part import Part, Row, say, wait_for_quiet
 from leeboard import _C
 
 STRUCTURES = ("queue", "heap", "standard")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from bench.part import Part, Row, number, say, wait_for_quiet
 from bench.sim import own, peer_simgrid, peer_simpy
-from bench.sim.part import Part, Row, number, say, wait_for_quiet
 from bench.sim.workloads import Workload
 
 PEERS: dict[str, Any] = {"simpy": peer_simpy, "simgrid": peer_simgrid}

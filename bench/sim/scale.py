@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from bench.memory import status
+from bench.part import Part, Row, in_fresh_process, megabytes, number, say, wait_for_quiet
 from bench.sim.own import Network
-from bench.sim.part import Part, Row, in_fresh_process, megabytes, number, say, wait_for_quiet
 from leeboard.sim import Platform, Program, Trace, replay
 
 BANDWIDTH, LATENCY = 12.5e9, 5e-6

@@ -6,7 +6,7 @@ import time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
 from bench.environment import CPUS
-from bench.sim.part import Part, Row, number, say, wait_for_quiet
+from bench.part import Part, Row, number, say, wait_for_quiet
 from bench.sim.scale import REPLAY_RANKS, steps_of
 from leeboard.sim import Platform, sweep
 

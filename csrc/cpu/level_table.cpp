@@ -35,6 +35,13 @@ const KernelTable table = {
     .sparse_gqa_item_floats = sparse_gqa_item_floats,
     .sparse_gqa_member_floats = sparse_gqa_member_floats,
     .sparse_gqa_forward = sparse_gqa_forward,
+    .panel_linear_floats = panel_linear_floats,
+    .panel_linear = panel_linear,
+    .panel_ffn_floats = panel_ffn_floats,
+    .panel_ffn_hidden_floats = panel_ffn_hidden_floats,
+    .panel_ffn = panel_ffn,
+    .unit_saliency_chunks = unit_saliency_chunks,
+    .unit_saliency_units = unit_saliency_units,
     .pack_multiple = kPackBlock,
 };
 

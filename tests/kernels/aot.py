@@ -18,6 +18,8 @@ for both tiles, for usual and odd numbers of channels, appending and under a tre
 attention is compiled with every option at once, which takes the most registers. Linear
 layers are compiled for every format of their weights, with a norm, which makes their rows wider
 than 16 bits; whole drafts at the sizes of an 8B model's drafter, for one sequence and for many.
+Lists of panels are compiled for the narrowest panel that loads as a vector, and for one of 24
+channels, whose runs of 8 are the shortest that do.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ USUAL_NORMS = ("H4096", "backward-H4096", "add-H4096", "glue-H4096")
 # touched. Every other kernel keeps all of its scalars.
 SCALAR_LANES = {
     "_decode_attention_chunk_dot_kernel": 7,
+    "_panel_hidden_dot_kernel": 3,
     "_qlinear_dot_kernel": 3,
     "_sparse_gqa_grad_kv_dot_kernel": 1,
 }
@@ -65,6 +68,13 @@ USUAL_ATTENTION = (
     "attention-N64-D128",
     "gqa-spans-D128",
     "gqa-top_u-D128",
+)
+USUAL_PANELS = (
+    "saliency-T512-W64",
+    "panel-outputs-N1",
+    "panel-outputs-N64",
+    "panel-ffn-N1",
+    "panel-ffn-N64",
 )
 # Kernels that are limited by memory: without 128-bit loads they fall short of its bandwidth.
 STREAMING = {
@@ -83,6 +93,14 @@ STREAMING = {
     "_qlinear_stream_kernel",
     "_qlinear_dot_kernel",
     "_decode_attention_chunk_dot_kernel",
+    "_unit_saliency_sum_kernel",
+    "_panel_outputs_stream_kernel",
+    "_panel_outputs_dot_kernel",
+    "_panel_inputs_stream_kernel",
+    "_panel_inputs_dot_kernel",
+    "_panel_hidden_stream_kernel",
+    "_panel_hidden_dot_kernel",
+    "_row_moments_kernel",
 }
 
 
@@ -143,10 +161,13 @@ def cases() -> dict[str, Callable[[Any], None]]:
         drafter_glue,
         linear_argmax,
         linear_topk,
+        panel_ffn,
+        panel_linear,
         qlinear,
         rms_norm,
         sparse_gqa,
         swiglu_linear,
+        unit_saliency,
         verify_greedy,
         verify_sample,
     )
@@ -341,6 +362,52 @@ def cases() -> dict[str, Callable[[Any], None]]:
 
         return launch
 
+    def saliency(T: int, C: int, width: int) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x = empty(32, T, C, dtype=dtype)
+            unit_saliency.forward(x, x, empty(32, C // width, dtype=torch.float32), width)
+
+        return launch
+
+    def panels(N: int, panel: int, over: str) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            entries = empty(64, dtype=torch.int32)
+            x, w = empty(N, 4096, dtype=dtype), empty(4096, 4096, dtype=dtype)
+            short = empty(N, 64 * panel, dtype=dtype)
+            given, out = (x, short) if over == "outputs" else (short, x)
+            panel_linear.forward(given, w, entries, w[0], out, out, panel=panel, over=over)
+
+        return launch
+
+    def feed_forward(
+        N: int, panel: int, activation: str, norm: str | None, *, gated: bool
+    ) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x, up = empty(N, 4096, dtype=dtype), empty(14336, 4096, dtype=dtype)
+            down, vector = empty(4096, 14336, dtype=dtype), empty(14336, dtype=dtype)
+            panel_ffn.forward(
+                x,
+                up,
+                up if gated else None,
+                down,
+                vector,
+                vector if gated else None,
+                empty(224, dtype=torch.int32),
+                empty(1, 14336, dtype=torch.float32),
+                N,
+                up[0],
+                x,
+                x,
+                activation=activation,
+                norm=norm,
+                norm_weight=up[0],
+                norm_bias=up[0],
+                eps=1e-5,
+                panel=panel,
+            )
+
+        return launch
+
     table: dict[str, Callable[[torch.dtype], None]] = {}
     for H in (128, 4096, 4097, 16384, 20480):
         table[f"H{H}"] = norm(H, "after_weight")
@@ -380,6 +447,16 @@ def cases() -> dict[str, Callable[[Any], None]]:
         table[f"topk-N{N}-H4096"] = topk(N, 4096, "plain")
     for H in (4096, 20480):
         table[f"glue-H{H}"] = glue(H)
+    # Of heads and of channels.
+    table["saliency-T512-W64"] = saliency(512, 4096, 64)
+    table["saliency-T512-W1"] = saliency(512, 4096, 1)
+    # The feed-forward blocks take every option, and their second launch is that of listed inputs.
+    for N in (1, 64):
+        table[f"panel-outputs-N{N}"] = panels(N, 16, "outputs")
+        table[f"panel-ffn-N{N}"] = feed_forward(N, 16, "silu", "layer_norm", gated=True)
+    table["panel-inputs-N64-P32"] = panels(64, 32, "inputs")
+    table["panel-inputs-N1000-P24"] = panels(1000, 24, "inputs")
+    table["panel-ffn-N1000-gelu"] = feed_forward(1000, 16, "gelu", None, gated=False)
     table["aux-N1-states8-H4096"] = aux(1, 4096, states=8)
     table["greedy-tree60"] = greedy(60)
     table["sample-chain5"] = sample(5, "chain")
@@ -392,6 +469,7 @@ def selected(case: str, dtype: str, target: str) -> bool:
     """Whether the grid holds this combination (see the top of the file for why)."""
     usual = case in (*USUAL_NORMS, *USUAL_ATTENTION) or ("-N" in case and case.endswith("H4096"))
     usual |= case.startswith(("greedy-", "sample-"))
+    usual |= case in USUAL_PANELS
     thorough = target in ("sm_90", "gfx942")
     if "fp8" in case and target == "sm_80":
         # Without an fp8 type its bits are widened, which spills a few registers; it has to run only.
@@ -401,6 +479,9 @@ def selected(case: str, dtype: str, target: str) -> bool:
     if dtype == "float32" and case.startswith("gqa-"):
         # The widest heads are the hardest.
         return thorough and case == "gqa-D256"
+    if dtype == "float32" and case.startswith(("saliency-", "panel-")):
+        # The block with every option takes the most registers.
+        return thorough and case == "panel-ffn-N64"
     if dtype == "float32":
         # Rows of 32 bits on weights of 8 are those of a draft.
         return thorough and usual and not any(form in case for form in ("int8", "fp8"))

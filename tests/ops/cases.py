@@ -14,6 +14,8 @@ from torch import Tensor
 
 import draft_inputs
 import leeboard.ops
+import panel_inputs
+import saliency_inputs
 import sparse_inputs
 from harness import Sample
 from leeboard.ops._weights import to_arguments
@@ -1609,6 +1611,18 @@ CASES: dict[str, OpCases] = {
         row_leaves=lambda sample: (0,),
         check_index=check_topk,
     ),
+    "panel_ffn": OpCases(
+        samples=panel_inputs.ffn_samples(),
+        bad_calls={name: BadCall(*bad) for name, bad in panel_inputs.ffn_bad_calls().items()},
+        op_arguments=panel_inputs.ffn_arguments,
+        row_leaves=lambda sample: (),
+    ),
+    "panel_linear": OpCases(
+        samples=panel_inputs.linear_samples(),
+        bad_calls={name: BadCall(*bad) for name, bad in panel_inputs.linear_bad_calls().items()},
+        op_arguments=panel_inputs.linear_arguments,
+        row_leaves=lambda sample: (),
+    ),
     "qlinear": OpCases(
         samples=layer_samples(linear_weights),
         bad_calls=_qlinear_bad_calls(),
@@ -1626,6 +1640,12 @@ CASES: dict[str, OpCases] = {
         bad_calls=_swiglu_bad_calls(),
         op_arguments=layer_arguments,
         row_leaves=layer_rows,
+    ),
+    "unit_saliency": OpCases(
+        samples=saliency_inputs.samples(),
+        bad_calls={name: BadCall(*bad) for name, bad in saliency_inputs.bad_calls().items()},
+        op_arguments=lambda sample: (*sample.args, sample.kwargs.get("width", 1)),
+        row_leaves=lambda sample: (),
     ),
     "verify_greedy": OpCases(
         samples=greedy_samples(),

@@ -87,25 +87,27 @@ def test_the_report_replaces_its_section_only(
     bench: ModuleType, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bench import sections as whole
-    from bench.sim import accuracy, report
+    from bench import systems
+    from bench.sim import accuracy
 
+    simulator = systems.System("sim", "Simulator", ("accuracy",), dict)
     target = tmp_path / "RESULTS.md"
     target.write_text("# Measured speed\n\n## some_op\n\nfast\n")
-    monkeypatch.setattr(report, "TARGET", target)
+    monkeypatch.setattr(systems, "TARGET", target)
     rows = [{"case": "a", "real": 1.0, "own": 1.01, "lv08": 1.1, "smpi": 0.9}] * 3
-    lines = report.compose(
+    lines = simulator.compose(
         [accuracy.PART], {"accuracy": rows}, {"processor": "P"}, "2000-01-01", quick=False
     )
-    report.publish(lines)
+    simulator.publish(lines)
     once = target.read_text()
-    assert once.startswith("# Measured speed\n\n## some_op\n\nfast\n\n<!-- simulator:begin -->")
+    assert once.startswith("# Measured speed\n\n## some_op\n\nfast\n\n<!-- system sim:begin -->")
     assert once.count("### Accuracy") == 1
     assert "+1.0%" in once
-    report.publish(lines)
+    simulator.publish(lines)
     assert target.read_text() == once
     # A new report of the ops keeps it.
-    again = whole.keep_simulator("# Measured speed\n\n## other_op\n", once)
+    again = whole.keep_systems("# Measured speed\n\n## other_op\n", once)
     assert "some_op" not in again
     assert again.count("### Accuracy") == 1
-    report_marks = [again.count(mark) for mark in whole.SIM_MARKS]
+    report_marks = [again.count(mark) for mark in whole.system_marks("sim")]
     assert report_marks == [1, 1]

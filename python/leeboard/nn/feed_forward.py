@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leeboard.ops import FeedForwardWeights, panel_ffn
+
+# As `panel_ffn` names them.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "identity": lambda x: x,
+}
 
 
 class FeedForward(nn.Module):
@@ -89,3 +101,28 @@ class FeedForward(nn.Module):
             gates=gates,
             residual=x if self.residual else None,
         )
+
+    def by_layers(
+        self, x: Tensor, *, gates: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """As `forward`, in plain torch: norm and projections are called as modules.
+
+        So their hooks run: the input of `down` is that of the hidden channels, after the gates.
+        """
+        normed = x if self.norm is None else self.norm(x)
+        act = ACTIVATIONS[self.activation]
+        hidden = self.up(normed)
+        hidden = act(hidden) if self.gate is None else act(self.gate(normed)) * hidden
+        if gates is not None:
+            spread = gates if gates.dim() == 1 else gates.view(len(gates), *[1] * (x.dim() - 2), -1)
+            hidden = hidden * spread
+        if self.active_panels is not None:
+            size = hidden.shape[-1]
+            runs = torch.zeros(-(-size // self.panel) + 1, dtype=torch.bool, device=x.device)
+            runs[self.active_panels.long()] = True
+            runs = runs[:-1].repeat_interleave(self.panel)[:size]
+            hidden = torch.where(runs, hidden, 0)
+        out: Tensor = self.down(hidden)
+        if bias is not None:
+            out = out + (bias if self.down.bias is None else bias - self.down.bias)
+        return x + out if self.residual else out

@@ -266,33 +266,65 @@ class SparseGQA(nn.Module):
                 that does not fit the length.
             RuntimeError: If a gradient is wanted through a cache.
         """
-        if x.dim() != 3 or x.shape[2] != self.embed_dim:
-            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, L, {self.embed_dim}]")
+        self._check(x)
+        heads = self.active_heads if active_heads is None else active_heads
+        out, lse = self._attend(
+            self._heads(self.q_proj(x)),
+            self._heads(self.k_proj(x)),
+            self._heads(self.v_proj(x)),
+            heads,
+            self.sink_logits,
+            key_padding=key_padding,
+            pattern=pattern,
+            cu_seqlens=cu_seqlens,
+            position_embeddings=position_embeddings,
+            cache=cache,
+            need_lse=need_lse,
+        )
+        y: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return (y, lse) if need_lse else y
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        active_heads: Sequence[int] | None,
+        sink_logits: Tensor | None,
+        *,
+        key_padding: Tensor | None = None,
+        pattern: Pattern | None = None,
+        cu_seqlens: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        cache: AttentionCache | None = None,
+        need_lse: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Attention between the projections; of any heads, [B, H, L, D], and the log-sum-exp."""
         pattern = self.pattern if pattern is None else pattern
-        q = self._heads(self.q_proj(x), self.num_heads)
-        k = self._heads(self.k_proj(x), self.num_kv_heads)
-        v = self._heads(self.v_proj(x), self.num_kv_heads)
         if position_embeddings is not None:
             q, k = (_rotated(t, *position_embeddings) for t in (q, k))
         options: dict[str, Any] = {
             "scale": self.scale,
-            "active_heads": self.active_heads if active_heads is None else active_heads,
+            "active_heads": active_heads,
             "softcap": self.softcap,
-            "sink_logits": self.sink_logits,
+            "sink_logits": sink_logits,
             "return_lse": True,
         }
         if cache is None:
-            out, lse = sparse_gqa(
+            return sparse_gqa(
                 q, k, v, pattern, key_padding=key_padding, cu_seqlens=cu_seqlens, **options
             )
-        else:
-            if cu_seqlens is not None:
-                raise ValueError("cu_seqlens: got a tensor along with a cache, expected None")
-            out, lse = decode(q, k, v, cache, pattern, key_padding, options, need_lse)
-        y: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
-        return (y, lse) if need_lse else y
+        if cu_seqlens is not None:
+            raise ValueError("cu_seqlens: got a tensor along with a cache, expected None")
+        return decode(q, k, v, cache, pattern, key_padding, options, need_lse)
 
-    def _heads(self, t: Tensor, heads: int) -> Tensor:
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[2] != self.embed_dim:
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, L, {self.embed_dim}]")
+
+    def _heads(self, t: Tensor) -> Tensor:
+        """[B, L, H * D] to [B, H, L, D]."""
+        heads = t.shape[2] // self.head_dim
         return t.view(*t.shape[:2], heads, self.head_dim).transpose(1, 2)
 
     def extra_repr(self) -> str:

@@ -18,10 +18,13 @@ from leeboard.ops.draft_chain import draft_chain
 from leeboard.ops.drafter_glue import drafter_glue
 from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.linear_topk import linear_topk
+from leeboard.ops.panel_ffn import panel_ffn
+from leeboard.ops.panel_linear import panel_linear
 from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.sparse_gqa import sparse_gqa
 from leeboard.ops.swiglu_linear import swiglu_linear
+from leeboard.ops.unit_saliency import unit_saliency
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
 
@@ -116,6 +119,22 @@ OPS: dict[str, OpSpec] = _table(
         summary="most likely tokens of a head, without its logits",
     ),
     OpSpec(
+        "panel_ffn",
+        panel_ffn,
+        reference.panel_ffn,
+        differentiable=True,
+        summary="feed-forward block over a list of panels of its channels",
+        rowwise=False,
+    ),
+    OpSpec(
+        "panel_linear",
+        panel_linear,
+        reference.panel_linear,
+        differentiable=True,
+        summary="linear layer over a list of panels of its weight",
+        rowwise=False,
+    ),
+    OpSpec(
         "qlinear",
         qlinear,
         reference.qlinear,
@@ -136,6 +155,14 @@ OPS: dict[str, OpSpec] = _table(
         reference.swiglu_linear,
         differentiable=False,
         summary="gated feed-forward block on weights in any format",
+    ),
+    OpSpec(
+        "unit_saliency",
+        unit_saliency,
+        reference.unit_saliency,
+        differentiable=False,
+        summary="first-order saliency of heads and channels, for each sample",
+        rowwise=False,
     ),
     OpSpec(
         "verify_greedy",

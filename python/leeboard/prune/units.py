@@ -115,6 +115,33 @@ class Units:
     def __len__(self) -> int:
         return len(self.sublayers)
 
+    def __str__(self) -> str:
+        """A table: a line for each sublayer, then what is left alone and why."""
+        heads = ("name", "kind", "units", "group", "width", "in", "out")
+        rows = [heads]
+        for s in self.sublayers:
+            sizes = (s.units, s.group, s.width, s.in_features, s.out_features)
+            rows.append((s.name or "(model)", s.kind, *map(str, sizes)))
+        widths = [max(len(row[n]) for row in rows) for n in range(len(heads))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if n < 2 else cell.rjust(width)
+                for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        total = {
+            k: sum(s.units for s in self if s.kind == k) for k in ("attention", "feed_forward")
+        }
+        lines.append(
+            f"{total['attention']} heads and {total['feed_forward']} channels in {len(self)} "
+            f"sublayers; modalities: {', '.join(self.modalities)}; fingerprint {self.fingerprint}"
+        )
+        if self.left_alone:
+            lines.append(f"left alone ({len(self.left_alone)}):")
+            lines += [f"  {n or '(model)'} ({kind}): {why}" for n, kind, why in self.left_alone]
+        return "\n".join(lines)
+
     def __getitem__(self, name: str) -> Sublayer:
         for sublayer in self.sublayers:
             if sublayer.name == name:

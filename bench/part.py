@@ -1,4 +1,4 @@
-"""One part of the simulator's report: what it measures, and how that is shown."""
+"""One part of a system's report: what it measures, and how that is shown."""
 
 from __future__ import annotations
 

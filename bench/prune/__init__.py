@@ -1,0 +1,1 @@
+"""Pruned layers and models, against torch's own dense ones: `python -m bench.prune`."""

@@ -1,0 +1,85 @@
+"""Whole backbones, batch 1, all sensors there."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.part import Part, Row, say, wait_for_quiet
+from bench.prune.models import TOLERANCE, backbone, dense, half, window
+from bench.prune.timing import medians, require_equal, thread_counts
+from leeboard import prune
+from leeboard.prune.backbones import BACKBONES
+
+
+def _measure(quick: bool) -> list[Row]:
+    rows = []
+    given = window()
+    for name in BACKBONES:
+        model, pruned = backbone(name), backbone(name)
+        plan = half(pruned)
+        whole, small = dense(model), prune.compact(pruned, plan)
+        prune.apply(pruned, plan)
+        compiled = torch.compile(whole)
+        calls = {
+            "eager": lambda whole=whole: whole(given),
+            "compile": lambda whole=compiled: whole(given),
+            "leeboard": lambda model=model: model(given),
+            "pruned": lambda model=pruned: model(given),
+            "compact": lambda small=small: small(given),
+        }
+        with torch.no_grad():
+            outputs = {key: call() for key, call in calls.items()}
+        require_equal(outputs, ["eager", "compile", "leeboard"], TOLERANCE)
+        require_equal(outputs, ["compact", "pruned"], TOLERANCE)
+        for threads in thread_counts():
+            wait_for_quiet()
+            times = medians(calls, threads, 0.15 if quick else 0.6)
+            share = plan.macs / plan.dense_macs
+            rows.append({"backbone": name, "threads": threads, "macs": share, **times})
+        say(f"backbone {name}")
+    return rows
+
+
+def _cells(row: Row) -> list[str]:
+    def ratio(a: str, b: str) -> str:
+        return f"{row[a] / row[b]:.2f}x"
+
+    times = [f"{row[key] * 1e6:,.0f}" for key in ("eager", "compile", "leeboard", "pruned")]
+    return [
+        row["backbone"],
+        f"{row['threads']}",
+        *times,
+        ratio("eager", "leeboard"),
+        ratio("compile", "leeboard"),
+        ratio("leeboard", "pruned"),
+        f"{1 / row['macs']:.2f}x",
+        ratio("eager", "pruned"),
+        ratio("compact", "pruned"),
+    ]
+
+
+PART = Part(
+    name="backbone",
+    title="Whole backbones, batch 1",
+    reading="""\
+Microseconds for one window of five sensors (160 tokens in all; 64 channels, 8 heads, 256 hidden,
+3 layers, float32). `eager` and `compile` are the same model made of torch's own layers; other columns
+as above.""",
+    head=[
+        "backbone",
+        "threads",
+        "eager",
+        "compile",
+        "dense",
+        "50%",
+        "fusion: eager",
+        "fusion: compile",
+        "pruning",
+        "at most",
+        "both: eager",
+        "compact",
+    ],
+    left=1,
+    measure=_measure,
+    cells=_cells,
+)

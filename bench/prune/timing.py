@@ -1,0 +1,51 @@
+"""Rivals timed in turns, so that a drift of the machine meets them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bench.environment import CPUS
+
+Call = Callable[[], object]
+
+
+def thread_counts() -> list[int]:
+    """One thread, and as many as there are cores."""
+    return sorted({1, CPUS})
+
+
+def medians(calls: Mapping[str, Call], threads: int, seconds: float) -> dict[str, float]:
+    """Seconds of one call of each, the median over rounds of at least half a millisecond."""
+    torch.set_num_threads(threads)
+    with torch.no_grad():
+        repeats: dict[str, int] = {}
+        for name, call in calls.items():
+            for _ in range(5):
+                call()
+            start = time.perf_counter()
+            call()
+            repeats[name] = max(1, round(5e-4 / (time.perf_counter() - start)))
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        end = time.perf_counter() + seconds * len(calls)
+        while time.perf_counter() < end or len(times[next(iter(calls))]) < 5:
+            for name, call in calls.items():
+                start = time.perf_counter()
+                for _ in range(repeats[name]):
+                    call()
+                times[name].append((time.perf_counter() - start) / repeats[name])
+    torch.set_num_threads(CPUS)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def require_equal(outputs: Mapping[str, Tensor], names: Sequence[str], tolerance: float) -> None:
+    """AssertionError unless these outputs are the same: no time is believed otherwise."""
+    first = outputs[names[0]]
+    scale = first.abs().max()
+    for name in names[1:]:
+        error = ((outputs[name] - first).abs().max() / scale).item()
+        assert error <= tolerance, f"{name} differs from {names[0]} by {error:.1e} of its size"

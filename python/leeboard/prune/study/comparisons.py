@@ -1,0 +1,131 @@
+"""The comparisons that the report shows, in one place: what against what, and what it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from leeboard.prune.study.results import CaseResults, Side
+from leeboard.prune.study.settings import STATIC
+from leeboard.prune.study.statistics import Interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides and what their difference asks."""
+
+    left: Side
+    right: Side
+    question: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.left.title} - {self.right.title}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison with its figures.
+
+    Attributes:
+        comparison: What against what.
+        overall: The mean over k.
+        per_k: For each number of missing modalities.
+        reference: Accuracy of the right side over all, for relative gains.
+    """
+
+    comparison: Comparison
+    overall: Interval
+    per_k: tuple[tuple[int, Interval], ...]
+    reference: Interval
+
+    @property
+    def relative(self) -> float:
+        """Gain relative to the right side's accuracy."""
+        return self.overall.mean / max(self.reference.mean, 1e-9)
+
+
+def training(results: CaseResults) -> list[Row]:
+    """The gate on B against other trainings, each with its best static ranking."""
+    gate = Side("B", "gate")
+    questions = {
+        "A": "the whole system against a static ranking of an ordinary net",
+        "A-matched": "the same, the ordinary net having had the same compute",
+        "C": "does it matter that the masks in training know the modalities?",
+        "R": "does it matter that the masks in training are ranked at all?",
+    }
+    made = [
+        Comparison(gate, Side(arm, results.best_static(arm)), question)
+        for arm, question in questions.items()
+        if arm in results.arms and _static(results, arm)
+    ]
+    if "A" in results.arms and _static(results, "A"):
+        per_k = Side("A", results.best_static_per_k("A"))
+        made.insert(1, Comparison(gate, per_k, "the rival being chosen anew for each k"))
+    return rows(results, made)
+
+
+def ranking(results: CaseResults) -> list[Row]:
+    """Rankers against one another on the same net."""
+    made = []
+    for arm in results.arms:
+        gate = Side(arm, "gate")
+        if _static(results, arm):
+            best = Side(arm, results.best_static(arm))
+            made.append(Comparison(gate, best, "the gate against the best static ranking"))
+        made.append(Comparison(gate, Side(arm, "table"), "the gate against the exact table"))
+    return rows(results, made)
+
+
+def switches(results: CaseResults) -> list[Row]:
+    """Compensation on and off, global against per-layer planning."""
+    made = []
+    for arm in results.arms:
+        made += [
+            Comparison(
+                Side(arm, "gate+bias"), Side(arm, "gate"), "mean inputs that know the modalities"
+            ),
+            Comparison(
+                Side(arm, "flap+bias/full"), Side(arm, "flap/full"), "mean inputs of complete data"
+            ),
+            Comparison(
+                Side(arm, "flap+bias/mix"), Side(arm, "flap/mix"), "mean inputs of the mixture"
+            ),
+        ]
+    for arm in results.arms:
+        for ranker in results.case.per_layer:
+            made.append(
+                Comparison(
+                    Side(arm, ranker), Side(arm, ranker, "per layer"), "one budget for all layers"
+                )
+            )
+    return rows(results, made)
+
+
+def rows(results: CaseResults, made: Sequence[Comparison]) -> list[Row]:
+    """Figures of those comparisons of which both sides were measured."""
+    found = []
+    for comparison in made:
+        left, right = comparison.left, comparison.right
+        if not (results.has(left) and results.has(right)):
+            continue
+        if not results.seeds(left.arm, right.arm):
+            continue
+        # Both sides at the levels that both were planned for.
+        levels = [x for x in results.levels(left) if x in results.levels(right)]
+        per_k = tuple(
+            (k, results.difference(left, right, ks=[k], levels=levels)) for k in results.missing
+        )
+        found.append(
+            Row(
+                comparison,
+                results.difference(left, right, levels=levels),
+                per_k,
+                results.accuracy(right, levels=levels),
+            )
+        )
+    return found
+
+
+def _static(results: CaseResults, arm: str) -> bool:
+    return any(results.has(Side(arm, ranker)) for ranker in STATIC)
