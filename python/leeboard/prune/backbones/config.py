@@ -69,7 +69,7 @@ class BackboneConfig:
     hidden: int = 192
     attention: Literal["dense", "gqa", "sparse"] = "dense"
     activation: str = "gelu"
-    window: int = 4
+    window: int = 2
     fusion_tokens: int = 4
     fusion_layers: int = 1
     seed: int = 0

@@ -61,7 +61,7 @@ def wesad(
     Ten modalities: chest_ACC (3 channels), chest_ECG, chest_EMG, chest_EDA, chest_Temp, chest_Resp,
     recorded at 700 Hz and averaged to 35 Hz; wrist_ACC (3 channels, 32 Hz), wrist_BVP (64 Hz,
     averaged to 32 Hz), wrist_EDA and wrist_TEMP (4 Hz). Customary split: training subjects 2 to 11,
-    validation 16 and 17, test 13 to 15. Its licence allows non-commercial research only.
+    validation 16 and 17, test 13 to 15. Mind its licence: it is said to be for non-commercial research.
 
     The files are pickles. They are read without being run, see `read_pickle`.
 
