@@ -40,7 +40,7 @@ how to read the table:
   budget     as a share: of the multiply-adds of the dense model with all sensors
   heads, panels   that run, of those that the sensors at hand use
   predicted  by the latency table that is measured first, and what was measured
-  dense      measured in turns with it
+  dense      measured in turns with it; the fastest of a few calls each
   switch     to another plan, in microseconds; empty where none was needed
   right      of the last windows
 
@@ -125,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> Any:
+def settings_of(args: argparse.Namespace) -> Any:
+    """The demo's `Settings` of the parsed options."""
     from leeboard.prune.demo.settings import Settings
 
     changes: dict[str, Any] = {
@@ -143,7 +144,7 @@ def _demo(args: argparse.Namespace) -> None:
 
     from leeboard.prune.demo.pipeline import demo
 
-    settings = _settings(args)
+    settings = settings_of(args)
     out = args.out or Path("runs", "prune-demo-quick" if args.quick else "prune-demo")
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def trained(settings: Settings, folder: Path, *, fresh: bool = False) -> Trained
     loss of the same windows with part of the units left out, as the table ranks them so far.
     """
     train, held_out, model, units = prepared(settings)
-    files = _Files(settings, folder)
+    files = _Files(settings, train, folder)
     rankings = None if fresh else files.load(model, units)
     cached = rankings is not None
     if rankings is None:
@@ -130,9 +131,14 @@ def _fit(
 class _Files:
     """The cache: weights and rankings as safetensors, what they depend on as JSON."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, settings: Settings, train: SensorData, folder: Path) -> None:
         self.folder = folder
-        self.key = {"format": _FORMAT, "torch": torch.__version__, **settings.of_training()}
+        self.key = {
+            "format": _FORMAT,
+            "torch": str(torch.__version__),
+            "data": _digest(train),
+            **settings.of_training(),
+        }
 
     def save(self, model: Backbone, table: ScoreTable, gate: SentryGate) -> None:
         from safetensors.torch import save_file
@@ -168,3 +174,11 @@ class _Files:
                 f"{self.folder}: cannot be read ({error}); --fresh trains again"
             ) from error
         return rankings
+
+
+def _digest(data: SensorData) -> str:
+    """Changes with the windows, so that a model of other data is not taken for one of these."""
+    digest = hashlib.sha256(data.target.numpy().tobytes())
+    for x in data.inputs.values():
+        digest.update(x.numpy().tobytes())
+    return digest.hexdigest()[:16]
