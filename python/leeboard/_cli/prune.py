@@ -118,14 +118,14 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=5,
         metavar="N",
-        help="how often all is gone through; the least time counts (default: %(default)s)",
+        help="how often all is gone through; the fastest call counts (default: %(default)s)",
     )
     how.add_argument(
         "--repeats",
         type=int,
         default=9,
         metavar="N",
-        help="calls in a round; their median counts (default: %(default)s)",
+        help="calls in a round; the fastest counts (default: %(default)s)",
     )
     parser.add_argument(
         "--out",

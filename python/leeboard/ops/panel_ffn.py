@@ -384,7 +384,7 @@ def _compute(
     else:
         run_kernel(
             _C.panel_ffn_forward,
-            [*parts[:6], panels, *parts[6:]],
+            [*parts[:6], panels, bias, gates, *parts[8:]],
             [out],
             per_sample,
             _ACTIVATIONS[activation],

@@ -9,6 +9,7 @@ from leeboard.prune.compact import compact
 from leeboard.prune.costs import Costs, costs
 from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
+from leeboard.prune.export import export_onnx
 from leeboard.prune.files import load_scores, save_scores
 from leeboard.prune.latency import LatencyTable
 from leeboard.prune.plan import Plan
@@ -45,6 +46,7 @@ __all__ = [
     "calibrate",
     "compact",
     "costs",
+    "export_onnx",
     "grouped",
     "load_scores",
     "plan",

@@ -41,15 +41,15 @@ def calibrate(
 
     Each shape runs by itself, as it does in the model after `apply`, with one block of its units,
     with an eighth of them, two eighths, ... and with all, on the numbers of tokens that it meets
-    with some modalities present. A time is the median of `repeats` calls, the least of `rounds` rounds,
-    which go through everything in turn so that a disturbance does not hit one point alone; times
-    that fall with more units are averaged (pool adjacent violators).
+    with some modalities present. A time is that of the fastest of `repeats` calls in each of
+    `rounds` rounds, which go through everything in turn so that a disturbance does not hit one
+    point alone; times that fall with more units are averaged (pool adjacent violators).
 
     Args:
         model: Where it is; not running meanwhile. It is the same afterwards, with the same plan.
         units: Of the model.
-        inputs: Of one sample, by modality or whatever `model(inputs)` takes; what the model takes
-            with every sublayer dropped is then measured too, and is part of a plan's milliseconds.
+        inputs: Of one sample, by modality or whatever `model(inputs)` takes; then what the model
+            takes besides its sublayers is measured, too, and is part of a plan's milliseconds.
         threads: Of torch's pool while measuring; as it is set by default.
         sizes: Numbers of tokens to measure for each shape, at most; spread, with the most and the
             fewest.
@@ -74,12 +74,7 @@ def calibrate(
     shapes, points = _points(units, sets, sizes)
     device = next(model.parameters()).device
     whole: Any = inputs
-    wholes = [] if whole is None else sets
-    # What is left of the model when every sublayer is dropped.
-    nothing = {
-        present: Plan(units.fingerprint, present, "0%", dict.fromkeys(units.tokens(present), ()))
-        for present in wholes
-    }
+    wholes = [] if whole is None else [p for present in sets for p in _whole(units, present)]
     total = rounds * (len(points) + len(wholes))
     plans = {
         (shape, kept): Plan(
@@ -110,12 +105,12 @@ def calibrate(
             for shape, tokens, kept in points:
                 apply(model, plans[shape, kept], units=units)
                 note((shape, tokens, kept), trial(model, shapes[shape], tokens))
-            for present in wholes:
-                apply(model, nothing[present], units=units)
-                note(present, partial(model, _given(whole, units, present)))
+            for plan in wholes:
+                apply(model, plan, units=units)
+                note(plan, partial(model, _given(whole, units, plan.present)))
         here = this_device(device)
-    rests = {"+".join(present): times[present] for present in wholes}
-    return LatencyTable(here, _curves(shapes, points, times), rests)
+    table = LatencyTable(here, _curves(shapes, points, times), {})
+    return LatencyTable(here, table.curves, _rests(table, units, wholes, times))
 
 
 def measured(
@@ -127,7 +122,7 @@ def measured(
     threads: int | None = None,
     repeats: int = 9,
 ) -> float:
-    """Median milliseconds of the whole model under a plan, to compare with what is predicted.
+    """Milliseconds of the whole model under a plan, to compare with what is predicted.
 
     The plan that the model runs is the same afterwards.
 
@@ -161,6 +156,37 @@ def _same_plan(model: nn.Module, units: Units) -> Iterator[None]:
         revert(model)
         if before is not None:
             apply(model, before, units=units)
+
+
+def _whole(units: Units, present: tuple[str, ...]) -> tuple[Plan, Plan]:
+    """Plans that drop every sublayer, and that keep half of each."""
+    names = units.tokens(present)
+    half = {name: spread(units[name], -(-units[name].units // 2)) for name in names}
+    return (
+        Plan(units.fingerprint, present, "measured", dict.fromkeys(names, ())),
+        Plan(units.fingerprint, present, "measured", half),
+    )
+
+
+def _rests(
+    table: LatencyTable, units: Units, wholes: Sequence[Plan], times: Mapping[Any, float]
+) -> dict[str, float]:
+    """What models take besides their sublayers.
+
+    Sublayers take longer inside of a model than by themselves (caches are cold, and more lies
+    between them). So this is what is left of the time with half of each, and no less than what is
+    left when all are dropped.
+    """
+    found: dict[str, float] = {}
+    for plan in wholes:
+        key = "+".join(plan.present)
+        tokens = units.tokens(plan.present)
+        inside = sum(
+            table.milliseconds(units[name], len(kept), tokens[name])
+            for name, kept in plan.keep.items()
+        )
+        found[key] = max(found.get(key, 0.0), times[plan] - inside)
+    return found
 
 
 def _sets(units: Units) -> list[tuple[str, ...]]:

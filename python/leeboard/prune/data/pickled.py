@@ -90,7 +90,7 @@ class _Reader:
 
     def run(self) -> Any:
         while True:
-            code = self.bytes(1)
+            code = self.take(1)
             if code == b".":
                 result = self.stack.pop()
                 if isinstance(result, (_Name, _Pending)):
@@ -105,7 +105,7 @@ class _Reader:
                 )
             step(self)
 
-    def bytes(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         """The next bytes; a length beyond the file's end takes no memory."""
         if not 0 <= count <= self.size - self.file.tell():
             raise RefusedPickleError("damaged pickle (it ends too early)")
@@ -118,7 +118,7 @@ class _Reader:
         return line[:-1].removesuffix(b"\r")
 
     def number(self, layout: str) -> Any:
-        return struct.unpack("<" + layout, self.bytes(struct.calcsize("<" + layout)))[0]
+        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))[0]
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -171,6 +171,9 @@ class _Reader:
         else:
             *_, shape, dtype, by_column, raw = state
             built = _array(raw, dtype, shape, "F" if by_column is True else "C")
+            if not built.dtype.isnative:
+                # As numpy does where it sets the state of an array.
+                built = built.astype(built.dtype.newbyteorder("="))
         for key in begun.keys:
             self.memo[key] = built
         self.push(built)
@@ -232,9 +235,7 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]
         raw = raw.encode("latin1")
     if type(raw) not in (bytes, bytearray):
         raise RefusedPickleError("holds an array of Python objects; refused")
-    array = np.frombuffer(raw, np.dtype(dtype.code)).reshape(shape, order=order)
-    # As numpy does when it reads a pickle.
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return np.frombuffer(raw, np.dtype(dtype.code)).reshape(shape, order=order)
 
 
 def _integer(reader: _Reader) -> None:
@@ -251,15 +252,15 @@ def _quoted(reader: _Reader) -> None:
 
 
 def _long(width: str) -> Callable[[_Reader], None]:
-    return lambda r: r.push(int.from_bytes(r.bytes(r.number(width)), "little", signed=True))
+    return lambda r: r.push(int.from_bytes(r.take(r.number(width)), "little", signed=True))
 
 
 def _text(width: str, encoding: str) -> Callable[[_Reader], None]:
-    return lambda r: r.push(r.bytes(r.number(width)).decode(encoding, "surrogatepass"))
+    return lambda r: r.push(r.take(r.number(width)).decode(encoding, "surrogatepass"))
 
 
 def _binary(width: str) -> Callable[[_Reader], None]:
-    return lambda r: r.push(r.bytes(r.number(width)))
+    return lambda r: r.push(r.take(r.number(width)))
 
 
 def _number(width: str) -> Callable[[_Reader], None]:
@@ -315,8 +316,8 @@ def _key(width: str) -> Callable[[_Reader], int]:
 
 
 _STEPS: dict[bytes, Callable[[_Reader], Any]] = {
-    b"\x80": lambda r: r.bytes(1),
-    b"\x95": lambda r: r.bytes(8),
+    b"\x80": lambda r: r.take(1),
+    b"\x95": lambda r: r.take(8),
     b"(": _constant(_MARK),
     b"0": lambda r: r.stack.pop(),
     b"1": lambda r: r.marked(),
@@ -332,7 +333,7 @@ _STEPS: dict[bytes, Callable[[_Reader], Any]] = {
     b"M": _number("H"),
     b"\x8a": _long("B"),
     b"\x8b": _long("i"),
-    b"G": lambda r: r.push(struct.unpack(">d", r.bytes(8))[0]),
+    b"G": lambda r: r.push(struct.unpack(">d", r.take(8))[0]),
     b"S": _quoted,
     b"T": _text("i", "latin1"),
     b"U": _text("B", "latin1"),

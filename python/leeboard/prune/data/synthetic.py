@@ -144,7 +144,8 @@ def _wave(cycles: Tensor, phase: Tensor, time: Tensor) -> Tensor:
 def _orientation(draw: _Draw, channels: int) -> Tensor:
     """[N, 1, channels]: how a subject wears the sensor, a direction near to all ones."""
     direction = 1 + draw.trait(channels, 0.4)
-    return (direction / direction.norm(dim=1, keepdim=True) * channels**0.5)[:, None]
+    length = direction.square().sum(1, keepdim=True).sqrt()
+    return (direction / length * math.sqrt(channels))[:, None]
 
 
 def _mixed(
