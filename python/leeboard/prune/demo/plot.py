@@ -168,8 +168,10 @@ def _plan(axes: Any, windows: Sequence[Window], names: Sequence[str], units: Uni
     patches = [
         Patch(facecolor=_PLAN, label="runs"),
         Patch(facecolor=_SHED, label="shed"),
-        Patch(facecolor="#ffffff", edgecolor="#999999", label="not needed for these sensors"),
     ]
+    if any(0 in row for row in rows):
+        idle = "not needed for these sensors"
+        patches.append(Patch(facecolor="#ffffff", edgecolor="#999999", label=idle))
     axes.legend(
         handles=patches, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0)
     )
