@@ -15,7 +15,7 @@ ARMS: dict[str, str] = {
     "A-matched": "ordinary, with as many forward and backward passes as B",
     "B": "prune-aware, masks of the gate",
     "C": "prune-aware, masks of one static ranking (Taylor over the dropout mixture)",
-    "R": "prune-aware, masks of one random ranking",
+    "R": "prune-aware, masks of random rankings drawn anew in each step",
 }
 
 # How the rankers are called in tables; those that know which modalities are present come last.
