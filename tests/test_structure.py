@@ -169,6 +169,7 @@ def test_the_command_line_imports_torch_lazily() -> None:
         "_cli/heads.py",
         "_cli/sim.py",
         "_cli/prune.py",
+        "_cli/prune_demo.py",
         "_cli/prune_study.py",
     )
     for path in (PACKAGE / name for name in light):

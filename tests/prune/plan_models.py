@@ -16,6 +16,7 @@ TOKENS = {"acc": 12, "eda": 4}
 
 def attention(name: str, **changes: object) -> Sublayer:
     sizes: dict[str, object] = {
+        "family": "sparse_gqa",
         "units": 6,
         "width": 8,
         "group": 1,
@@ -24,11 +25,14 @@ def attention(name: str, **changes: object) -> Sublayer:
         "out_features": 48,
     }
     sizes |= changes
-    return Sublayer(name, "attention", "linear", f"{name}.out_proj", (), **sizes)  # type: ignore[arg-type]
+    return Sublayer(  # type: ignore[arg-type]
+        name, "attention", reader=f"{name}.out_proj", writers=(), **sizes
+    )
 
 
 def feed_forward(name: str, **changes: object) -> Sublayer:
     sizes: dict[str, object] = {
+        "family": "feed_forward",
         "units": 96,
         "width": 1,
         "group": 1,
@@ -37,7 +41,9 @@ def feed_forward(name: str, **changes: object) -> Sublayer:
         "out_features": 48,
     }
     sizes |= changes
-    return Sublayer(name, "feed_forward", "linear", f"{name}.down", (), **sizes)  # type: ignore[arg-type]
+    return Sublayer(  # type: ignore[arg-type]
+        name, "feed_forward", reader=f"{name}.down", writers=(), **sizes
+    )
 
 
 def units_of(

@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from leeboard import nn as lnn
+from leeboard.ops.patterns import Band, Modality, TopU
+from leeboard.prune import Declaration, active_plan, apply, compact, units
 from pruned_models import (
     Fused,
     encoder,
@@ -21,11 +26,6 @@ from pruned_models import (
     tensors_of,
     whole_units,
 )
-from torch import Tensor, nn
-
-from leeboard import nn as lnn
-from leeboard.ops.patterns import Band, Modality, TopU
-from leeboard.prune import Declaration, active_plan, apply, compact, units
 
 
 def weights_of(model: nn.Module) -> int:

@@ -13,11 +13,13 @@ import torch
 
 import leeboard.ops
 from leeboard.prune import (
+    Declaration,
     LatencyTable,
     Plan,
     ScoreTable,
     Sublayer,
     Tokens,
+    Units,
     active_plan,
     apply,
     calibrate,
@@ -27,7 +29,7 @@ from leeboard.prune import (
     units,
 )
 from leeboard.prune._device import this_device
-from leeboard.prune._trial import trial
+from leeboard.prune._trial import spread, trial
 from leeboard.prune.backbones import Backbone, BackboneConfig, build
 from leeboard.prune.calibration import _rising, measured
 from leeboard.prune.costs import macs
@@ -77,7 +79,7 @@ def test_between_what_was_measured_it_is_linear() -> None:
 
 def test_what_a_table_does_not_know() -> None:
     table = table_of()
-    with pytest.raises(LookupError, match=r"latency: the table lacks the shape of a \(attention"):
+    with pytest.raises(LookupError, match=r"latency: the table lacks the shape of a \(sparse_gqa"):
         table.milliseconds(attention("a"), 2, Tokens(4, 4))
     with pytest.raises(LookupError, match="knows f for up to 16 queries and 16 keys; got 17"):
         table.milliseconds(FF, 16, Tokens(17, 17))
@@ -107,6 +109,7 @@ def test_the_rest_of_a_model() -> None:
         {"out_features": 40},
         {"pairs": 0.5},
         {"element_bytes": 2},
+        {"family": "torch_mha"},
     ],
 )
 def test_shapes_differ_in_all_that_matters(changes: dict[str, Any]) -> None:
@@ -131,7 +134,7 @@ def test_files(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["latency.json"]
     text = str(again)
     assert table.device.processor in text
-    assert "feed_forward 48>96x1>48 32-bit" in text
+    assert "feed_forward 48>96x1>48" in text
     assert "What is not prunable takes 0.5000" in text
 
 
@@ -285,35 +288,66 @@ def test_arguments_that_do_not_fit(name: str) -> None:
         calibrate(bare, units(bare))
 
 
-@pytest.mark.parametrize("kept", [2, 6])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"group": 2},
-        {"key_features": 40},
-        {"out_features": 32},
-        {"pairs": 0.3},
-    ],
-)
-def test_trials_of_attention(kept: int, changes: dict[str, Any]) -> None:
-    s = attention("blocks", **changes)
-    model = torch.nn.ModuleDict({"blocks": torch.nn.Identity()})
-    model["blocks"].out_proj = torch.nn.Linear(48, 32)
-    made = trial(model, s, kept, Tokens(5, 9), 16)()
-    assert isinstance(made, torch.Tensor)
-    assert made.shape == (1, 5, s.out_features)
+class Block(torch.nn.Module):
+    """Attention and a gated feed-forward block that have to be declared by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.out = torch.nn.Linear(16, 32), torch.nn.Linear(32, 16)
+        self.k, self.v = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+        self.up, self.gate, self.down = (
+            torch.nn.Linear(*n) for n in ((16, 32), (16, 32), (32, 16))
+        )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_trials_of_feed_forward(dtype: torch.dtype) -> None:
-    s = feed_forward("f", units=40, gated=True, out_features=32)
-    model = torch.nn.ModuleDict({"f": torch.nn.Identity()})
-    model["f"].down = torch.nn.Linear(40, 32, dtype=dtype)
-    for kept in (16, 40):
-        made = trial(model, s, kept, Tokens(5, 5), 16)()
-        assert isinstance(made, torch.Tensor)
-        assert (made.shape, made.dtype) == ((1, 5, 32), dtype)
+def built(name: str) -> tuple[torch.nn.Module, Units]:
+    if name == "declared":
+        model: torch.nn.Module = torch.nn.ModuleDict({"a": Block(), "f": Block()})
+        declare = (
+            Declaration("a", "attention", ("q", "k", "v"), "out", 8),
+            Declaration("f", "feed_forward", ("up", "gate"), "down"),
+        )
+        return model, units(model, tokens=6, declare=declare)
+    if name == "mha":
+        model = torch.nn.ModuleDict({"a": torch.nn.MultiheadAttention(16, 2)})
+    elif name == "encoder":
+        model = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    elif name == "decoder":
+        model = torch.nn.TransformerDecoderLayer(16, 2, 32, batch_first=True)
+    else:
+        model = backbone(attention="sparse")[0] if name == "sparse" else cross()
+    return model, units(model, tokens=None if name in ("sparse", "cross") else 6)
+
+
+def cross() -> Backbone:
+    streams = (("acc", 3, 12, 1), ("eda", 1, 8, 2))
+    return build("cross", BackboneConfig(streams, 3, d_model=16, heads=4, hidden=48))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["declared", "mha", "encoder", "decoder", "sparse", "cross"])
+def test_trials_run_a_sublayer_under_the_plan(name: str) -> None:
+    model, found = built(name)
+    for s in found:
+        tokens = found.tokens()[s.name]
+        outputs = []
+        for kept in (s.group, s.units):
+            chosen = Plan(found.fingerprint, found.modalities, "", {s.name: spread(s, kept)})
+            apply(model.eval(), chosen, units=found)
+            torch.manual_seed(0)
+            made: Any = trial(model, s, tokens)()
+            outputs.append(made[0] if isinstance(made, tuple) else made)
+            assert outputs[-1].shape[-1] == s.out_features
+            assert outputs[-1].numel() == tokens.queries * s.out_features
+        assert not torch.allclose(*outputs)
+        revert(model)
+
+
+def test_spread_units_are_whole_blocks() -> None:
+    assert spread(attention("a", group=2), 4) == (0, 1, 2, 3)
+    assert spread(attention("a", units=8, group=2), 4) == (0, 1, 4, 5)
+    assert spread(feed_forward("f", units=40), 16) == tuple(range(16))
+    assert spread(feed_forward("f", units=40), 40) == tuple(range(40))
+    assert spread(feed_forward("f"), 32) == (*range(16), *range(48, 64))
 
 
 def test_scores_of_a_model_plan_in_milliseconds(

@@ -338,7 +338,7 @@ def test_compensation_is_what_the_missing_columns_gave_on_average(ranking: Ranki
         kept = kept.repeat_interleave(s.width)
         with torch.no_grad():
             expected = reader(torch.where(kept, x, means[name].double()))
-            masked = reader(torch.where(kept, x, 0.0)) if kept.any() else 0.0
+            masked = reader(torch.where(kept, x, 0.0)) if kept.any() else torch.zeros(5, 48)
         bias = torch.tensor(found.bias[name], dtype=torch.float64)
         torch.testing.assert_close(masked + bias, expected, rtol=1e-6, atol=1e-6)
     # Means are those of the modalities that are there.
@@ -354,7 +354,7 @@ def test_compensated_plans_follow_the_weights(ranking: Ranking) -> None:
 
     first = made()
     assert made() is first
-    name = next(iter(first.bias))
+    name = next(n for n in first.bias if first.keep[n])
     reader = model.get_submodule(ranking.units[name].reader)
     with torch.no_grad():
         reader.weight.mul_(2.0)  # type: ignore[operator,union-attr]

@@ -34,7 +34,7 @@ def made(kind: str) -> Scores:
             UNITS, "flap", {n: v[0] for n, v in values.items()}, {n: m[0] for n, m in means.items()}
         )
     scores: ScoreTable | SentryGate = (
-        ScoreTable(UNITS, half_life=50, min_samples=2, name="mine")
+        ScoreTable(UNITS, half_life=50, means_half_life=70, min_samples=2, name="mine")
         if kind == "table"
         else SentryGate(UNITS, hidden=8, lr=0.01)
     )

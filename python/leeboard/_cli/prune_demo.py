@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from leeboard._cli.draft import at_least
-from leeboard.prune.demo.settings import BACKBONES, RANKINGS, Settings
+
+# Repeated from leeboard.prune.demo.settings, which comes with torch; a test compares them.
+BACKBONES = ("shared", "cross", "late")
+RANKINGS = ("table", "gate")
+BUDGET = "25%"
 
 _DESCRIPTION = """\
 Train a small model on five synthetic sensors, then stream windows through it
@@ -36,7 +40,7 @@ how to read the table:
   budget     as a share: of the multiply-adds of the dense model with all sensors
   heads, panels   that run, of those that the sensors at hand use
   predicted  by the latency table that is measured first, and what was measured
-  dense      measured in turns with it
+  dense      measured in turns with it; the fastest of a few calls each
   switch     to another plan, in microseconds; empty where none was needed
   right      of the last windows
 
@@ -45,10 +49,7 @@ what appears where (runs/prune-demo, or --out):
   results.json    every window, every plan, all settings
   model/          the trained model and its rankings; used again next time"""
 
-_EXTRAS = {
-    "prune": ("safetensors", "tqdm"),
-    "viz": ("matplotlib",),
-}
+_NEEDED = ("safetensors", "tqdm", "matplotlib")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    full = Settings()
     number = at_least(1)
     parser.add_argument(
         "--quick",
@@ -66,21 +66,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         choices=BACKBONES,
-        default=full.backbone,
+        default=BACKBONES[0],
         help="one encoder over all sensors' tokens; one for each, with cross-attention; one for "
         "each, with late fusion (default: %(default)s)",
     )
     parser.add_argument(
         "--budget",
         metavar="B",
-        default=full.budget,
+        default=BUDGET,
         help='the lowest one of the stream: "30%%", "2 MMAC", "0.4 ms", "200 kB" '
-        f"(default: {full.budget.replace('%', '%%')})",
+        f"(default: {BUDGET.replace('%', '%%')})",
     )
     parser.add_argument(
         "--ranking",
         choices=RANKINGS,
-        default=full.ranking,
+        default=RANKINGS[0],
         help="importances by a table for each set of sensors, or by a gate network "
         "(default: %(default)s)",
     )
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=at_least(0),
         metavar="N",
-        default=full.seed,
+        default=0,
         help="of the data, the weights and the stream (default: %(default)s)",
     )
     parser.add_argument(
@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=number,
         metavar="N",
-        default=full.threads,
+        default=1,
         help="threads of torch; a window is small work (default: %(default)s)",
     )
 
@@ -125,7 +125,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> Any:
+    """The demo's `Settings` of the parsed options."""
+    from leeboard.prune.demo.settings import Settings
+
     changes: dict[str, Any] = {
         "backbone": args.backbone,
         "budget": args.budget,
@@ -141,7 +144,7 @@ def _demo(args: argparse.Namespace) -> None:
 
     from leeboard.prune.demo.pipeline import demo
 
-    settings = _settings(args)
+    settings = settings_of(args)
     out = args.out or Path("runs", "prune-demo-quick" if args.quick else "prune-demo")
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
@@ -156,10 +159,5 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _require_extras() -> None:
-    missing = [
-        extra
-        for extra, modules in _EXTRAS.items()
-        if any(importlib.util.find_spec(module) is None for module in modules)
-    ]
-    if missing:
-        raise ImportError(f'it needs more packages: pip install "leeboard[{",".join(missing)}]"')
+    if any(importlib.util.find_spec(module) is None for module in _NEEDED):
+        raise ImportError('it needs more packages: pip install "leeboard[prune]"')

@@ -124,5 +124,6 @@ class FeedForward(nn.Module):
             hidden = torch.where(runs, hidden, 0)
         out: Tensor = self.down(hidden)
         if bias is not None:
-            out = out + (bias if self.down.bias is None else bias - self.down.bias)
+            own = self.down._parameters["bias"]
+            out = out + (bias if own is None else bias - own)
         return x + out if self.residual else out

@@ -311,9 +311,10 @@ class SparseGQA(nn.Module):
             "return_lse": True,
         }
         if cache is None:
-            return sparse_gqa(
+            out, lse = sparse_gqa(
                 q, k, v, pattern, key_padding=key_padding, cu_seqlens=cu_seqlens, **options
             )
+            return out, lse
         if cu_seqlens is not None:
             raise ValueError("cu_seqlens: got a tensor along with a cache, expected None")
         return decode(q, k, v, cache, pattern, key_padding, options, need_lse)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from leeboard.prune.compact import compact
 from leeboard.prune.aware import PruneAware
 from leeboard.prune.budget import Budget
 from leeboard.prune.calibration import calibrate
+from leeboard.prune.compact import compact
 from leeboard.prune.costs import Costs, costs
 from leeboard.prune.discover import Declaration, units
 from leeboard.prune.dropout import ModalityDropout, grouped
+from leeboard.prune.export import export_onnx
 from leeboard.prune.files import load_scores, save_scores
 from leeboard.prune.latency import LatencyTable
 from leeboard.prune.plan import Plan
@@ -42,9 +43,10 @@ __all__ = [
     "Units",
     "active_plan",
     "apply",
-    "compact",
     "calibrate",
+    "compact",
     "costs",
+    "export_onnx",
     "grouped",
     "load_scores",
     "plan",

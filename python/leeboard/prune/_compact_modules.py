@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leeboard.nn import CrossAttention, FeedForward, SparseGQA
+from leeboard.nn import CrossAttention, FeedForward, RMSNorm, SparseGQA
 from leeboard.nn.feed_forward import ACTIVATIONS
 from leeboard.nn.sparse_gqa import _rotated
 from leeboard.ops.patterns import Dense, Pattern
@@ -136,11 +136,38 @@ class PlainFeedForward(nn.Module):
         return x + y if self.residual else y
 
 
+class PlainNorm(nn.Module):
+    """`leeboard.nn.RMSNorm` in plain torch, on the same weight."""
+
+    weight: nn.Parameter | None
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        self.register_parameter("weight", norm._parameters["weight"])
+        self.eps = norm.eps
+        self.weight_offset, self.rounding = norm.weight_offset, norm.rounding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., H] over its last dimension."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        eps = torch.finfo(wide).eps if self.eps is None else self.eps
+        h = x.to(wide)
+        y = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+        if self.weight is None:
+            return y.to(x.dtype)
+        gain = self.weight.to(wide) + self.weight_offset
+        if self.rounding == "before_weight":
+            return y.to(x.dtype) * gain.to(x.dtype)
+        return (y * gain).to(x.dtype)
+
+
 class PlainAttention(nn.Module):
     """`SparseGQA` or `CrossAttention` in plain torch: every score is made, a mask hides.
 
     It takes no packed sequences, no cache and no list of heads.
     """
+
+    sink_logits: nn.Parameter | None
 
     def __init__(self, block: SparseGQA | CrossAttention) -> None:
         super().__init__()
@@ -222,12 +249,27 @@ class PresentOnly(nn.Module):
         super().__init__()
         self.model = model
         self.modalities = present
+        known: Any = model
+        self._columns = [tuple(known.modalities).index(name) for name in present]
+        self._width = len(known.modalities)
         self.training = model.training
 
     def forward(self, inputs: Mapping[str, Tensor], present: Tensor | None = None) -> Any:
-        """As of the model; what is not in `modalities` is not read."""
+        """As of the model; what is not in `modalities` is not read.
+
+        `present` is bool [B, M], with a column for each of `modalities`.
+        """
         kept = {name: x for name, x in inputs.items() if name in self.modalities}
-        return self.model(kept) if present is None else self.model(kept, present)
+        if present is None:
+            return self.model(kept)
+        if present.dim() != 2 or present.shape[1] != len(self.modalities):
+            raise ValueError(
+                f"present: got shape {list(present.shape)}, expected [B, {len(self.modalities)}]: "
+                f"{', '.join(self.modalities)}"
+            )
+        wide = present.new_zeros(present.shape[0], self._width)
+        wide[:, self._columns] = present
+        return self.model(kept, wide)
 
 
 class Absent(nn.Module):

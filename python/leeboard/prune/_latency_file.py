@@ -50,11 +50,13 @@ def read(text: str) -> dict[str, Any]:
     device = content["device"]
     _json.exact_keys(device, Device._fields, "device")
     words = {
-        key: (_json.whole if key == "threads" else _json.string)(value, f"device.{key}")
+        key: _json.string(value, f"device.{key}")
         for key, value in device.items()
+        if key != "threads"
     }
+    threads = _json.whole(device["threads"], "device.threads")
     return {
-        "device": Device(**words),
+        "device": Device(threads=threads, **words),
         "rests": {
             name: _time(value, f"rests.{name}")
             for name, value in _json.named(content["rests"], "rests").items()

@@ -124,7 +124,7 @@ def _batch_first(module: Multihead, call: Call) -> tuple[Tensor, Tensor, Tensor]
     return done[id(call.query)], done[id(call.key)], done[id(call.value)]
 
 
-def _pattern(module: nn.MultiheadAttention, call: Call, queries: int, keys: int) -> Pattern | None:
+def _pattern(module: Multihead, call: Call, queries: int, keys: int) -> Pattern | None:
     """The pattern that says what the mask does, or None for a mask that has to be read."""
     pattern: Pattern | None = getattr(module, "pattern", None)
     if pattern is not None:

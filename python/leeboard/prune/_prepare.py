@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,16 +15,16 @@ from leeboard.prune.units import Sublayer, Units
 
 
 class Tensors(NamedTuple):
-    """What a sublayer's run needs, on one device.
+    """What a sublayer's run needs, for one device and dtype.
 
     Attributes:
         writers: int32 panels for every writer; of `nn.MultiheadAttention` one list more, for the
             weight that holds q, k and v.
         reader: int32 panels of the reader, one for each panel that its input holds, -1 for one that
             is not kept.
-        factors: float32, for the reader's compact input, or None for ones.
-        gates: float32 [columns] of all of the reader's input, or None for ones.
-        bias: float32 [out_features], added to the reader's output, or None.
+        factors: For the reader's compact input, or None for ones.
+        gates: [columns], for all of the reader's input, or None for ones.
+        bias: [out_features], added to the reader's output, or None.
         heads: int64, units that are computed.
     """
 
@@ -55,32 +54,37 @@ class Entry:
     active: tuple[int, ...] | None
     panel: int
     _host: Tensors
-    _on: dict[torch.device, Tensors] = field(default_factory=dict)
+    _on: dict[tuple[torch.device, torch.dtype], Tensors] = field(default_factory=dict)
 
     @property
     def dropped(self) -> bool:
         """Whether nothing of it runs."""
         return not self.kept
 
-    def on(self, device: torch.device) -> Tensors:
-        """Its tensors there; moved at the first call."""
-        found = self._on.get(device)
+    def on(self, x: Tensor) -> Tensors:
+        """Its tensors on the device of x, numbers in x's dtype; made at the first call."""
+        key = x.device, x.dtype
+        found = self._on.get(key)
         if found is None:
             host = self._host
 
-            def moved(t: Tensor | None) -> Tensor | None:
-                return None if t is None else t.to(device)
+            def like(t: Tensor | None) -> Tensor | None:
+                return None if t is None else t.to(*key)
 
-            found = Tensors(
-                tuple(t.to(device) for t in host.writers),
-                host.reader.to(device),
-                moved(host.factors),
-                moved(host.gates),
-                moved(host.bias),
-                host.heads.to(device),
+            found = self._on[key] = Tensors(
+                tuple(t.to(x.device) for t in host.writers),
+                host.reader.to(x.device),
+                like(host.factors),
+                like(host.gates),
+                like(host.bias),
+                host.heads.to(x.device),
             )
-            self._on[device] = found
         return found
+
+    @property
+    def host(self) -> Tensors:
+        """Its tensors as they were made: on the CPU, float32."""
+        return self._host
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Prepared:
 
 
 def check(units: Units, plan: Plan) -> None:
-    """ValueError where a plan does not fit the units; the message names the field."""
+    """ValueError where a plan does not fit the units; the message says what of it."""
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: got {type(plan).__name__}, expected a leeboard.prune.Plan")
     if plan.fingerprint != units.fingerprint:
@@ -108,33 +112,17 @@ def check(units: Units, plan: Plan) -> None:
     known = {s.name: s for s in units}
     for name, kept in plan.keep.items():
         if name not in known:
-            raise ValueError(f"plan.keep: got {name!r}, which is no sublayer of the model")
-        _check_kept(known[name], kept)
-    for name, scales in plan.scales.items():
-        kept = plan.keep.get(name, ())
-        if len(scales) != len(kept) or not all(map(math.isfinite, scales)):
+            raise ValueError(f"plan: it keeps units of {name!r}, which the model does not have")
+        if kept and kept[-1] >= known[name].units:
             raise ValueError(
-                f"plan.scales: got {len(scales)} for {name!r}, expected {len(kept)} finite "
-                "numbers, one for each kept unit"
+                f"plan: it keeps unit {kept[-1]} of {name!r}, expected 0 to {known[name].units - 1}"
             )
     for name, bias in plan.bias.items():
-        size = known[name].out_features if name in plan.keep else None
-        if len(bias) != size or not all(map(math.isfinite, bias)):
+        if len(bias) != known[name].out_features:
             raise ValueError(
-                f"plan.bias: got {len(bias)} numbers for {name!r}, expected "
-                + ("a sublayer that is in plan.keep" if size is None else f"{size}, finite")
+                f"plan: its bias of {name!r} has {len(bias)} numbers, expected "
+                f"{known[name].out_features}"
             )
-
-
-def _check_kept(sublayer: Sublayer, kept: Sequence[int]) -> None:
-    last = -1
-    for unit in kept:
-        if type(unit) is not int or not last < unit < sublayer.units:
-            raise ValueError(
-                f"plan.keep: got {unit!r} for {sublayer.name!r}, expected ascending units, 0 to "
-                f"{sublayer.units - 1}"
-            )
-        last = unit
 
 
 def prepare(model: nn.Module, units: Units, plan: Plan) -> Prepared:
@@ -152,7 +140,7 @@ def prepare(model: nn.Module, units: Units, plan: Plan) -> Prepared:
             continue
         reader = linear(model, sublayer.reader)
         entry = _entry(sublayer, tuple(kept), scales, bias, reader.weight.element_size())
-        entry.on(reader.weight.device)
+        entry.on(reader.weight)
         entries[name] = entry
     return Prepared(plan, frozenset(plan.present), entries)
 

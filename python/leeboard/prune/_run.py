@@ -63,7 +63,7 @@ class Writer(Run):
                 return x.new_empty((*x.shape[:-1], 0))
             # What stands between is unknown, and may need columns.
             return self.original(x)[..., : entry.panel]  # type: ignore[no-any-return]
-        panels = entry.on(x.device).writers[self.place]
+        panels = entry.on(x).writers[self.place]
         weight, bias = self.module.weight, self.module._parameters["bias"]
         return rows_of(x, weight, bias, panels, entry.panel)
 
@@ -72,11 +72,11 @@ class Reader(Run):
     """The linear layer that reads the units that run."""
 
     def under(self, entry: Entry, x: Tensor) -> Tensor:
-        tensors = entry.on(x.device)
+        tensors = entry.on(x)
         if entry.dropped:
             return nothing(x, entry)
         if tensors.factors is not None:
-            x = x * tensors.factors.to(x.dtype)
+            x = x * tensors.factors
         weight, bias = self.module.weight, self.module._parameters["bias"]
         return columns_of(x, weight, total(bias, tensors.bias), tensors.reader, entry.panel)
 
@@ -87,7 +87,7 @@ class FeedForwardRun(Run):
     def under(
         self, entry: Entry, x: Tensor, *, gates: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        module, tensors = self.module, entry.on(x.device)
+        module, tensors = self.module, entry.on(x)
         if entry.dropped:
             y = nothing(x, entry)
             return x + y if module.residual else y
@@ -144,7 +144,7 @@ class Fused(Run):
             return self.original(x)  # type: ignore[no-any-return]
         up, down = linears[0], linears[-1]
         gate = linears[1] if len(linears) == 3 else None
-        tensors = entry.on(x.device)
+        tensors = entry.on(x)
         weights = FeedForwardWeights(
             up=up.weight,
             down=down.weight,
@@ -166,7 +166,7 @@ class MultiheadRun(Run):
         module, call = self.module, as_call(args, kwargs)
         if entry.dropped:
             return nothing(call.query, entry), None
-        tensors = entry.on(call.query.device)
+        tensors = entry.on(call.query)
         weight, bias = module.in_proj_weight, module._parameters["in_proj_bias"]
 
         def project(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,7 +196,7 @@ class SparseGqaRun(Run):
         need_lse: bool = False,
         **others: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        module, tensors = self.module, entry.on(x.device)
+        module, tensors = self.module, entry.on(x)
         module._check(x)
         shape = (x.shape[0], entry.sublayer.units, x.shape[1])
         chosen = module.active_heads if active_heads is None else active_heads
@@ -293,19 +293,19 @@ def _read_all(x: Tensor, reader: nn.Linear, entry: Entry) -> Tensor:
     """The reader over all of its columns, those that are not kept being zero."""
     if entry.dropped:
         return nothing(x, entry)
-    tensors = entry.on(x.device)
+    tensors = entry.on(x)
     if tensors.gates is not None:
-        x = x * tensors.gates.to(x.dtype)
+        x = x * tensors.gates
     return F.linear(x, reader.weight, total(reader.bias, tensors.bias))
 
 
 def nothing(x: Tensor, entry: Entry) -> Tensor:
     """What a dropped sublayer adds for x [..., any]: zeros, or the plan's bias."""
-    bias = entry.on(x.device).bias
+    bias = entry.on(x).bias
     shape = (*x.shape[:-1], entry.sublayer.out_features)
     if bias is None:
         return x.new_zeros(shape)
-    return bias.to(x.dtype).expand(shape).clone()
+    return bias.expand(shape).clone()
 
 
 def total(bias: Tensor | None, more: Tensor | None) -> Tensor | None:

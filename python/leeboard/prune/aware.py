@@ -25,7 +25,7 @@ class PruneAware:
     After a share of the training, each step draws a ratio r ~ U(0, r_max). In every sublayer each
     sample keeps the best 1 - r of the blocks of heads, and of the panels of channels, as the
     ranking has them for the sample's own modalities; at least one. The loss of that pass is added
-    to the task's: it costs about half again as much time as training without.
+    to the task's. It costs another forward and backward pass of the whole model.
 
     Args:
         model: Called as `model(inputs, present)`, or `model(inputs)` without `present`.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from leeboard.prune._device import this_device
-from leeboard.prune._trial import timed, trial
+from leeboard.prune._trial import Trial, spread, timed, trial
 from leeboard.prune.costs import macs
 from leeboard.prune.latency import Curve, LatencyTable, shape_of
 from leeboard.prune.plan import Plan
@@ -38,17 +39,17 @@ def calibrate(
 ) -> LatencyTable:
     """The time that each shape of sublayer takes here, by kept units and tokens.
 
-    Each shape runs by itself through the ops that `apply` uses, with one block of its units, with
-    an eighth of them, two eighths, ... and with all, on the numbers of tokens that it meets with
-    some modalities present. A time is the median of `repeats` calls, the least of `rounds` rounds,
-    which go through everything in turn so that a disturbance does not hit one point alone; times
-    that fall with more units are averaged (pool adjacent violators).
+    Each shape runs by itself, as it does in the model after `apply`, with one block of its units,
+    with an eighth of them, two eighths, ... and with all, on the numbers of tokens that it meets
+    with some modalities present. A time is that of the fastest of `repeats` calls in each of
+    `rounds` rounds, which go through everything in turn so that a disturbance does not hit one
+    point alone; times that fall with more units are averaged (pool adjacent violators).
 
     Args:
-        model: Where it is; weights are not changed.
+        model: Where it is; not running meanwhile. It is the same afterwards, with the same plan.
         units: Of the model.
-        inputs: Of one sample, by modality or whatever `model(inputs)` takes; what the model takes
-            with every sublayer dropped is then measured too, and is part of a plan's milliseconds.
+        inputs: Of one sample, by modality or whatever `model(inputs)` takes; then what the model
+            takes besides its sublayers is measured, too, and is part of a plan's milliseconds.
         threads: Of torch's pool while measuring; as it is set by default.
         sizes: Numbers of tokens to measure for each shape, at most; spread, with the most and the
             fewest.
@@ -73,13 +74,17 @@ def calibrate(
     shapes, points = _points(units, sets, sizes)
     device = next(model.parameters()).device
     whole: Any = inputs
-    wholes = [] if whole is None else sets
-    # What is left of the model when every sublayer is dropped.
-    nothing = {
-        present: Plan(units.fingerprint, present, "0%", dict.fromkeys(units.tokens(present), ()))
-        for present in wholes
-    }
+    wholes = [] if whole is None else [p for present in sets for p in _whole(units, present)]
     total = rounds * (len(points) + len(wholes))
+    plans = {
+        (shape, kept): Plan(
+            units.fingerprint,
+            next(p for p in sets if shapes[shape].name in units.tokens(p)),
+            "measured",
+            {shapes[shape].name: spread(shapes[shape], kept)},
+        )
+        for shape, _, kept in points
+    }
     done = 0
 
     def step() -> None:
@@ -89,20 +94,23 @@ def calibrate(
             progress(done, total)
 
     times: dict[Any, float] = {}
-    with _quiet(model, threads), torch.random.fork_rng(devices=[]):
+
+    def note(what: Any, run: Trial) -> None:
+        took = timed(run, repeats, device)
+        times[what] = min(took, times.get(what, float("inf")))
+        step()
+
+    with _quiet(model, threads), _same_plan(model, units), torch.random.fork_rng(devices=[]):
         for _ in range(rounds):
-            for point in points:
-                shape, tokens, kept = point
-                run = trial(model, shapes[shape], kept, tokens, block_units(shapes[shape]))
-                times[point] = min(timed(run, repeats, device), times.get(point, float("inf")))
-                step()
-            for present in wholes:
-                took = measured(model, units, nothing[present], whole, repeats=repeats)
-                times[present] = min(took, times.get(present, float("inf")))
-                step()
+            for shape, tokens, kept in points:
+                apply(model, plans[shape, kept], units=units)
+                note((shape, tokens, kept), trial(model, shapes[shape], tokens))
+            for plan in wholes:
+                apply(model, plan, units=units)
+                note(plan, partial(model, _given(whole, units, plan.present)))
         here = this_device(device)
-    rests = {"+".join(present): times[present] for present in wholes}
-    return LatencyTable(here, _curves(shapes, points, times), rests)
+    table = LatencyTable(here, _curves(shapes, points, times), {})
+    return LatencyTable(here, table.curves, _rests(table, units, wholes, times))
 
 
 def measured(
@@ -114,7 +122,7 @@ def measured(
     threads: int | None = None,
     repeats: int = 9,
 ) -> float:
-    """Median milliseconds of the whole model under a plan, to compare with what is predicted.
+    """Milliseconds of the whole model under a plan, to compare with what is predicted.
 
     The plan that the model runs is the same afterwards.
 
@@ -126,18 +134,59 @@ def measured(
         threads: Of torch's pool while measuring; as it is set by default.
         repeats: Calls, once it is warm.
     """
-    given = inputs
-    if isinstance(inputs, Mapping) and set(inputs) == set(units.modalities):
-        given = {name: inputs[name] for name in plan.present}
-    before = active_plan(model)
-    with _quiet(model, threads):
+    run = partial(model, _given(inputs, units, plan.present))
+    with _quiet(model, threads), _same_plan(model, units):
         apply(model, plan, units=units)
-        try:
-            return timed(lambda: model(given), repeats, next(model.parameters()).device)
-        finally:
-            revert(model)
-            if before is not None:
-                apply(model, before, units=units)
+        return timed(run, repeats, next(model.parameters()).device)
+
+
+def _given(inputs: Inputs, units: Units, present: tuple[str, ...]) -> Inputs:
+    if isinstance(inputs, Mapping) and set(inputs) == set(units.modalities):
+        return {name: inputs[name] for name in present}
+    return inputs
+
+
+@contextmanager
+def _same_plan(model: nn.Module, units: Units) -> Iterator[None]:
+    """The model runs the same plan afterwards as before, or none."""
+    before = active_plan(model)
+    try:
+        yield
+    finally:
+        revert(model)
+        if before is not None:
+            apply(model, before, units=units)
+
+
+def _whole(units: Units, present: tuple[str, ...]) -> tuple[Plan, Plan]:
+    """Plans that drop every sublayer, and that keep half of each."""
+    names = units.tokens(present)
+    half = {name: spread(units[name], -(-units[name].units // 2)) for name in names}
+    return (
+        Plan(units.fingerprint, present, "measured", dict.fromkeys(names, ())),
+        Plan(units.fingerprint, present, "measured", half),
+    )
+
+
+def _rests(
+    table: LatencyTable, units: Units, wholes: Sequence[Plan], times: Mapping[Any, float]
+) -> dict[str, float]:
+    """What models take besides their sublayers.
+
+    Sublayers take longer inside of a model than by themselves (caches are cold, and more lies
+    between them). So this is what is left of the time with half of each, and no less than what is
+    left when all are dropped.
+    """
+    found: dict[str, float] = {}
+    for plan in wholes:
+        key = "+".join(plan.present)
+        tokens = units.tokens(plan.present)
+        inside = sum(
+            table.milliseconds(units[name], len(kept), tokens[name])
+            for name, kept in plan.keep.items()
+        )
+        found[key] = max(found.get(key, 0.0), times[plan] - inside)
+    return found
 
 
 def _sets(units: Units) -> list[tuple[str, ...]]:

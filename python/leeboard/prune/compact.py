@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leeboard.nn import CrossAttention, FeedForward, SparseGQA, SparseMultiheadAttention
+from leeboard.nn import CrossAttention, FeedForward, RMSNorm, SparseGQA, SparseMultiheadAttention
 from leeboard.ops.patterns import Pattern, TopU
 from leeboard.prune import _compact_modules as plain_modules
 from leeboard.prune._patches import Dense, Patches, quiet_torch
@@ -95,7 +95,7 @@ def _put(root: nn.Module, name: str, module: nn.Module) -> None:
 
 def _shrink(root: nn.Module, s: Sublayer, entry: Entry) -> None:
     """Makes a sublayer of the copy small."""
-    tensors = entry.on(torch.device("cpu"))
+    tensors = entry.host
     reader = at(_ROOT, s.reader)
     if entry.dropped:
         _drop(root, s, tensors.bias)
@@ -245,12 +245,14 @@ def _plain(name: str, module: nn.Module) -> nn.Module | None:
             f"plain: {owner} has {chosen}; set it to None: a plan says what runs, or use "
             "plain=False"
         )
+    if type(module) is RMSNorm:
+        return plain_modules.PlainNorm(module)
     if type(module) is FeedForward:
         return plain_modules.PlainFeedForward(module)
     pattern: Pattern | None = getattr(module, "pattern", None)
     if isinstance(module, (SparseGQA, CrossAttention, SparseMultiheadAttention)):
         if isinstance(pattern, TopU):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 (a value)
                 f"plain: {owner} attends by {pattern}, which no "
                 "mask says; expected plain=False, or another pattern"
             )

@@ -85,6 +85,7 @@ def _taken_apart(scores: Scores) -> tuple[str, dict[str, Any], dict[str, Tensor]
         state = scores.state_dict()
         settings = {
             "half_life": scores.half_life,
+            "means_half_life": scores.means_half_life,
             "min_samples": scores.min_samples,
             "name": scores.name,
             "samples": state["samples"],

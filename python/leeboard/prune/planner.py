@@ -69,6 +69,7 @@ def plan(
             that do not fit the units or are not finite, or a ranking without means.
         LookupError: If the latency table lacks a sublayer's shape.
     """
+    model = model if compensate else None
     hashable = present is None or isinstance(present, tuple | frozenset | str)
     chosen = present if hashable else tuple(present or ())
     key: Any = chosen, budget, id(latency), id(model), compensate, panel, per_layer, drop

@@ -20,8 +20,11 @@ from leeboard.prune.discover import units as find_units
 from leeboard.prune.plan import Plan
 from leeboard.prune.units import Sublayer, Units
 
-# Plans that stay prepared; the one that was not used for longest goes.
+# Plans that stay prepared; the oldest goes.
 _KEPT_PLANS = 1024
+
+# Two threads must not set up a model at once.
+_setting_up = threading.Lock()
 
 
 def apply(model: nn.Module, plan: Plan, *, units: Units | None = None) -> None:
@@ -50,21 +53,20 @@ def apply(model: nn.Module, plan: Plan, *, units: Units | None = None) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
     session = _session(model)
-    if session is not None and units is None:
-        session.current = session.prepared(plan)
-        return
-    found = find_units(model) if units is None else units
-    if session is not None:
-        if found.fingerprint != session.units.fingerprint:
-            raise ValueError(
-                f"units: got those of fingerprint {found.fingerprint}; the model runs plans of "
-                f"{session.units.fingerprint}; revert(model) first"
-            )
-        session.current = session.prepared(plan)
-        return
-    session = _Session(model, found)
+    if session is None:
+        with _setting_up:
+            session = _session(model)
+            if session is None:
+                session = _Session(model, find_units(model) if units is None else units)
+                session.current = session.prepared(plan)
+                session.install()
+                return
+    if units is not None and units.fingerprint != session.units.fingerprint:
+        raise ValueError(
+            f"units: got those of fingerprint {units.fingerprint}; the model runs plans of "
+            f"{session.units.fingerprint}; revert(model) first"
+        )
     session.current = session.prepared(plan)
-    session.install()
 
 
 def revert(model: nn.Module) -> None:
@@ -94,17 +96,16 @@ class _Session:
         self.local = threading.local()
         self._patches = Patches()
         self._lock = threading.Lock()
-        self._plans: OrderedDict[int, Prepared] = OrderedDict()
+        self._plans: OrderedDict[Plan, Prepared] = OrderedDict()
 
     def prepared(self, plan: Plan) -> Prepared:
-        """The plan made ready; once for each object."""
-        key = id(plan)
-        found = self._plans.get(key)
+        """The plan made ready, once."""
+        given: object = plan
+        found = self._plans.get(given) if isinstance(given, Plan) else None
         if found is None:
             found = prepare(self.model, self.units, plan)
             with self._lock:
-                # It holds the plan, whose id thus is no other's.
-                self._plans[key] = found
+                self._plans[plan] = found
                 if len(self._plans) > _KEPT_PLANS:
                     self._plans.popitem(last=False)
         return found
@@ -176,7 +177,8 @@ class _Whole(Ours):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         original = self.original
-        if isinstance(original, Ours) or getattr(original, "__self__", None) is self.session.model:
+        own: object = original
+        if isinstance(own, Ours) or getattr(own, "__self__", None) is self.session.model:
             return Dense(copy.deepcopy(self.session.model, memo), self.attribute)
         return copy.deepcopy(original, memo)
 
@@ -199,7 +201,7 @@ def _present_only(
     return args, kwargs
 
 
-def _session(model: nn.Module) -> _Session | None:
+def _session(model: object) -> _Session | None:
     whole = vars(model).get("forward") if isinstance(model, nn.Module) else None
     return whole.session if isinstance(whole, _Whole) and whole.session.model is model else None
 

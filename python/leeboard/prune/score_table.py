@@ -27,9 +27,10 @@ class ScoreTable:
 
     Args:
         units: Of the model.
-        half_life: Samples with the same mask after which one weighs half. Saliencies shrink as
-            the loss falls, so a plain mean over a training is one over its beginning. None for the
-            plain mean, for a model that does not change.
+        half_life: Samples with the same mask after which one weighs half; None for the plain mean
+            over all samples.
+        means_half_life: The same of the mean inputs. They follow the weights, so that means of
+            an earlier model fade by default.
         min_samples: See above; with 1 every mask that was seen stands for itself.
         name: For plans and tables.
 
@@ -41,18 +42,22 @@ class ScoreTable:
         self,
         units: Units,
         *,
-        half_life: float | None = 1024.0,
+        half_life: float | None = None,
+        means_half_life: float | None = 1024.0,
         min_samples: int = 1,
         name: str = "table",
     ) -> None:
-        if half_life is not None and not half_life > 0:
-            raise ValueError(f"half_life: got {half_life}, expected a positive number or None")
+        lives = {"half_life": half_life, "means_half_life": means_half_life}
+        for what, life in lives.items():
+            if life is not None and not life > 0:
+                raise ValueError(f"{what}: got {life}, expected a positive number or None")
         if min_samples < 1:
             raise ValueError(f"min_samples: got {min_samples}, expected at least 1")
         self._units, self._name = units, name
-        self.half_life, self.min_samples = half_life, min_samples
+        self.half_life, self.means_half_life = half_life, means_half_life
+        self.min_samples = min_samples
         self._table = MaskTable({s.name: s.units for s in units}, len(units.modalities), half_life)
-        self._means = InputMeans(units, half_life)
+        self._means = InputMeans(units, means_half_life)
         self._samples: dict[tuple[str, ...], int] = {}
         self._version = 0
 
@@ -106,7 +111,7 @@ class ScoreTable:
             self._samples[names] = self._samples.get(names, 0) + count
 
     def scores(self, present: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """The mean saliency with these modalities, float32 [units] for each sublayer.
+        """The mean saliency with these modalities, float32 [units] on the CPU for each sublayer.
 
         Raises:
             RuntimeError: Before the first `update`.
@@ -120,8 +125,8 @@ class ScoreTable:
         for sublayer in self.units:
             found = self._table.near(sublayer.name, row, reach)
             if found is None or sublayer.name not in running:
-                found = torch.zeros(sublayer.units, dtype=torch.float64)
-            result[sublayer.name] = found.float()
+                found = torch.zeros(sublayer.units, dtype=torch.float64, device="cpu")
+            result[sublayer.name] = found.float().cpu()
         return result
 
     def means(self, present: Sequence[str] | None = None) -> dict[str, Tensor] | None:
@@ -147,7 +152,7 @@ class ScoreTable:
             ValueError: It is of other units.
         """
         table = MaskTable(self._table.sizes, len(self.units.modalities), self.half_life)
-        means = InputMeans(self.units, self.half_life)
+        means = InputMeans(self.units, self.means_half_life)
         table.load(state["table"])
         means.load(state["means"])
         self._table, self._means = table, means

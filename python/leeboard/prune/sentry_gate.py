@@ -92,8 +92,8 @@ class SentryGate(nn.Module):
         # Which layer an output belongs to.
         self._layer = layer.repeat_interleave(torch.tensor(self._outputs, device="cpu"))
         self.network = _network(len(units.modalities), hidden, sum(self._outputs), seed)
-        self.register_buffer("scale", torch.zeros(len(units)))
-        self.register_buffer("updates", torch.zeros(len(units)))
+        self.register_buffer("scale", torch.zeros(len(units), device="cpu"))
+        self.register_buffer("updates", torch.zeros(len(units), device="cpu"))
         self._means = InputMeans(units, half_life)
         self._running: dict[tuple[str, ...], Tensor] = {}
         self._optimizer: torch.optim.Adam | None = None
@@ -185,16 +185,16 @@ class SentryGate(nn.Module):
         return result
 
     def scores(self, present: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """The expected saliency with these modalities, float32 [units] for each sublayer.
+        """The expected saliency with these modalities, for each sublayer.
 
-        Sublayers that do not run have zeros.
+        float32 [units] on the CPU; sublayers that do not run have zeros.
 
         Raises:
             RuntimeError: Before the first `update`.
         """
         chosen = self.units.check_present(present)
         rows = self.score_rows(row_of(chosen, self.units.modalities)[None])
-        return {name: scores[0] for name, scores in rows.items()}
+        return {name: scores[0].cpu() for name, scores in rows.items()}
 
     def means(self, present: Sequence[str] | None = None) -> dict[str, Tensor] | None:
         """Mean inputs of the readers, see `InputMeans`; None if none were given."""
@@ -240,15 +240,17 @@ class SentryGate(nn.Module):
         self, saliency: Mapping[str, Tensor], masks: Tensor, which: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Sums over the samples of each mask: group means [R, outputs], and counts [R, layers]."""
-        device, parts, counts = self.scale.device, [], []
-        where, runs = which.to(device), self._runs(masks)[which].to(device)
+        parts, counts, runs = [], [], self._runs(masks)[which]
         for index, (sublayer, size) in enumerate(zip(self.units, self._sizes, strict=True)):
-            values = saliency[sublayer.name].detach().to(device, torch.float32)
-            counted = runs[:, index] * values.isfinite().all(1)
+            values = saliency[sublayer.name].detach().float()
+            counted = runs[:, index].to(values.device) * values.isfinite().all(1)
             values = torch.where(counted[:, None] > 0, values, 0.0)
-            means = _group_means(values, size)
-            parts.append(means.new_zeros(len(masks), means.shape[1]).index_add_(0, where, means))
-            counts.append(counted.new_zeros(len(masks)).index_add_(0, where, counted))
+            # Where the saliencies are: what is left after that is small.
+            means, where = _group_means(values, size), which.to(values.device)
+            sums = means.new_zeros(len(masks), means.shape[1]).index_add_(0, where, means)
+            parts.append(sums.to(self.scale.device))
+            count = counted.new_zeros(len(masks)).index_add_(0, where, counted)
+            counts.append(count.to(self.scale.device))
         return torch.cat(parts, 1), torch.stack(counts, 1)
 
     def _track(self, sums: Tensor, counts: Tensor) -> None:

@@ -20,10 +20,11 @@ class Taps:
 
     The task's own backward pass gives the saliency |dL_n / dg_u| at g_u = 1 of every unit for
     every sample (Michel et al., 2019, arXiv:1905.10650): the gradient of the reader's input is
-    read where autograd passes it on. There is no second pass and autograd keeps no more than it
-    would. The task's gradients are those without taps: to the bit where readers are plain linear
-    layers, within rounding where a fused block is computed step by step to show its reader's
-    input. Where neither weights nor inputs below a reader want a gradient, its input is made to.
+    read where autograd passes it on. There is no second pass, and nothing is kept but what autograd
+    keeps for the readers' weights. The task's gradients are those without taps: to the bit where
+    readers are plain linear layers, within rounding where a fused block is computed step by step
+    to show its reader's input. Where neither weights nor inputs below a reader want a gradient, its
+    input is made to.
 
     A pass is one call of `model`; saliencies and means are those of the last one and of the
     first backward pass through it. Several calls of one reader in a pass count as one unit: their

@@ -118,7 +118,7 @@ class Units:
     def __str__(self) -> str:
         """A table: a line for each sublayer, then what is left alone and why."""
         heads = ("name", "kind", "units", "group", "width", "in", "out")
-        rows = [heads]
+        rows: list[tuple[str, ...]] = [heads]
         for s in self.sublayers:
             sizes = (s.units, s.group, s.width, s.in_features, s.out_features)
             rows.append((s.name or "(model)", s.kind, *map(str, sizes)))

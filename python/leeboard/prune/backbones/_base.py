@@ -38,7 +38,7 @@ class Tokenizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens of the windows."""
-        patches = x.unflatten(1, (-1, self.patch)).flatten(2)
+        patches = x.reshape(x.shape[0], x.shape[1] // self.patch, self.patch * x.shape[2])
         tokens: Tensor = self.embed(patches) + self.position + self.modality
         return tokens
 
@@ -138,7 +138,7 @@ class Backbone(nn.Module):
         """Logits [B, num_classes]; see the class."""
         windows = self._windows(inputs)
         there = None if present is None else self._there(windows, present)
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         if not traced:
             _check_finite(windows, there)
         tokens = {}
@@ -205,14 +205,15 @@ class Backbone(nn.Module):
 
     def _there(self, windows: dict[str, Tensor], present: Tensor) -> dict[str, Tensor]:
         batch = next(iter(windows.values())).shape[0]
-        if not isinstance(present, Tensor) or present.dtype != torch.bool:
-            got = getattr(present, "dtype", type(present).__name__)
+        dtype = getattr(present, "dtype", None)
+        if dtype != torch.bool:
+            got = dtype or type(present).__name__
             raise TypeError(f"present: got {got}, expected a bool tensor")
         size = (batch, len(self.modalities))
         if tuple(present.shape) != size:
             raise ValueError(f"present: got shape {list(present.shape)}, expected {list(size)}")
-        columns = present.split(1, 1)
-        return {name: columns[self.modalities.index(name)] for name in windows}
+        places = {name: self.modalities.index(name) for name in windows}
+        return {name: present[:, place : place + 1] for name, place in places.items()}
 
 
 def _check_finite(windows: dict[str, Tensor], there: dict[str, Tensor] | None) -> None:

@@ -69,7 +69,7 @@ class BackboneConfig:
     hidden: int = 192
     attention: Literal["dense", "gqa", "sparse"] = "dense"
     activation: str = "gelu"
-    window: int = 4
+    window: int = 2
     fusion_tokens: int = 4
     fusion_layers: int = 1
     seed: int = 0
@@ -145,9 +145,10 @@ def _stream(fields: Any) -> Stream:
 
 
 def _check_stream(stream: Stream) -> None:
-    if not isinstance(stream.name, str) or not _NAME.fullmatch(stream.name):
+    name: object = stream.name
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
-            f"modalities: got the name {stream.name!r}, expected letters, digits, _ and -, and no "
+            f"modalities: got the name {name!r}, expected letters, digits, _ and -, and no "
             "digit first"
         )
     for field in ("channels", "length", "patch"):

@@ -60,7 +60,8 @@ class CrossFusion(Backbone):
         x = self.cross(x, memory, key_padding=padding)
         for block in self.fusion:
             x = block(x)
-        return x.mean(1)
+        pooled: Tensor = x.mean(1)
+        return pooled
 
     def leeboard_tokens(self, present: frozenset[str]) -> dict[str, Tokens]:
         """Encoders of the modalities that are there, the cross block and the fusion blocks."""

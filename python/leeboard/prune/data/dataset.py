@@ -117,6 +117,11 @@ class SensorData:
     def __len__(self) -> int:
         return len(self.target)
 
+    @property
+    def subjects(self) -> list[int]:
+        """Their numbers, ascending."""
+        return sorted(set(self.subject.tolist()))
+
     def take(self, rows: Tensor | Sequence[int]) -> SensorData:
         """The windows of these rows (int64 or bool [N]), in their order."""
         index = torch.as_tensor(rows)
@@ -142,7 +147,8 @@ class SensorData:
         if type(size) is not int or size < 1:
             raise ValueError(f"size: got {size!r}, expected a positive integer")
         order = torch.arange(len(self)) if seed is None else _shuffled(len(self), seed)
-        for rows in order.split(size):
+        for first in range(0, len(self), size):
+            rows = order[first : first + size]
             if drop_last and len(rows) < size:
                 return
             yield {name: x[rows] for name, x in self.inputs.items()}, self.target[rows]
@@ -176,7 +182,7 @@ class SensorData:
                 f"validation, test: got {validation} and {test}, expected positive shares that "
                 "leave something to train on"
             )
-        subjects = self.subject.unique()
+        subjects = self.subjects
         if by is None:
             by = "parts" if self.parts else "subject" if len(subjects) >= 3 else "class"
         if by == "parts":
@@ -189,7 +195,7 @@ class SensorData:
                     f"by: got 'subject', expected 'class': {self.name} has {len(subjects)} "
                     "subjects; three parts need three"
                 )
-            drawn = subjects[_shuffled(len(subjects), seed)].tolist()
+            drawn = [subjects[place] for place in _shuffled(len(subjects), seed).tolist()]
             held, tested = (max(1, round(share * len(drawn))) for share in (validation, test))
             held = min(held, len(drawn) - tested - 1)
             tested = min(tested, len(drawn) - 2)
@@ -237,10 +243,10 @@ class SensorData:
             if not mask.any():
                 raise ValueError(
                     f"{name}: got subjects {list(group)}, expected some of those that "
-                    f"{self.name} has: {self.subject.unique().tolist()}"
+                    f"{self.name} has: {self.subjects}"
                 )
             masks.append(mask)
-        return self._parted(*masks, normalize)
+        return self._parted(masks[0], masks[1], masks[2], normalize)
 
     def _parted(self, train: Tensor, validation: Tensor, test: Tensor, normalize: bool) -> Split:
         parts = Split(self.take(train), self.take(validation), self.take(test))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,9 @@ from leeboard.prune.scores import Scores
 from leeboard.prune.static import StaticScores
 from leeboard.prune.units import Units
 
+PER_LAYER = True
+"""Plans keep the same share of every block, for that is what the model was trained under."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -37,7 +39,7 @@ class Window:
         plan_us: Microseconds that making the plan took, next to nothing when it was made before.
         switch_us: Microseconds that the switch to it took, or None if it was in place.
         new: Whether the plan had never run before.
-        ms: Median milliseconds of a call under the plan.
+        ms: Milliseconds of a call under the plan, the fastest of a few.
         dense_ms: The same of the dense model, in turns with it.
         right: Whether the answer was right.
         dense_right: Whether the dense model's was, fed everything that is there.
@@ -110,7 +112,7 @@ def check_budgets(units: Units, lowest: str) -> None:
     budgets = Budgets(lowest, units, None)
     for phase in PHASES:
         present = tuple(m for m in units.modalities if m not in phase.missing)
-        plan(equal, present=present, budget=budgets.of(phase.power))
+        plan(equal, present=present, budget=budgets.of(phase.power), per_layer=PER_LAYER)
 
 
 class Stream:
@@ -196,7 +198,9 @@ class Stream:
 
     def _plan(self, scores: Scores, present: tuple[str, ...], power: float) -> Plan:
         budget = self.budgets.of(power)
-        return plan(scores, present=present, budget=budget, latency=self.latency)
+        return plan(
+            scores, present=present, budget=budget, latency=self.latency, per_layer=PER_LAYER
+        )
 
     def _window(self, moment: Moment) -> tuple[dict[str, Tensor], int]:
         row = slice(moment.row, moment.row + 1)
@@ -204,7 +208,10 @@ class Stream:
         return inputs, int(self.held_out.target[moment.row])
 
     def _timed(self, inputs: dict[str, Tensor]) -> tuple[float, float]:
-        """Median milliseconds of the switching and of the dense model, called in turns."""
+        """Milliseconds of the switching and of the dense model, the fastest of calls in turns.
+
+        What else the machine does only ever adds to a call.
+        """
         calls: tuple[Callable[[], Any], ...] = (
             lambda: self.adaptive(inputs),
             lambda: self.dense(inputs),
@@ -215,7 +222,7 @@ class Stream:
                 started = time.perf_counter()
                 call()
                 taken.append((time.perf_counter() - started) * 1e3)
-        return statistics.median(times[0]), statistics.median(times[1])
+        return min(times[0]), min(times[1])
 
 
 def _answer(model: nn.Module, inputs: dict[str, Tensor]) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from leeboard.prune.aware import PruneAware
@@ -19,6 +19,7 @@ from leeboard.prune.demo.files import progress_bar, replacing
 from leeboard.prune.demo.settings import Settings
 from leeboard.prune.discover import units as find_units
 from leeboard.prune.dropout import ModalityDropout
+from leeboard.prune.files import load_scores, save_scores
 from leeboard.prune.score_table import ScoreTable
 from leeboard.prune.scorer import Scorer
 from leeboard.prune.scores import Scores
@@ -75,12 +76,14 @@ def trained(settings: Settings, folder: Path, *, fresh: bool = False) -> Trained
     loss of the same windows with part of the units left out, as the table ranks them so far.
     """
     train, held_out, model, units = prepared(settings)
-    table, gate = ScoreTable(units), SentryGate(units, seed=settings.seed)
-    files = _Files(settings, folder)
-    cached = not fresh and files.load(model, table, gate)
-    if not cached:
+    files = _Files(settings, train, folder)
+    rankings = None if fresh else files.load(model, units)
+    cached = rankings is not None
+    if rankings is None:
+        table, gate = ScoreTable(units), SentryGate(units, seed=settings.seed)
         _fit(settings, train, model, table, gate)
         files.save(model, table, gate)
+        rankings = {"table": table, "gate": gate}
     model.eval()
     static = calibrate(
         "taylor",
@@ -91,8 +94,7 @@ def trained(settings: Settings, folder: Path, *, fresh: bool = False) -> Trained
         masks="mix",
         seed=settings.seed,
     )
-    ranking: Scores = table if settings.ranking == "table" else gate
-    return Trained(model, units, ranking, static, held_out, cached)
+    return Trained(model, units, rankings[settings.ranking], static, held_out, cached)
 
 
 def _fit(
@@ -129,9 +131,14 @@ def _fit(
 class _Files:
     """The cache: weights and rankings as safetensors, what they depend on as JSON."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, settings: Settings, train: SensorData, folder: Path) -> None:
         self.folder = folder
-        self.key = {"format": _FORMAT, "torch": torch.__version__, **settings.of_training()}
+        self.key = {
+            "format": _FORMAT,
+            "torch": str(torch.__version__),
+            "data": _digest(train),
+            **settings.of_training(),
+        }
 
     def save(self, model: Backbone, table: ScoreTable, gate: SentryGate) -> None:
         from safetensors.torch import save_file
@@ -141,20 +148,37 @@ class _Files:
         (self.folder / "settings.json").unlink(missing_ok=True)
         with replacing(self.folder / "model.safetensors") as path:
             save_file(dict(model.state_dict()), path)
-        save_scores(table, self.folder / "table")
-        save_scores(gate, self.folder / "gate")
+        save_scores(table, self.folder / "table.safetensors")
+        save_scores(gate, self.folder / "gate.safetensors")
         with replacing(self.folder / "settings.json") as path:
             path.write_text(json.dumps(self.key, indent=2) + "\n")
 
-    def load(self, model: Backbone, table: ScoreTable, gate: SentryGate) -> bool:
-        """Whether the files are there and of these settings; only then is anything changed."""
+    def load(self, model: Backbone, units: Units) -> dict[str, Scores] | None:
+        """The rankings, and the weights into the model; None unless all is of these settings."""
         from safetensors.torch import load_file
 
         try:
             key: Any = json.loads((self.folder / "settings.json").read_text())
         except (OSError, ValueError):
-            return False
+            return None
         if key != self.key:
-            return False
-        model.load_state_dict(load_file(self.folder / "model.safetensors"))
-        return True
+            return None
+        try:
+            rankings = {
+                name: load_scores(self.folder / f"{name}.safetensors", units)
+                for name in ("table", "gate")
+            }
+            model.load_state_dict(load_file(self.folder / "model.safetensors"))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.folder}: cannot be read ({error}); --fresh trains again"
+            ) from error
+        return rankings
+
+
+def _digest(data: SensorData) -> str:
+    """Changes with the windows, so that a model of other data is not taken for one of these."""
+    digest = hashlib.sha256(data.target.numpy().tobytes())
+    for x in data.inputs.values():
+        digest.update(x.numpy().tobytes())
+    return digest.hexdigest()[:16]
