@@ -89,6 +89,7 @@ def _forest(cases: Sequence[CaseResults]) -> list[tuple[str, list[tuple[str, Int
     for results in cases:
         made = training(results)
         made += [row for row in ranking(results) if row.comparison.left.arm in ("A", "B")]
+        made += training(results, "per layer")
         if made:
             parts = [(row.comparison.title, row.overall) for row in made]
             groups.append((results.case.title, parts))
