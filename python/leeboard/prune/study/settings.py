@@ -174,13 +174,17 @@ class Study:
             ValueError: Fields are missing, unknown or wrong.
         """
         try:
-            cases = tuple(
-                Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in case.items()})
+            cases = [
+                {k: tuple(v) if isinstance(v, list) else v for k, v in case.items()}
                 for case in given["cases"]
-            )
-            return cls(str(given["preset"]), cases)
+            ]
+            return cls(str(given["preset"]), tuple(_case(case) for case in cases))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"study: cannot be read ({error})") from error
+
+
+def _case(fields: dict[str, Any]) -> Case:
+    return Case(**fields)
 
 
 def _plain(value: Any) -> Any:
