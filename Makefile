@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Test processes at a time.
+JOBS ?= logical
 export PYTHON
 
 BIN := $(VENV)/bin
@@ -26,7 +28,7 @@ demo: $(VENV)/.ready ## train two drafters on real text, decode with them, show 
 	$(BIN)/leeboard demo $(ARGS)
 
 test: $(VENV)/.ready ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadgroup $(ARGS)
 
 bench: $(VENV)/.ready ## measure every op and rewrite bench/RESULTS.md
 	$(BIN)/python bench/run.py $(ARGS)

@@ -12,6 +12,8 @@ set(LEEBOARD_KERNEL_SOURCES
     csrc/cpu/drafter_glue.cpp
     csrc/cpu/linear_argmax.cpp
     csrc/cpu/linear_topk.cpp
+    csrc/cpu/panel_ffn.cpp
+    csrc/cpu/panel_linear.cpp
     csrc/cpu/qlinear.cpp
     csrc/cpu/sparse_gqa.cpp
     csrc/cpu/sparse_gqa_backward.cpp

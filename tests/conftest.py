@@ -29,6 +29,20 @@ settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+# Where every test stands alone. Elsewhere those of a file share what is slow to make.
+SPREAD = ("tests/ops/", "tests/kernels/test_triton_")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under pytest-xdist a file stays on one process, but for those of SPREAD."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        if not file.startswith(SPREAD):
+            item.add_marker(pytest.mark.xdist_group(file))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same random numbers whatever the order of the tests."""

@@ -40,6 +40,7 @@ LIGHT: dict[str, set[str]] = {
     "ops": {"torch", "numpy"},
     "nn": {"torch", "numpy"},
 }
+HEAVY_PARTS = tuple(f"leeboard.{part}" for part in ("ops", "nn", "draft", "prune", "sim", "_C"))
 EXTRAS = {
     "transformers",
     "tokenizers",
@@ -163,14 +164,19 @@ def test_extras_are_imported_lazily() -> None:
 def test_the_command_line_imports_torch_lazily() -> None:
     """`leeboard --help` must not pay for torch."""
     light = ("cli.py", "__init__.py", "_version.py", "_cli/__init__.py", "_cli/draft.py")
-    light += ("_cli/convert.py", "_cli/heads.py", "_cli/sim.py")
+    light += (
+        "_cli/convert.py",
+        "_cli/heads.py",
+        "_cli/sim.py",
+        "_cli/prune.py",
+        "_cli/prune_study.py",
+    )
     for path in (PACKAGE / name for name in light):
         tree = ast.parse(path.read_text())
         heavy = {
             name
             for name in imports(tree, top_level_only=True)
-            if name.split(".")[0] in EXTRAS | {"torch", "numpy"}
-            or name.startswith(("leeboard.ops", "leeboard.nn", "leeboard.draft", "leeboard._C"))
+            if name.split(".")[0] in EXTRAS | {"torch", "numpy"} or name.startswith(HEAVY_PARTS)
         }
         assert not heavy, f"{path.name} imports {sorted(heavy)} at module level"
 

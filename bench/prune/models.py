@@ -46,7 +46,7 @@ def half(model: nn.Module, present: tuple[str, ...] | None = None, budget: str =
     generator = torch.Generator().manual_seed(2)
     values = {s.name: 0.5 + torch.rand(s.units, generator=generator) for s in units}
     scores = prune.StaticScores(units, "random", values)
-    return prune.plan(scores, present=present, budget=budget, drop=False)
+    return prune.plan(scores, present=present, budget=budget, per_layer=True)
 
 
 def dense(model: nn.Module, present: tuple[str, ...] | None = None) -> nn.Module:

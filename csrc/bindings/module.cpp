@@ -38,6 +38,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   leeboard::bind_draft(module, reader);
   leeboard::bind_head(module, reader);
   leeboard::bind_linear(module, reader);
+  leeboard::bind_panel(module, reader);
   leeboard::bind_saliency(module, reader);
   leeboard::bind_sparse(module, reader);
   leeboard::bind_sparse_backward(module, reader);

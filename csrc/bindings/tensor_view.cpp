@@ -20,6 +20,7 @@ std::optional<Kind> kind_of(dlpack::DataType type) {
   if (type.code == dlpack::kBFloat && type.bits == 16) return Kind::kBFloat16;
   if (type.code == dlpack::kFloat && type.bits == 64) return Kind::kFloat64;
   if (type.code == dlpack::kInt && type.bits == 64) return Kind::kInt64;
+  if (type.code == dlpack::kInt && type.bits == 32) return Kind::kInt32;
   if (type.code == dlpack::kInt && type.bits == 8) return Kind::kInt8;
   if (type.code == dlpack::kUInt && type.bits == 8) return Kind::kUInt8;
   if (type.code == dlpack::kBool && type.bits == 8) return Kind::kBool;
@@ -32,6 +33,7 @@ std::optional<Kind> kind_of(const std::string& dtype) {
   if (dtype == "torch.bfloat16") return Kind::kBFloat16;
   if (dtype == "torch.float64") return Kind::kFloat64;
   if (dtype == "torch.int64") return Kind::kInt64;
+  if (dtype == "torch.int32") return Kind::kInt32;
   if (dtype == "torch.int8") return Kind::kInt8;
   if (dtype == "torch.uint8") return Kind::kUInt8;
   if (dtype == "torch.bool") return Kind::kBool;
@@ -41,6 +43,7 @@ std::optional<Kind> kind_of(const std::string& dtype) {
 int64_t kind_size(Kind kind) {
   switch (kind) {
     case Kind::kFloat32:
+    case Kind::kInt32:
       return 4;
     case Kind::kFloat64:
     case Kind::kInt64:

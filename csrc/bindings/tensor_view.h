@@ -11,7 +11,7 @@ namespace leeboard {
 
 namespace py = pybind11;
 
-enum class Kind { kFloat32, kBFloat16, kFloat16, kFloat64, kInt64, kInt8, kUInt8, kBool };
+enum class Kind { kFloat32, kBFloat16, kFloat16, kFloat64, kInt64, kInt32, kInt8, kUInt8, kBool };
 
 // A borrowed view; valid while the tensor object lives and is not resized.
 struct TensorView {

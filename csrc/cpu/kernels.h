@@ -386,6 +386,89 @@ struct SparseGqaForward {
   void* counters;  // four cache lines of zeros
 };
 
+// Neighbouring rows or columns of a weight, [weight, weight + count), and where they stand among
+// those that are in work.
+struct PanelRun {
+  int64_t weight;
+  int64_t place;
+  int64_t count;
+};
+
+// Places are worked off in blocks of so many.
+inline constexpr int64_t kPanelBlock = 128;
+
+// The listed rows or columns of a weight. Places count those that there are, in the order of the
+// list.
+struct PanelList {
+  int64_t active;           // places
+  const int64_t* channels;  // [active], the row or column at each place
+  // As runs that cross no multiple of kPanelBlock places; block b has runs
+  // block_runs[b] .. block_runs[b + 1] - 1.
+  const PanelRun* runs;
+  const int64_t* block_runs;
+  // Where the places lie in the activations that go with the list: `weight` is a column of them.
+  const PanelRun* columns;
+  int64_t column_count;
+
+  int64_t blocks() const { return (active + kPanelBlock - 1) / kPanelBlock; }
+};
+
+// Up to this many rows, each product is summed along the weight's rows; more rows are the lanes.
+inline constexpr int64_t kPanelFewRows = 6;
+
+enum class PanelOver : int { kOutputs, kInputs };
+
+// out = residual + x weight^T + bias over a list of rows (outputs) or columns (inputs) of `weight`.
+// Columns of out that are in no run get the residual alone.
+struct PanelLinear {
+  DType dtype;
+  PanelOver over;
+  int64_t rows;
+  int64_t inputs;   // columns of weight
+  int64_t outputs;  // rows of weight
+  PanelList list;
+  ConstRows x;
+  ConstRows weight;
+  const void* bias;  // [outputs], or null
+  ConstRows residual;
+  Rows out;
+  int64_t out_cols;
+  void* counters;  // a cache line of zeros
+};
+
+enum class Activation : int { kGelu, kGeluTanh, kRelu, kSilu, kIdentity };
+enum class PanelNorm : int { kNone, kLayerNorm, kRmsNorm };
+
+// out = residual + bias + (g * h) down^T over the listed channels of h = act(n up^T + up_bias), or
+// act(n gate^T + gate_bias) * (n up^T + up_bias), with n = norm(x).
+struct PanelFfn {
+  DType dtype;
+  Activation activation;
+  PanelNorm norm;
+  float eps;
+  int64_t rows;
+  int64_t inputs;
+  int64_t outputs;
+  PanelList list;
+  ConstRows x;
+  const void* norm_weight;  // [inputs], or null
+  const void* norm_bias;
+  ConstRows up;
+  ConstRows gate;  // data null: none
+  const void* up_bias;
+  const void* gate_bias;
+  ConstRows down;
+  const void* bias;
+  // Row r belongs to sample r / rows_per_sample; one row of gates serves every sample.
+  ConstRows gates;
+  int64_t gate_rows;
+  int64_t rows_per_sample;
+  ConstRows residual;
+  Rows out;
+  float* hidden;   // panel_ffn_hidden_floats, shared by the team
+  void* counters;  // two cache lines of zeros
+};
+
 // Threads that run one kernel side by side and wait for each other between its phases.
 struct Team {
   int64_t size;
@@ -494,6 +577,13 @@ struct KernelTable {
   int64_t (*sparse_gqa_member_floats)(const SparseGqaForward&);
   // Every member of the team calls it. A sample asks for TopU.
   void (*sparse_gqa_forward)(const SparseGqaForward&, Team&, float* memory);
+  // Floats of the memory that each member of the team brings, and of what they share. Every member
+  // calls the kernel.
+  int64_t (*panel_linear_floats)(const PanelLinear&, int64_t members);
+  void (*panel_linear)(const PanelLinear&, Team&, float* memory);
+  int64_t (*panel_ffn_floats)(const PanelFfn&, int64_t members);
+  int64_t (*panel_ffn_hidden_floats)(const PanelFfn&);
+  void (*panel_ffn)(const PanelFfn&, Team&, float* memory);
   // Ranges of chunks, then of units.
   void (*unit_saliency_chunks)(const UnitSaliency&, int64_t begin, int64_t end);
   void (*unit_saliency_units)(const UnitSaliency&, int64_t begin, int64_t end);

@@ -31,6 +31,11 @@ void sparse_gqa_forward(const SparseGqaForward& args, Team& team, float* memory)
 int64_t sparse_gqa_backward_item_floats(int64_t d, int64_t keys, int64_t chunks);
 int64_t sparse_gqa_backward_member_floats(int64_t d, int64_t keys);
 void sparse_gqa_backward(const SparseGqaBackward& args, Team& team, float* memory);
+int64_t panel_linear_floats(const PanelLinear& args, int64_t members);
+void panel_linear(const PanelLinear& args, Team& team, float* memory);
+int64_t panel_ffn_floats(const PanelFfn& args, int64_t members);
+int64_t panel_ffn_hidden_floats(const PanelFfn& args);
+void panel_ffn(const PanelFfn& args, Team& team, float* memory);
 void unit_saliency_chunks(const UnitSaliency& args, int64_t begin, int64_t end);
 void unit_saliency_units(const UnitSaliency& args, int64_t begin, int64_t end);
 void verify_greedy(const VerifyGreedy& args, int64_t begin, int64_t end);

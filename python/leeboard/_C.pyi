@@ -142,6 +142,40 @@ def linear_topk_forward(
     format: str,  # noqa: A002
     level: int,
 ) -> bool: ...
+def panel_linear_forward(
+    x: Tensor,
+    weight: Tensor,
+    panels: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    over_inputs: bool,
+    panel: int,
+    strict: bool,
+    level: int,
+) -> bool: ...
+def panel_ffn_forward(
+    x: Tensor,
+    up: Tensor,
+    down: Tensor,
+    gate: Tensor | None,
+    up_bias: Tensor | None,
+    gate_bias: Tensor | None,
+    panels: Tensor | None,
+    bias: Tensor | None,
+    gates: Tensor | None,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    out: Tensor,
+    rows_per_sample: int,
+    activation: int,
+    norm: int,
+    eps: float,
+    panel: int,
+    strict: bool,
+    level: int,
+) -> bool: ...
 def qlinear_forward(
     x: Tensor,
     data: Tensor,

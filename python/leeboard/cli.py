@@ -51,6 +51,14 @@ def _add_draft(parser: argparse.ArgumentParser) -> Command:
     return run
 
 
+def _add_prune(parser: argparse.ArgumentParser) -> Command:
+    from leeboard._cli import prune
+
+    prune.add_arguments(parser)
+    run: Command = prune.run
+    return run
+
+
 def _add_sim(parser: argparse.ArgumentParser) -> Command:
     from leeboard._cli import sim
 
@@ -75,6 +83,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], Command]], 
         "draft",
         "drafters: measure their steps and what a target accepts, convert checkpoints",
         _add_draft,
+    ),
+    (
+        "prune",
+        "shed what a moment does not need: measure this machine, compare rankings, watch a demo",
+        _add_prune,
     ),
     (
         "sim",

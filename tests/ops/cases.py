@@ -14,6 +14,7 @@ from torch import Tensor
 
 import draft_inputs
 import leeboard.ops
+import panel_inputs
 import saliency_inputs
 import sparse_inputs
 from harness import Sample
@@ -1609,6 +1610,18 @@ CASES: dict[str, OpCases] = {
         op_arguments=head_arguments,
         row_leaves=lambda sample: (0,),
         check_index=check_topk,
+    ),
+    "panel_ffn": OpCases(
+        samples=panel_inputs.ffn_samples(),
+        bad_calls={name: BadCall(*bad) for name, bad in panel_inputs.ffn_bad_calls().items()},
+        op_arguments=panel_inputs.ffn_arguments,
+        row_leaves=lambda sample: (),
+    ),
+    "panel_linear": OpCases(
+        samples=panel_inputs.linear_samples(),
+        bad_calls={name: BadCall(*bad) for name, bad in panel_inputs.linear_bad_calls().items()},
+        op_arguments=panel_inputs.linear_arguments,
+        row_leaves=lambda sample: (),
     ),
     "qlinear": OpCases(
         samples=layer_samples(linear_weights),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from leeboard.prune import ModalityDropout, grouped
+from leeboard.prune._masks import distinct
 
 
 def test_curriculum() -> None:
@@ -111,3 +112,12 @@ def test_errors() -> None:
         list(grouped({"a": torch.zeros(2)}, torch.ones(2, 1, dtype=torch.int64)))
     with pytest.raises(ValueError, match="at least one"):
         list(grouped({}, None))
+
+
+def test_distinct_masks_of_a_batch() -> None:
+    for count in (3, 62, 70):
+        mask = torch.rand(40, count) > (0.5 if count == 3 else 0.99)
+        rows, which = distinct(mask)
+        assert torch.equal(rows[which], mask)
+        assert len({tuple(r) for r in rows.tolist()}) == len(rows)
+        assert torch.equal(rows, torch.unique(mask, dim=0))

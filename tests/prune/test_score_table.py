@@ -38,7 +38,7 @@ def of(present: Tensor, names: tuple[str, ...]) -> Tensor:
 
 def test_means_of_each_mask() -> None:
     saliency, present = rows(60)
-    table = ScoreTable(toy(), half_life=None)
+    table = ScoreTable(toy())
     for start in range(0, 60, 7):
         part = {n: s[start : start + 7] for n, s in saliency.items()}
         table.update(part, present[start : start + 7])
@@ -49,7 +49,7 @@ def test_means_of_each_mask() -> None:
         for name, scores in table.scores(names).items():
             assert scores.dtype == torch.float32
             torch.testing.assert_close(scores, saliency[name][chosen].mean(0))
-    full = ScoreTable(toy(), half_life=None)
+    full = ScoreTable(toy())
     full.update(saliency)
     assert {*full.counts} == {MODALITIES}
     torch.testing.assert_close(full.scores()["y"], saliency["y"].mean(0))
@@ -66,7 +66,7 @@ def test_old_samples_fade() -> None:
 
 def test_unseen_masks_have_the_mean_of_the_nearest() -> None:
     units = toy(missing={"y": "b"})
-    table = ScoreTable(units, half_life=None)
+    table = ScoreTable(units)
     seen = {("a", "b"): 1.0, ("a", "c"): 2.0, ("b",): 8.0}
     for names, value in seen.items():
         present = torch.tensor([[m in names for m in MODALITIES]])
@@ -76,7 +76,7 @@ def test_unseen_masks_have_the_mean_of_the_nearest() -> None:
     assert table.scores(["a"])["y"].tolist() == [0] * 5
     assert table.scores(["a", "b", "c"])["y"].tolist() == [1.5] * 5
     assert table.scores(["b"])["x"].tolist() == [8.0, 8.0]
-    wary = ScoreTable(units, half_life=None, min_samples=2)
+    wary = ScoreTable(units, min_samples=2)
     wary.load_state_dict(table.state_dict())
     # One sample is too few: within one modality of (b) there is (a, b).
     assert wary.scores(["b"])["x"].tolist() == [4.5, 4.5]
@@ -88,7 +88,7 @@ def test_conditional_means_of_inputs() -> None:
     x = torch.cat((torch.ones(80, 1), present.float()), 1) @ deltas
     x[7] = torch.nan
     seen = of(present, ("a", "b", "c")).logical_not()
-    table = ScoreTable(toy(), half_life=None)
+    table = ScoreTable(toy())
     assert table.means() is None
     few = {n: s[seen] for n, s in saliency.items()}
     table.update(few, present[seen], {"x": x[seen]})
@@ -108,7 +108,7 @@ def test_many_modalities() -> None:
     saliency, present = rows(200, modalities=10)
     deltas = torch.randn(11, 6)
     x = torch.cat((torch.ones(200, 1), present.float()), 1) @ deltas
-    table = ScoreTable(toy(names), half_life=1000)
+    table = ScoreTable(toy(names))
     table.update(saliency, present, {"x": x})
     means = table.means(["m2", "m5"])
     assert means is not None
@@ -141,7 +141,7 @@ def test_it_goes_on_where_it_was() -> None:
 
 
 def test_rows_that_are_not_finite_do_not_count() -> None:
-    table = ScoreTable(toy(), half_life=None)
+    table = ScoreTable(toy())
     saliency = {"x": torch.tensor([[1.0, 2.0], [torch.inf, 1.0]]), "y": torch.ones(2, 5)}
     table.update(saliency)
     assert table.scores()["x"].tolist() == [1, 2]
@@ -178,6 +178,8 @@ def test_errors() -> None:
     assert not table.counts
     with pytest.raises(ValueError, match="half_life: got 0"):
         ScoreTable(toy(), half_life=0)
+    with pytest.raises(ValueError, match="means_half_life: got -1"):
+        ScoreTable(toy(), means_half_life=-1)
     with pytest.raises(ValueError, match="min_samples: got 0"):
         ScoreTable(toy(), min_samples=0)
     table.update(saliency, present)

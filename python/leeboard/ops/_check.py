@@ -32,6 +32,17 @@ def layout(name: str, value: Tensor) -> None:
 
 def rows(name: str, value: object) -> int:
     """A floating-point tensor [..., H] with H > 0; returns H."""
+    size = activations(name, value)
+    assert isinstance(value, Tensor)
+    if size == 0:
+        raise ValueError(
+            f"{name}: shape {_text(value.shape)} has a hidden dimension of 0; expected at least 1"
+        )
+    return size
+
+
+def activations(name: str, value: object) -> int:
+    """A floating-point tensor [..., H]; returns H."""
     tensor(name, value)
     assert isinstance(value, Tensor)
     if value.dtype not in FLOAT_DTYPES:
@@ -42,12 +53,7 @@ def rows(name: str, value: object) -> int:
     layout(name, value)
     if value.dim() == 0:
         raise ValueError(f"{name}: a 0-dimensional tensor was given; expected [..., H]")
-    size = value.shape[-1]
-    if size == 0:
-        raise ValueError(
-            f"{name}: shape {_text(value.shape)} has a hidden dimension of 0; expected at least 1"
-        )
-    return size
+    return value.shape[-1]
 
 
 def shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> None:

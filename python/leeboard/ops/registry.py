@@ -18,6 +18,8 @@ from leeboard.ops.draft_chain import draft_chain
 from leeboard.ops.drafter_glue import drafter_glue
 from leeboard.ops.linear_argmax import linear_argmax
 from leeboard.ops.linear_topk import linear_topk
+from leeboard.ops.panel_ffn import panel_ffn
+from leeboard.ops.panel_linear import panel_linear
 from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.sparse_gqa import sparse_gqa
@@ -115,6 +117,22 @@ OPS: dict[str, OpSpec] = _table(
         reference.linear_topk,
         differentiable=False,
         summary="most likely tokens of a head, without its logits",
+    ),
+    OpSpec(
+        "panel_ffn",
+        panel_ffn,
+        reference.panel_ffn,
+        differentiable=True,
+        summary="feed-forward block over a list of panels of its channels",
+        rowwise=False,
+    ),
+    OpSpec(
+        "panel_linear",
+        panel_linear,
+        reference.panel_linear,
+        differentiable=True,
+        summary="linear layer over a list of panels of its weight",
+        rowwise=False,
     ),
     OpSpec(
         "qlinear",

@@ -65,6 +65,8 @@ def biases(
 ) -> dict[str, tuple[float, ...]]:
     """W[:, missing columns] @ mean[missing columns] of each sublayer that misses some.
 
+    One that is dropped whole is there as its bias alone, so the reader's own is in it.
+
     Raises:
         ValueError: If the ranking knows no means, or not of the right sizes.
     """
@@ -73,7 +75,7 @@ def biases(
             f"compensate: the ranking {plan.ranking!r} knows no means of the readers' inputs"
         )
     found = {}
-    for s, weight in zip(units, used.weights, strict=True):
+    for s, module, weight in zip(units, used.modules, used.weights, strict=True):
         kept = plan.keep.get(s.name)
         if kept is None or len(kept) == s.units:
             continue
@@ -86,5 +88,9 @@ def biases(
         columns = missing.repeat_interleave(s.width)
         values = mean.detach().to("cpu", torch.float64)[columns]
         rows = weight.detach().cpu()[:, columns].to(torch.float64)
-        found[s.name] = tuple((rows @ values).to(torch.float32).tolist())
+        added = rows @ values
+        own = module._parameters.get("bias")
+        if not kept and own is not None:
+            added = added + own.detach().cpu().to(torch.float64)
+        found[s.name] = tuple(added.to(torch.float32).tolist())
     return found

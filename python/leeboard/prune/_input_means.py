@@ -38,8 +38,9 @@ class InputMeans:
             self._table = MaskTable(sizes, count, half_life)
         else:
             for name, size in sizes.items():
-                self._gram[name] = torch.zeros(count + 1, count + 1, dtype=torch.float64)
-                self._moment[name] = torch.zeros(count + 1, size, dtype=torch.float64)
+                empty = torch.zeros(count + 1, count + 1 + size, dtype=torch.float64, device="cpu")
+                self._gram[name] = empty[:, : count + 1].clone()
+                self._moment[name] = empty[:, count + 1 :].clone()
 
     def update(self, means: Mapping[str, Tensor], mask: Tensor) -> None:
         """Add [B, columns] of each sublayer that ran; rows that are not finite do not count."""
@@ -56,7 +57,7 @@ class InputMeans:
             self._moment[name] = self._moment[name].to(wide.device) * keep + x.T @ wide
 
     def means(self, present: Sequence[str] | None) -> dict[str, Tensor] | None:
-        """float32 [columns] for each sublayer that ran at all; None before the first update."""
+        """float32 [columns] on the CPU for each sublayer that ever ran; None before any update."""
         row = row_of(self.units.check_present(present), self.units.modalities)
         result = {}
         for sublayer in self.units:
@@ -67,7 +68,7 @@ class InputMeans:
             if exact is None:
                 fit = torch.linalg.pinv(gram, hermitian=True) @ moment
                 exact = _features(row[None]).to(fit.device)[0] @ fit
-            result[sublayer.name] = exact.float()
+            result[sublayer.name] = exact.float().cpu()
         return result or None
 
     def state(self) -> dict[str, Tensor]:
@@ -76,8 +77,8 @@ class InputMeans:
             return self._table.state()
         state = {}
         for name in self._gram:
-            state[f"gram.{name}"] = self._gram[name].cpu()
-            state[f"moment.{name}"] = self._moment[name].cpu()
+            state[f"gram.{name}"] = self._gram[name].cpu().clone()
+            state[f"moment.{name}"] = self._moment[name].cpu().clone()
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:

@@ -50,11 +50,13 @@ def read(text: str) -> dict[str, Any]:
     device = content["device"]
     _json.exact_keys(device, Device._fields, "device")
     words = {
-        key: (_json.whole if key == "threads" else _json.string)(value, f"device.{key}")
+        key: _json.string(value, f"device.{key}")
         for key, value in device.items()
+        if key != "threads"
     }
+    threads = _json.whole(device["threads"], "device.threads")
     return {
-        "device": Device(**words),
+        "device": Device(threads=threads, **words),
         "rests": {
             name: _time(value, f"rests.{name}")
             for name, value in _json.named(content["rests"], "rests").items()
@@ -83,8 +85,14 @@ def text(table: LatencyTable) -> str:
             rows.append([shape, tokens, *(f"{c.at(n):.4f}" for n in at), ""])
     lines.append(aligned(["shape", "tokens", *shares, ""], rows))
     if table.rests:
-        lines += ["", "What is not prunable:"]
-        lines += [f"  {name}  {value:.4f}" for name, value in table.rests.items()]
+        times = list(table.rests.values())
+        rest = f"What is not prunable takes {max(times):.4f}"
+        if len(times) > 1:
+            rest = (
+                f"What is not prunable takes {min(times):.4f} to {max(times):.4f}, by the "
+                f"{len(times)} sets of modalities"
+            )
+        lines += ["", rest]
     return "\n".join(lines)
 
 

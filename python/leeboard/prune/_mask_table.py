@@ -65,11 +65,11 @@ class MaskTable:
         return (chosen @ sums) / total if float(total) > 0 else None
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that was gathered, as tensors on the CPU."""
-        state = {"masks": self.masks}
+        """Everything that was gathered, as tensors of their own on the CPU."""
+        state = {"masks": self.masks.clone()}
         for name in self.sizes:
-            state[f"sums.{name}"] = self.sums[name].cpu()
-            state[f"weights.{name}"] = self.weights[name].cpu()
+            state[f"sums.{name}"] = self.sums[name].cpu().clone()
+            state[f"weights.{name}"] = self.weights[name].cpu().clone()
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,17 @@ class Call(NamedTuple):
     attn_mask: Tensor | None = None
     average_attn_weights: bool = True
     is_causal: bool = False
+
+
+class Multihead(Protocol):
+    """What `attend` reads of a module."""
+
+    batch_first: bool
+    dropout: float
+    head_dim: int
+    num_heads: int
+    training: bool
+    out_proj: Any
 
 
 # (query, key, value), each [B, L, E], to the columns of q, k and v: [B, L, n * head_dim].
@@ -49,7 +60,7 @@ def project_all(module: nn.MultiheadAttention) -> Project:
 
 
 def attend(
-    module: nn.MultiheadAttention,
+    module: Multihead,
     call: Call,
     project: Project,
     *,
@@ -80,16 +91,13 @@ def attend(
     weights = None
     dropout = module.dropout if module.training else 0.0
     own = _pattern(module, call, q.shape[2], k.shape[2])
-    sparse = isinstance(module, SparseMultiheadAttention)
-    padding = _padding(call.key_padding_mask)
+    sparse = not plain and isinstance(module, SparseMultiheadAttention)
+    padding = None if plain else _padding(call.key_padding_mask)
     if sparse and (dropout or padding is None):
         what = f"dropout is {dropout}" if dropout else "key_padding_mask is a bias"
         raise ValueError(f"{what}, which attention under a pattern does not serve")
     wants = call.need_weights and not sparse
-    served = own is not None and padding is not None and not (dropout or wants)
-    if served and (sparse or not plain):
-        assert own is not None
-        assert padding is not None
+    if own is not None and padding is not None and not (dropout or wants):
         out = sparse_gqa(q, k, v, own, key_padding=padding[0])
     else:
         mask = _mask(call, module.num_heads, heads, q, k, own)
@@ -104,7 +112,7 @@ def attend(
     return (y if module.batch_first else y.transpose(0, 1)), weights
 
 
-def _batch_first(module: nn.MultiheadAttention, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_first(module: Multihead, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """The inputs as [B, L, E]; the same tensor where they were."""
     done: dict[int, Tensor] = {}
     for t in (call.query, call.key, call.value):
@@ -118,8 +126,9 @@ def _batch_first(module: nn.MultiheadAttention, call: Call) -> tuple[Tensor, Ten
 
 def _pattern(module: nn.MultiheadAttention, call: Call, queries: int, keys: int) -> Pattern | None:
     """The pattern that says what the mask does, or None for a mask that has to be read."""
-    if isinstance(module, SparseMultiheadAttention):
-        return module.pattern & Causal() if call.is_causal else module.pattern
+    pattern: Pattern | None = getattr(module, "pattern", None)
+    if pattern is not None:
+        return pattern & Causal() if call.is_causal else pattern
     if call.attn_mask is None:
         return Dense()
     # is_causal promises that the mask is the causal one.

@@ -23,6 +23,14 @@ class Dense(Ours):
         return getattr(type(self.module), self.attribute)(self.module, *args, **kwargs)
 
 
+def is_foreign(module: nn.Module, forward: object) -> bool:
+    """Whether a forward in vars(module) is someone's who would be left out, or leave us out."""
+    own = getattr(forward, "__self__", None) is module
+    if own and getattr(forward, "__func__", None) is type(module).forward:
+        return False
+    return not isinstance(forward, Dense)
+
+
 class Patches:
     """Changes of instance attributes, undone in reverse order."""
 

@@ -42,7 +42,7 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def amount(value: float, unit: str) -> str:
     """E.g. "3.04 MMAC", "122 kB"."""
     scale, prefix = next((p for p in _PREFIXES if value >= p[0]), (1.0, ""))
-    return f"{value / scale:.4g} {prefix}{unit}"
+    return f"{value / scale:.4g} {prefix}{unit}".rstrip()
 
 
 def _totals(plan: Plan) -> list[str]:

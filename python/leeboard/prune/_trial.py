@@ -1,39 +1,69 @@
-"""Runs a sublayer's ops at a number of kept units, to time them."""
+"""Runs a sublayer by itself under the plan that its model runs, to time it."""
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
-from dataclasses import replace
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from leeboard.ops import FeedForwardWeights, panel_ffn, panel_linear, patterns, sparse_gqa
+from leeboard.ops import patterns
+from leeboard.prune.planner import block_units
 from leeboard.prune.units import Sublayer, Tokens
 
 Trial = Callable[[], object]
 
 
-def trial(model: nn.Module, sublayer: Sublayer, kept: int, tokens: Tokens, panel: int) -> Trial:
-    """A call that does what the sublayer does with its units spread over their range.
+def spread(sublayer: Sublayer, kept: int) -> tuple[int, ...]:
+    """Units of whole blocks, as many as `kept` says (rounded up), spread over all of them."""
+    size = block_units(sublayer)
+    count, n = -(-sublayer.units // size), -(-kept // size)
+    return tuple(
+        u
+        for b in (i * count // n for i in range(n))
+        for u in range(b * size, min((b + 1) * size, sublayer.units))
+    )
 
-    Weights have the sizes and the dtype of the model's, their values are random; a pattern is the
-    module's own.
+
+def trial(model: nn.Module, sublayer: Sublayer, tokens: Tokens) -> Trial:
+    """A call of the sublayer on random inputs, under the plan that the model runs at that time.
+
+    A block that can be called alone is. Of others the linear layers are, with torch's attention or
+    an activation between them.
     """
-    reader: Any = model.get_submodule(sublayer.reader)
+    s = sublayer
+    module: Any = _module(model, s.name)
+    reader: Any = model.get_submodule(s.reader)
     like = {"device": reader.weight.device, "dtype": reader.weight.dtype}
-    x = torch.randn(1, tokens.queries, sublayer.in_features, **like)
-    module = _module(model, sublayer.name)
-    if sublayer.kind == "feed_forward":
-        return _feed_forward(module, sublayer, kept, x, panel, like)
+    x = torch.randn(1, tokens.queries, s.in_features, **like)
     memory = x
-    if tokens.keys != tokens.queries or sublayer.key_features != sublayer.in_features:
-        memory = torch.randn(1, tokens.keys, sublayer.key_features, **like)
-    return _attention(module, sublayer, kept // sublayer.group, x, memory, like)
+    if tokens.keys != tokens.queries or s.key_features != s.in_features:
+        memory = torch.randn(1, tokens.keys, s.key_features, **like)
+    if s.family in ("feed_forward", "hugging_face_mlp"):
+        return lambda: module(x)
+    if s.family == "torch_layer":
+        layer: Any = model.get_submodule(s.name.rpartition(".")[0])
+        return lambda: layer._ff_block(x)
+    if s.family == "sparse_gqa":
+        pattern = _pattern(module.pattern, s.pairs, tokens)
+        return lambda: module(x, pattern=pattern)
+    if s.family == "cross_attention":
+        return lambda: module(x, memory)
+    if s.family in ("torch_mha", "sparse_mha"):
+        if not module.batch_first:
+            same = memory is x
+            x = x.transpose(0, 1)
+            memory = x if same else memory.transpose(0, 1)
+        return lambda: module(x, memory, memory, need_weights=False)
+    writers = [model.get_submodule(name) for name in s.writers]
+    if s.kind == "feed_forward":
+        return lambda: _between_feed_forward(x, writers, reader)
+    return lambda: _between_attention(x, memory, writers, reader, s.width)
 
 
 def timed(run: Trial, repeats: int, device: torch.device) -> float:
@@ -56,6 +86,23 @@ def timed(run: Trial, repeats: int, device: torch.device) -> float:
     return 1e3 * median(times)
 
 
+def _between_feed_forward(x: Tensor, writers: list[nn.Module], reader: nn.Module) -> Any:
+    up = writers[0](x)
+    hidden = F.gelu(up) if len(writers) == 1 else F.silu(writers[1](x)) * up
+    return reader(hidden)
+
+
+def _between_attention(
+    x: Tensor, memory: Tensor, writers: list[nn.Module], reader: nn.Module, width: int
+) -> Any:
+    q, k, v = (
+        writer(source).view(*source.shape[:2], -1, width).transpose(1, 2)
+        for writer, source in zip(writers, (x, memory, memory), strict=True)
+    )
+    mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
+    return reader(mixed.transpose(1, 2).flatten(2))
+
+
 def _module(model: nn.Module, name: str) -> nn.Module | None:
     # A sublayer of some families is a part of a module, and has a name of its own.
     try:
@@ -64,10 +111,9 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def _pattern(own: object, pairs: float, queries: int, keys: int) -> patterns.Pattern:
+def _pattern(own: patterns.Pattern, pairs: float, tokens: Tokens) -> patterns.Pattern:
     """The module's own pattern; for lengths that it does not fit a band of as many pairs."""
-    if pairs == 1.0 or not isinstance(own, patterns.Pattern):
-        return patterns.Dense()
+    queries, keys = tokens
     try:
         own.check(queries, keys)
     except ValueError:
@@ -78,80 +124,3 @@ def _pattern(own: object, pairs: float, queries: int, keys: int) -> patterns.Pat
         )
         return patterns.Band(windows[min(place, len(windows) - 1)], causal=False)
     return own
-
-
-def _spread(kept: int, all_: int, device: torch.device) -> Tensor:
-    chosen = [i * all_ // kept for i in range(kept)]
-    return torch.tensor(chosen, dtype=torch.int32, device=device)
-
-
-def _feed_forward(
-    module: nn.Module | None,
-    sublayer: Sublayer,
-    kept: int,
-    x: Tensor,
-    panel: int,
-    like: dict[str, Any],
-) -> Trial:
-    hidden, inner = sublayer.units, sublayer.in_features
-    own = getattr(module, "weights", None)
-    if callable(own):
-        weights = replace(own(), panel=panel)
-    else:
-        weights = FeedForwardWeights(
-            up=torch.randn(hidden, inner, **like),
-            down=torch.randn(sublayer.out_features, hidden, **like),
-            up_bias=torch.randn(hidden, **like),
-            down_bias=torch.randn(sublayer.out_features, **like),
-            gate=torch.randn(hidden, inner, **like) if sublayer.gated else None,
-            gate_bias=torch.randn(hidden, **like) if sublayer.gated else None,
-            activation="silu" if sublayer.gated else "gelu",
-            panel=panel,
-        )
-    panels = None
-    if kept < hidden:
-        panels = _spread(-(-kept // panel), -(-hidden // panel), x.device)
-    residual = x if sublayer.in_features == sublayer.out_features else None
-    return lambda: panel_ffn(x, weights, panels, residual=residual)
-
-
-def _attention(
-    module: nn.Module | None,
-    sublayer: Sublayer,
-    blocks: int,
-    x: Tensor,
-    memory: Tensor,
-    like: dict[str, Any],
-) -> Trial:
-    d, heads, groups = sublayer.width, sublayer.units, sublayer.blocks
-    sizes = (
-        (heads * d, sublayer.in_features),
-        (groups * d, sublayer.key_features),
-        (groups * d, sublayer.key_features),
-    )
-    weights = [torch.randn(size, **like) / size[1] ** 0.5 for size in sizes]
-    offsets = [torch.randn(size[0], **like) for size in sizes]
-    out = torch.randn(sublayer.out_features, heads * d, **like)
-    out_bias = torch.randn(sublayer.out_features, **like)
-    kept = _spread(blocks, groups, x.device)
-    inside = torch.arange(sublayer.group, dtype=torch.int32, device=x.device)
-    active = (kept[:, None] * sublayer.group + inside).flatten()
-    lists = (active, kept, kept)
-    if blocks == groups:
-        lists = active = None  # type: ignore[assignment]
-    pattern = _pattern(
-        getattr(module, "pattern", None), sublayer.pairs, x.shape[1], memory.shape[1]
-    )
-    residual = x if sublayer.in_features == sublayer.out_features else None
-
-    def run() -> Tensor:
-        q, k, v = (
-            panel_linear(source, w, which, b, panel=d).unflatten(-1, (-1, d)).transpose(1, 2)
-            for source, w, which, b in zip(
-                (x, memory, memory), weights, lists or (None,) * 3, offsets, strict=True
-            )
-        )
-        mixed = sparse_gqa(q, k, v, pattern).transpose(1, 2).flatten(2)
-        return panel_linear(mixed, out, active, out_bias, panel=d, over="inputs", residual=residual)
-
-    return run

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
-from leeboard.prune._patches import Ours
+from leeboard.prune._patches import Ours, is_foreign
 from leeboard.prune.units import Sublayer
 
-_NONE = Ours()
 _LINEAR = (nn.Linear, NonDynamicallyQuantizableLinear)
 
 
@@ -58,7 +57,8 @@ class Census:
         """Why no plan can run the module, or an empty string."""
         if self._modules[id(module)] > 1:
             return "the module has several places in the model"
-        if not isinstance(vars(module).get("forward", _NONE), Ours):
+        own = vars(module).get("forward")
+        if own is not None and not isinstance(own, Ours) and is_foreign(module, own):
             return "has a forward of its own"
         if is_parametrized(module):
             return "has parametrizations"
@@ -68,6 +68,8 @@ class Census:
 
     def why_not_linear(self, module: object) -> str:
         """The same for a linear layer."""
+        if isinstance(module, nn.Module) and is_parametrized(module):
+            return "has parametrizations"
         if type(module) not in _LINEAR:
             return f"is a {type(module).__name__}, not a plain torch.nn.Linear"
         assert isinstance(module, nn.Linear)

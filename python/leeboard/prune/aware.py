@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from leeboard.prune._masks import checked_present, distinct, names_of
+from leeboard.prune.planner import block_units
 from leeboard.prune.scores import Scores
 from leeboard.prune.taps import Taps
 from leeboard.prune.units import Units
@@ -24,7 +25,7 @@ class PruneAware:
     After a share of the training, each step draws a ratio r ~ U(0, r_max). In every sublayer each
     sample keeps the best 1 - r of the blocks of heads, and of the panels of channels, as the
     ranking has them for the sample's own modalities; at least one. The loss of that pass is added
-    to the task's: it costs about half again as much time as training without.
+    to the task's. It costs another forward and backward pass of the whole model.
 
     Args:
         model: Called as `model(inputs, present)`, or `model(inputs)` without `present`.
@@ -38,7 +39,8 @@ class PruneAware:
         conditioned: Whether the ranking is asked for each sample's modalities. If not, it is
             asked for all of them, whatever is there: a static ranking, as a control.
         kl: Weight of KL(full || pruned) of the class probabilities, in nats, beside the loss.
-        panel: Channels that are kept or left out together.
+        panel: Channels that are kept or left out together; by default those of a plan, 16, or 32
+            for weights of two bytes.
         seed: Of a generator of its own.
         call: In place of the call above: `call(model, inputs, present)`.
 
@@ -58,7 +60,7 @@ class PruneAware:
         start: float = 0.25,
         conditioned: bool = True,
         kl: float = 0.0,
-        panel: int = 16,
+        panel: int | None = None,
         seed: int = 0,
         call: Call | None = None,
     ) -> None:
@@ -68,7 +70,7 @@ class PruneAware:
             raise ValueError(f"r_max: got {r_max}, expected 0 < r_max < 1")
         if not 0 <= start <= 1:
             raise ValueError(f"start: got {start}, expected 0 <= start <= 1")
-        if total_steps < 1 or panel < 1:
+        if total_steps < 1 or (panel is not None and panel < 1):
             raise ValueError(
                 f"total_steps, panel: got {total_steps}, {panel}, expected positive numbers"
             )
@@ -117,7 +119,7 @@ class PruneAware:
             weight = next(self.model.parameters(), None)
             return torch.zeros((), device=None if weight is None else weight.device)
         ratio = self.r_max * float(torch.rand((), generator=self._generator, device="cpu"))
-        rows = _rows(inputs)
+        rows = rows_of(inputs)
         gates = self.gates(checked_present(present, rows, self.units.modalities), ratio)
         if taps is None:
             with Taps(self.model, self.units, gates=gates):
@@ -150,10 +152,7 @@ class PruneAware:
         gates = {}
         for sublayer in self.units:
             values = scores[sublayer.name]
-            size = sublayer.group
-            if sublayer.kind == "feed_forward":
-                size = max(size, self.panel // sublayer.width)
-            kept = top_groups(values, size, 1 - ratio)
+            kept = top_groups(values, block_units(sublayer, self.panel), 1 - ratio)
             gates[sublayer.name] = kept[which.to(kept.device)]
         return gates
 
@@ -197,7 +196,7 @@ def top_groups(values: Tensor, size: int, share: float) -> Tensor:
     padded = nn.functional.pad(values.float(), (0, groups * size - columns))
     totals = padded.reshape(rows, groups, size).sum(2)
     count = min(groups, max(1, round(share * groups)))
-    order = totals.argsort(1, descending=True, stable=True)[:, :count]
+    order = totals.argsort(dim=1, descending=True, stable=True)[:, :count]
     kept = torch.zeros_like(totals).scatter_(1, order, 1.0)
     return kept.repeat_interleave(size, 1)[:, :columns]
 
@@ -207,7 +206,7 @@ def default_call(model: nn.Module, inputs: Any, present: Tensor | None) -> Any:
     return model(inputs) if present is None else model(inputs, present)
 
 
-def _rows(inputs: Any) -> int:
+def rows_of(inputs: Any) -> int:
     """Samples in a tensor, or in the first tensor of a nest of mappings and sequences."""
     while not isinstance(inputs, Tensor):
         if isinstance(inputs, Mapping) and inputs:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from leeboard.prune._device import this_device
-from leeboard.prune._trial import timed, trial
+from leeboard.prune._trial import Trial, spread, timed, trial
 from leeboard.prune.costs import macs
 from leeboard.prune.latency import Curve, LatencyTable, shape_of
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import block_units
+from leeboard.prune.runtime import active_plan, apply, revert
 from leeboard.prune.units import Sublayer, Tokens, Units
 
 # Above so many modalities not every set of them is measured.
@@ -31,23 +33,23 @@ def calibrate(
     inputs: Inputs | None = None,
     threads: int | None = None,
     sizes: int = 4,
-    rounds: int = 3,
+    rounds: int = 5,
     repeats: int = 9,
     progress: Callable[[int, int], object] | None = None,
 ) -> LatencyTable:
     """The time that each shape of sublayer takes here, by kept units and tokens.
 
-    Each shape runs by itself through the ops that `apply` uses, with one block of its units, with
-    an eighth of them, two eighths, ... and with all, on the numbers of tokens that it meets with
-    some modalities present. A time is the median of `repeats` calls, the least of `rounds` rounds,
+    Each shape runs by itself, as it does in the model after `apply`, with one block of its units,
+    with an eighth of them, two eighths, ... and with all, on the numbers of tokens that it meets
+    with some modalities present. A time is the median of `repeats` calls, the least of `rounds` rounds,
     which go through everything in turn so that a disturbance does not hit one point alone; times
     that fall with more units are averaged (pool adjacent violators).
 
     Args:
-        model: Where it is; weights are not changed.
+        model: Where it is; not running meanwhile. It is the same afterwards, with the same plan.
         units: Of the model.
-        inputs: Of one sample, by modality or whatever `model(inputs)` takes; what the whole model
-            takes besides its sublayers is then measured too, and is part of a plan's milliseconds.
+        inputs: Of one sample, by modality or whatever `model(inputs)` takes; what the model takes
+            with every sublayer dropped is then measured too, and is part of a plan's milliseconds.
         threads: Of torch's pool while measuring; as it is set by default.
         sizes: Numbers of tokens to measure for each shape, at most; spread, with the most and the
             fewest.
@@ -71,8 +73,23 @@ def calibrate(
     sets = _sets(units)
     shapes, points = _points(units, sets, sizes)
     device = next(model.parameters()).device
-    wholes = sets if inputs is not None else []
+    whole: Any = inputs
+    wholes = [] if whole is None else sets
+    # What is left of the model when every sublayer is dropped.
+    nothing = {
+        present: Plan(units.fingerprint, present, "0%", dict.fromkeys(units.tokens(present), ()))
+        for present in wholes
+    }
     total = rounds * (len(points) + len(wholes))
+    plans = {
+        (shape, kept): Plan(
+            units.fingerprint,
+            next(p for p in sets if shapes[shape].name in units.tokens(p)),
+            "measured",
+            {shapes[shape].name: spread(shapes[shape], kept)},
+        )
+        for shape, _, kept in points
+    }
     done = 0
 
     def step() -> None:
@@ -82,20 +99,68 @@ def calibrate(
             progress(done, total)
 
     times: dict[Any, float] = {}
-    with _quiet(model, threads), torch.random.fork_rng(devices=[]):
+
+    def note(what: Any, run: Trial) -> None:
+        took = timed(run, repeats, device)
+        times[what] = min(took, times.get(what, float("inf")))
+        step()
+
+    with _quiet(model, threads), _same_plan(model, units), torch.random.fork_rng(devices=[]):
         for _ in range(rounds):
-            for point in points:
-                shape, tokens, kept = point
-                run = trial(model, shapes[shape], kept, tokens, block_units(shapes[shape]))
-                times[point] = min(timed(run, repeats, device), times.get(point, float("inf")))
-                step()
+            for shape, tokens, kept in points:
+                apply(model, plans[shape, kept], units=units)
+                note((shape, tokens, kept), trial(model, shapes[shape], tokens))
             for present in wholes:
-                took = _whole(model, units, inputs, present, repeats, device)
-                times[present] = min(took, times.get(present, float("inf")))
-                step()
+                apply(model, nothing[present], units=units)
+                note(present, partial(model, _given(whole, units, present)))
         here = this_device(device)
-    table = LatencyTable(here, _curves(shapes, points, times), {})
-    return LatencyTable(here, table.curves, _rests(table, units, wholes, times))
+    rests = {"+".join(present): times[present] for present in wholes}
+    return LatencyTable(here, _curves(shapes, points, times), rests)
+
+
+def measured(
+    model: nn.Module,
+    units: Units,
+    plan: Plan,
+    inputs: Inputs,
+    *,
+    threads: int | None = None,
+    repeats: int = 9,
+) -> float:
+    """Median milliseconds of the whole model under a plan, to compare with what is predicted.
+
+    The plan that the model runs is the same afterwards.
+
+    Args:
+        model: Where it is.
+        units: Of the model.
+        plan: For it.
+        inputs: Of one sample; of a mapping by modality those that are present are given.
+        threads: Of torch's pool while measuring; as it is set by default.
+        repeats: Calls, once it is warm.
+    """
+    run = partial(model, _given(inputs, units, plan.present))
+    with _quiet(model, threads), _same_plan(model, units):
+        apply(model, plan, units=units)
+        return timed(run, repeats, next(model.parameters()).device)
+
+
+def _given(inputs: Inputs, units: Units, present: tuple[str, ...]) -> Inputs:
+    if isinstance(inputs, Mapping) and set(inputs) == set(units.modalities):
+        return {name: inputs[name] for name in present}
+    return inputs
+
+
+@contextmanager
+def _same_plan(model: nn.Module, units: Units) -> Iterator[None]:
+    """The model runs the same plan afterwards as before, or none."""
+    before = active_plan(model)
+    try:
+        yield
+    finally:
+        revert(model)
+        if before is not None:
+            apply(model, before, units=units)
 
 
 def _sets(units: Units) -> list[tuple[str, ...]]:
@@ -171,45 +236,6 @@ def _rising(values: Sequence[float]) -> list[float]:
             pool = (mean * n + pool[0] * pool[1]) / (n + pool[1]), n + pool[1]
         pools.append(pool)
     return [mean for mean, n in pools for _ in range(n)]
-
-
-def _rests(
-    table: LatencyTable,
-    units: Units,
-    wholes: Sequence[tuple[str, ...]],
-    times: Mapping[Any, float],
-) -> dict[str, float]:
-    found = {}
-    for present in wholes:
-        prunable = sum(
-            table.milliseconds(units[name], units[name].units, tokens)
-            for name, tokens in units.tokens(present).items()
-        )
-        found["+".join(present)] = max(0.0, times[present] - prunable)
-    return found
-
-
-def _whole(
-    model: nn.Module,
-    units: Units,
-    inputs: Any,
-    present: tuple[str, ...],
-    repeats: int,
-    device: torch.device,
-) -> float:
-    from leeboard.prune.runtime import active_plan, apply, revert
-
-    given = inputs
-    if isinstance(inputs, Mapping) and set(inputs) == set(units.modalities):
-        given = {name: inputs[name] for name in present}
-    before = active_plan(model)
-    apply(model, Plan.dense(units, present))
-    try:
-        return timed(lambda: model(given), repeats, device)
-    finally:
-        revert(model)
-        if before is not None:
-            apply(model, before)
 
 
 @contextmanager

@@ -134,7 +134,7 @@ def costs(
         s = units[name]
         kept = keep.get(name, range(s.units))
         n, held = len(kept), blocks_of(s, kept)
-        times = (None, None)
+        times: tuple[float | None, float | None] = (None, None)
         if latency is not None:
             times = (
                 latency.milliseconds(s, n, tokens) if n else 0.0,

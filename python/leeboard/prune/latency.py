@@ -41,7 +41,7 @@ class Curve:
         if min(self.tokens) < 1 or not self.macs > 0.0:
             raise ValueError("curve: tokens and multiply-adds must be positive")
 
-    def at(self, kept: int) -> float:
+    def at(self, kept: float) -> float:
         """Milliseconds with `kept` units, linear between those that were measured."""
         place = min(bisect.bisect_left(self.kept, kept), len(self.kept) - 1)
         if self.kept[place] == kept or place == 0:
@@ -153,9 +153,10 @@ def shape_of(sublayer: Sublayer) -> str:
     s = sublayer
     sizes = f"{s.in_features}>{s.units}x{s.width}>{s.out_features}"
     if s.kind == "attention":
-        pairs = "" if s.pairs == 1.0 else f" pairs {s.pairs:.6g}"
-        keys = "" if s.key_features == s.in_features else f" keys {s.key_features}"
-        extra = f" groups {s.blocks}{keys}{pairs}"
+        extra = "" if s.group == 1 else f" groups {s.blocks}"
+        extra += "" if s.key_features == s.in_features else f" keys {s.key_features}"
+        extra += "" if s.pairs == 1.0 else f" pairs {s.pairs:.4g}"
     else:
         extra = " gated" if s.gated else ""
-    return f"{s.kind} {sizes}{extra} {8 * s.element_bytes}-bit"
+    bits = "" if s.element_bytes == 4 else f" {8 * s.element_bytes}-bit"
+    return f"{s.family} {sizes}{extra}{bits}"

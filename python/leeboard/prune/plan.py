@@ -30,7 +30,8 @@ class Plan:
             a block that is dropped whole, so that only the residual remains.
         scales: For some sublayers a factor for each kept unit (Kwon's rescaling).
         bias: For some sublayers [out_features] numbers that are added to the reader's bias, in
-            place of what the missing units gave on average.
+            place of what the missing units gave on average; of one that is dropped, all that is
+            left beside the residual.
         macs: Multiply-adds of the prunable part for one sample.
         dense_macs: With all units, the same modalities present.
         bytes: Weights of the prunable part that the plan reads.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from decimal import ROUND_CEILING, Context
 from typing import Any
 
 import torch
@@ -68,7 +69,9 @@ def plan(
             that do not fit the units or are not finite, or a ranking without means.
         LookupError: If the latency table lacks a sublayer's shape.
     """
-    chosen = tuple(present) if isinstance(present, list) else present
+    model = model if compensate else None
+    hashable = present is None or isinstance(present, tuple | frozenset | str)
+    chosen = present if hashable else tuple(present or ())
     key: Any = chosen, budget, id(latency), id(model), compensate, panel, per_layer, drop
     store = _store(scores)
     if store is not None:
@@ -225,11 +228,12 @@ def _keep(request: _Request, layers: list[_Layer]) -> dict[str, tuple[int, ...]]
 
 def _refuse(request: _Request, least: float, dense: float, each: bool) -> None:
     kind = request.budget.kind
-    if kind == "share":
-        # Rounded up, so that it can be met.
-        text = f"{100.0 * least / dense * (1.0 + 1e-6):.6g}%"
-    else:
-        text = str(Budget(least * (1.0 + 1e-9), kind))
+    amount = least / dense if kind == "share" else least
+    # Rounded up, so that it can be met; but not for the last bits of a sum.
+    rounded = Context(prec=6, rounding=ROUND_CEILING).create_decimal_from_float(
+        amount * (1 - 1e-12)
+    )
+    text = str(Budget(float(rounded), kind))
     smallest = "a block of each sublayer" if each else "a single block"
     raise ValueError(
         f"budget: got {request.budget}, but with {', '.join(request.present)} present no plan costs "

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from leeboard.prune import _run
-from leeboard.prune._patches import Dense, Ours, Patches, quiet_torch
+from leeboard.prune._patches import Dense, Ours, Patches, is_foreign, quiet_torch
 from leeboard.prune._prepare import Entry, Prepared, prepare
 from leeboard.prune._run import Run
 from leeboard.prune.discover import units as find_units
@@ -123,7 +123,7 @@ class _Session:
                 for name, attribute, make in _places(self.model, sublayer):
                     module = self.model.get_submodule(name)
                     own = vars(module).get(attribute)
-                    if own is not None and not isinstance(own, Dense):
+                    if own is not None and is_foreign(module, own):
                         raise ValueError(f"model: {name!r} has a {attribute} of its own")
                     method = getattr(type(module), attribute)
                     original = method.__get__(module)
@@ -154,6 +154,8 @@ class _Whole(Ours):
         self.session, self.attribute, self.original = session, attribute, original
         named = getattr(session.model, "modalities", None) is not None
         self.inputs = named and attribute == "forward"
+        # What looks at the signature finds the original's.
+        self.__wrapped__, self.__name__ = original, attribute
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leeboard.prune._input_means import InputMeans
 from leeboard.prune._mask_table import MaskTable
-from leeboard.prune._masks import checked_present, names_of, row_of
+from leeboard.prune._masks import checked_present, distinct, names_of, row_of
 from leeboard.prune.plan import Plan
 from leeboard.prune.units import Units
 
@@ -27,9 +27,10 @@ class ScoreTable:
 
     Args:
         units: Of the model.
-        half_life: Samples with the same mask after which one weighs half. Saliencies shrink as
-            the loss falls, so a plain mean over a training is one over its beginning. None for the
-            plain mean, for a model that does not change.
+        half_life: Samples with the same mask after which one weighs half; None for the plain mean
+            over all samples.
+        means_half_life: The same of the mean inputs. They follow the weights, so that means of
+            an earlier model fade by default.
         min_samples: See above; with 1 every mask that was seen stands for itself.
         name: For plans and tables.
 
@@ -41,19 +42,24 @@ class ScoreTable:
         self,
         units: Units,
         *,
-        half_life: float | None = 1024.0,
+        half_life: float | None = None,
+        means_half_life: float | None = 1024.0,
         min_samples: int = 1,
         name: str = "table",
     ) -> None:
-        if half_life is not None and not half_life > 0:
-            raise ValueError(f"half_life: got {half_life}, expected a positive number or None")
+        lives = {"half_life": half_life, "means_half_life": means_half_life}
+        for what, life in lives.items():
+            if life is not None and not life > 0:
+                raise ValueError(f"{what}: got {life}, expected a positive number or None")
         if min_samples < 1:
             raise ValueError(f"min_samples: got {min_samples}, expected at least 1")
         self._units, self._name = units, name
-        self.half_life, self.min_samples = half_life, min_samples
+        self.half_life, self.means_half_life = half_life, means_half_life
+        self.min_samples = min_samples
         self._table = MaskTable({s.name: s.units for s in units}, len(units.modalities), half_life)
-        self._means = InputMeans(units, half_life)
+        self._means = InputMeans(units, means_half_life)
         self._samples: dict[tuple[str, ...], int] = {}
+        self._version = 0
 
     @property
     def units(self) -> Units:
@@ -64,6 +70,11 @@ class ScoreTable:
     def name(self) -> str:
         """What ranks the units, as text."""
         return self._name
+
+    @property
+    def version(self) -> int:
+        """Another number after each change: plans are cached."""
+        return self._version
 
     @property
     def counts(self) -> dict[tuple[str, ...], int]:
@@ -89,15 +100,18 @@ class ScoreTable:
         """
         rows = checked_saliency(self.units, saliency)
         mask = checked_present(present, rows, self.units.modalities)
+        self._version += 1
         self._table.update(saliency, mask)
         if means:
             self._means.update(means, mask)
-        for row, count in zip(*torch.unique(mask, dim=0, return_counts=True), strict=True):
+        masks, which = distinct(mask)
+        counts = which.bincount(minlength=len(masks)).tolist()
+        for row, count in zip(masks, counts, strict=True):
             names = names_of(row, self.units.modalities)
-            self._samples[names] = self._samples.get(names, 0) + int(count)
+            self._samples[names] = self._samples.get(names, 0) + count
 
     def scores(self, present: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """The mean saliency with these modalities, float32 [units] for each sublayer.
+        """The mean saliency with these modalities, float32 [units] on the CPU for each sublayer.
 
         Raises:
             RuntimeError: Before the first `update`.
@@ -111,8 +125,8 @@ class ScoreTable:
         for sublayer in self.units:
             found = self._table.near(sublayer.name, row, reach)
             if found is None or sublayer.name not in running:
-                found = torch.zeros(sublayer.units, dtype=torch.float64)
-            result[sublayer.name] = found.float()
+                found = torch.zeros(sublayer.units, dtype=torch.float64, device="cpu")
+            result[sublayer.name] = found.float().cpu()
         return result
 
     def means(self, present: Sequence[str] | None = None) -> dict[str, Tensor] | None:
@@ -138,10 +152,11 @@ class ScoreTable:
             ValueError: It is of other units.
         """
         table = MaskTable(self._table.sizes, len(self.units.modalities), self.half_life)
-        means = InputMeans(self.units, self.half_life)
+        means = InputMeans(self.units, self.means_half_life)
         table.load(state["table"])
         means.load(state["means"])
         self._table, self._means = table, means
+        self._version += 1
         self._samples = {
             self.units.check_present(names): int(count) for names, count in state["samples"]
         }

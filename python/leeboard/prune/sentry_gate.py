@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from leeboard.prune._input_means import InputMeans
 from leeboard.prune._masks import checked_present, distinct, names_of, row_of
 from leeboard.prune.plan import Plan
+from leeboard.prune.planner import block_units
 from leeboard.prune.score_table import checked_saliency
 from leeboard.prune.units import Sublayer, Units
 
@@ -36,10 +37,10 @@ class SentryGate(nn.Module):
     Args:
         units: Of the model.
         hidden: Width of the two hidden layers; 0 for a gate that is linear in m.
-        per: What gets a score of its own: a "panel" of 16 neighbouring channels or a block of heads
+        per: What gets a score of its own: a "panel" of neighbouring channels or a block of heads
             (the query heads of a key-value head), a "block" (channels one by one), or a "unit".
             The units of a group share the mean score of the group.
-        panel: Channels in a panel.
+        panel: Channels in a panel; by default those of a plan, 16, or 32 for weights of two bytes.
         lr: Of Adam.
         momentum: Of the running mean of each layer, per update.
         half_life: Of the means of the readers' inputs, in samples, as in `ScoreTable`.
@@ -59,7 +60,7 @@ class SentryGate(nn.Module):
         *,
         hidden: int = 64,
         per: Per = "panel",
-        panel: int = 16,
+        panel: int | None = None,
         lr: float = 3e-3,
         momentum: float = 0.99,
         half_life: float | None = 1024.0,
@@ -73,7 +74,7 @@ class SentryGate(nn.Module):
             raise ValueError(f"per: got {per!r}, expected 'panel', 'block' or 'unit'")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum: got {momentum}, expected 0 <= momentum < 1")
-        if panel < 1:
+        if panel is not None and panel < 1:
             raise ValueError(f"panel: got {panel}, expected a positive number")
         self.settings: dict[str, Any] = {
             "hidden": hidden,
@@ -91,11 +92,12 @@ class SentryGate(nn.Module):
         # Which layer an output belongs to.
         self._layer = layer.repeat_interleave(torch.tensor(self._outputs, device="cpu"))
         self.network = _network(len(units.modalities), hidden, sum(self._outputs), seed)
-        self.register_buffer("scale", torch.zeros(len(units)))
-        self.register_buffer("updates", torch.zeros(len(units)))
+        self.register_buffer("scale", torch.zeros(len(units), device="cpu"))
+        self.register_buffer("updates", torch.zeros(len(units), device="cpu"))
         self._means = InputMeans(units, half_life)
         self._running: dict[tuple[str, ...], Tensor] = {}
         self._optimizer: torch.optim.Adam | None = None
+        self._changes = 0
 
     @property
     def units(self) -> Units:
@@ -106,6 +108,11 @@ class SentryGate(nn.Module):
     def name(self) -> str:
         """What ranks the units, as text."""
         return str(self.settings["name"])
+
+    @property
+    def version(self) -> int:
+        """Another number after each change: plans are cached."""
+        return self._changes
 
     def forward(self, present: Tensor) -> Tensor:
         """z [R, outputs] for masks bool [R, M]: log-scores as shares of their layers' means."""
@@ -139,6 +146,7 @@ class SentryGate(nn.Module):
         rows = checked_saliency(self.units, saliency)
         mask = checked_present(present, rows, self.units.modalities)
         masks, which = distinct(mask)
+        self._changes += 1
         if means:
             self._means.update(means, mask)
         device = self.scale.device
@@ -171,22 +179,22 @@ class SentryGate(nn.Module):
             grouped = torch.exp(self.forward(masks)) * self.scale[self._layer]
         grouped = grouped * self._runs(masks).to(grouped.device)[:, self._layer]
         result = {}
-        parts = grouped.split(self._outputs, 1)
+        parts = torch.split(grouped, self._outputs, 1)
         for sublayer, size, part in zip(self.units, self._sizes, parts, strict=True):
             result[sublayer.name] = part.repeat_interleave(size, 1)[:, : sublayer.units].float()
         return result
 
     def scores(self, present: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """The expected saliency with these modalities, float32 [units] for each sublayer.
+        """The expected saliency with these modalities, for each sublayer.
 
-        Sublayers that do not run have zeros.
+        float32 [units] on the CPU; sublayers that do not run have zeros.
 
         Raises:
             RuntimeError: Before the first `update`.
         """
         chosen = self.units.check_present(present)
         rows = self.score_rows(row_of(chosen, self.units.modalities)[None])
-        return {name: scores[0] for name, scores in rows.items()}
+        return {name: scores[0].cpu() for name, scores in rows.items()}
 
     def means(self, present: Sequence[str] | None = None) -> dict[str, Tensor] | None:
         """Mean inputs of the readers, see `InputMeans`; None if none were given."""
@@ -210,6 +218,7 @@ class SentryGate(nn.Module):
         means = InputMeans(self.units, self.settings["half_life"])
         means.load(state["means"])
         self._means, self._optimizer = means, None
+        self._changes += 1
         if not state["adam"]:
             return
         optimizer = self._adam()
@@ -231,21 +240,23 @@ class SentryGate(nn.Module):
         self, saliency: Mapping[str, Tensor], masks: Tensor, which: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Sums over the samples of each mask: group means [R, outputs], and counts [R, layers]."""
-        device, parts, counts = self.scale.device, [], []
-        where, runs = which.to(device), self._runs(masks)[which].to(device)
+        parts, counts, runs = [], [], self._runs(masks)[which]
         for index, (sublayer, size) in enumerate(zip(self.units, self._sizes, strict=True)):
-            values = saliency[sublayer.name].detach().to(device, torch.float32)
-            counted = runs[:, index] * values.isfinite().all(1)
+            values = saliency[sublayer.name].detach().float()
+            counted = runs[:, index].to(values.device) * values.isfinite().all(1)
             values = torch.where(counted[:, None] > 0, values, 0.0)
-            means = _group_means(values, size)
-            parts.append(means.new_zeros(len(masks), means.shape[1]).index_add_(0, where, means))
-            counts.append(counted.new_zeros(len(masks)).index_add_(0, where, counted))
+            # Where the saliencies are: what is left after that is small.
+            means, where = _group_means(values, size), which.to(values.device)
+            sums = means.new_zeros(len(masks), means.shape[1]).index_add_(0, where, means)
+            parts.append(sums.to(self.scale.device))
+            count = counted.new_zeros(len(masks)).index_add_(0, where, counted)
+            counts.append(count.to(self.scale.device))
         return torch.cat(parts, 1), torch.stack(counts, 1)
 
     def _track(self, sums: Tensor, counts: Tensor) -> None:
         """Running means of the layers: plain at first, so that the start weighs no more."""
         outputs = torch.tensor(self._outputs, device=sums.device, dtype=sums.dtype)
-        layers = torch.stack([p.sum() for p in sums.split(self._outputs, 1)]) / outputs
+        layers = torch.stack([p.sum() for p in torch.split(sums, self._outputs, 1)]) / outputs
         seen = counts.sum(0)
         fresh = seen > 0
         self.updates += fresh
@@ -272,12 +283,10 @@ class SentryGate(nn.Module):
         return self._optimizer
 
 
-def _group_size(sublayer: Sublayer, per: Per, panel: int) -> int:
+def _group_size(sublayer: Sublayer, per: Per, panel: int | None) -> int:
     if per == "unit":
         return 1
-    if per == "panel" and sublayer.kind == "feed_forward":
-        return max(1, panel // sublayer.width)
-    return sublayer.group
+    return block_units(sublayer, panel) if per == "panel" else sublayer.group
 
 
 def _group_means(values: Tensor, size: int) -> Tensor:

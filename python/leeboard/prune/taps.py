@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from leeboard.ops import unit_saliency
+from leeboard.prune._expose import exposed
 from leeboard.prune.units import Sublayer, Units
 
 
@@ -19,10 +20,11 @@ class Taps:
 
     The task's own backward pass gives the saliency |dL_n / dg_u| at g_u = 1 of every unit for
     every sample (Michel et al., 2019, arXiv:1905.10650): the gradient of the reader's input is
-    read where autograd passes it on. There is no second pass and autograd keeps no more than it
-    would. The task's gradients are those without taps: to the bit where readers are plain linear
-    layers, within rounding where a fused block is computed step by step to show its reader's
-    input. Where neither weights nor inputs below a reader want a gradient, its input is made to.
+    read where autograd passes it on. There is no second pass, and nothing is kept but what autograd
+    keeps for the readers' weights. The task's gradients are those without taps: to the bit where
+    readers are plain linear layers, within rounding where a fused block is computed step by step
+    to show its reader's input. Where neither weights nor inputs below a reader want a gradient, its
+    input is made to.
 
     A pass is one call of `model`; saliencies and means are those of the last one and of the
     first backward pass through it. Several calls of one reader in a pass count as one unit: their
@@ -40,7 +42,8 @@ class Taps:
             before gates, in every forward pass.
 
     Raises:
-        ValueError: A reader is no module of the model, or gates do not fit.
+        ValueError: A reader is no module of the model, gates do not fit, or a layer of torch's has
+            tokens first (batch_first=False), so that its reader cannot tell samples.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class Taps:
                     f"model: got no module {sublayer.reader!r}, the reader of {sublayer.name!r}; "
                     "expected the model of these units"
                 )
+        if saliency or means or any(gate.dim() == 2 for gate in (gates or {}).values()):
+            _check_samples_first(modules, units)
         self.model, self.units = model, units
         self._readers = [(sublayer, modules[sublayer.reader]) for sublayer in units]
         self._collects_saliency, self._collects_means = saliency, means
@@ -73,7 +78,7 @@ class Taps:
         if self._stack is not None:
             raise RuntimeError("taps: entered twice, expected one `with` block at a time")
         with ExitStack() as stack:
-            stack.enter_context(_exposed(self.model, self.units))
+            stack.enter_context(exposed(self.model, self.units))
             for sublayer, reader in self._readers:
                 handle = reader.register_forward_pre_hook(self._hook(sublayer), with_kwargs=True)
                 stack.callback(handle.remove)
@@ -266,6 +271,20 @@ def _spread(gates: Tensor, sublayer: Sublayer, x: Tensor) -> Tensor:
     return wide.reshape(x.shape[0], *(1,) * (x.dim() - 2), x.shape[-1])
 
 
+def _check_samples_first(modules: Mapping[str, nn.Module], units: Units) -> None:
+    """Refuse torch's Transformer layers that hand tokens first to their linear layers."""
+    for sublayer in units:
+        layer: Any = modules.get(sublayer.reader.rpartition(".")[0])
+        attention = getattr(layer, "self_attn", None)
+        if isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
+            if sublayer.reader.endswith("out_proj"):
+                continue
+            raise ValueError(
+                f"model: {sublayer.reader!r} sees tokens first and samples second; expected a "
+                "Transformer layer built with batch_first=True"
+            )
+
+
 def _checked_gates(units: Units, gates: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     for name, gate in (gates or {}).items():
         try:
@@ -278,7 +297,3 @@ def _checked_gates(units: Units, gates: Mapping[str, Tensor] | None) -> dict[str
                 f"[B, {expected}]"
             )
     return dict(gates or {})
-
-
-def _exposed(model: nn.Module, units: Units) -> AbstractContextManager[Any]:
-    return nullcontext()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from leeboard.reference.panel_linear import panel_indices
 
@@ -52,6 +54,23 @@ class FeedForwardWeights:
     norm_bias: Tensor | None = None
     eps: float = 1e-5
     panel: int = 16
+
+
+_TENSORS = ("up", "down", "up_bias", "down_bias", "gate", "gate_bias", "norm_weight", "norm_bias")
+_OPTIONS = ("activation", "norm", "eps", "panel")
+
+
+def _rebuilt(tensors: Iterable[Any], options: tuple[Any, ...]) -> FeedForwardWeights:
+    given = dict(zip(_TENSORS, tensors, strict=True))
+    return FeedForwardWeights(**given, **dict(zip(_OPTIONS, options, strict=True)))
+
+
+pytree.register_pytree_node(
+    FeedForwardWeights,
+    lambda w: ([getattr(w, n) for n in _TENSORS], tuple(getattr(w, n) for n in _OPTIONS)),
+    _rebuilt,
+    serialized_type_name="leeboard.FeedForwardWeights",
+)
 
 
 def panel_ffn(

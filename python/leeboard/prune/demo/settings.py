@@ -21,6 +21,7 @@ class Settings:
         threads: Of torch while the stream runs; a window is one sample, so one is enough.
         subjects: People in the synthetic data; a fifth of them is streamed.
         windows: Of each subject.
+        tokens: Tokens of a sensor's window, at most.
         d_model: Channels of a token.
         heads: Query heads.
         hidden: Channels of a feed-forward block.
@@ -41,14 +42,15 @@ class Settings:
     threads: int = 1
     subjects: int = 20
     windows: int = 120
+    tokens: int = 8
     d_model: int = 96
     heads: int = 6
     hidden: int = 384
     layers: int = 2
-    epochs: int = 12
-    batch: int = 96
+    epochs: int = 20
+    batch: int = 64
     rate: float = 2e-3
-    p_max: float = 0.4
+    p_max: float = 0.3
     phase: int = 40
     repeats: int = 7
     rolling: int = 40
@@ -56,9 +58,7 @@ class Settings:
     @classmethod
     def quick(cls, **changes: Any) -> Settings:
         """A version of less than a minute."""
-        small = cls(
-            subjects=12, windows=100, d_model=48, hidden=192, epochs=8, phase=24, repeats=5
-        )
+        small = cls(tokens=4, d_model=48, hidden=192, epochs=20, phase=24, repeats=5)
         return replace(small, **changes)
 
     def of_training(self) -> dict[str, Any]:

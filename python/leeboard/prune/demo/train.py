@@ -1,59 +1,63 @@
-"""Trains the demo's model with sensor dropout and a prune-aware pass, or loads it."""
+"""Trains the demo's model and its rankings, or loads them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
+from leeboard.prune.aware import PruneAware
 from leeboard.prune.backbones import Backbone, BackboneConfig, build
+from leeboard.prune.baselines import calibrate
 from leeboard.prune.data import SensorData, synthetic
+from leeboard.prune.demo.files import progress_bar, replacing
 from leeboard.prune.demo.settings import Settings
 from leeboard.prune.discover import units as find_units
 from leeboard.prune.dropout import ModalityDropout
+from leeboard.prune.files import load_scores, save_scores
 from leeboard.prune.score_table import ScoreTable
-from leeboard.prune.taps import Taps
+from leeboard.prune.scorer import Scorer
+from leeboard.prune.scores import Scores
+from leeboard.prune.sentry_gate import SentryGate
 from leeboard.prune.units import Units
 
 # Of the cached files: a change of what training does gets the next number.
-FORMAT = 1
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model with its ranking, and the data that it was made from.
+    """A model with its rankings, and windows to run it on.
 
     Attributes:
         model: In evaluation mode.
         units: Of the model.
-        table: Importances for each set of sensors, from the training itself.
-        calibration: Training windows, for static rankings.
+        ranking: Importances for each set of sensors, from the training itself.
+        static: One ranking whatever is there, to compare with: Taylor on the dropout mixture.
         held_out: Windows of people that training has not seen.
         cached: Whether it was loaded.
     """
 
     model: Backbone
     units: Units
-    table: ScoreTable
-    calibration: SensorData
+    ranking: Scores
+    static: Scores
     held_out: SensorData
     cached: bool
 
 
 def prepared(settings: Settings) -> tuple[SensorData, SensorData, Backbone, Units]:
-    """Training windows, held-out windows, and a model that is not trained yet."""
+    """Training windows, held-out windows, and a model that is not trained yet with its units."""
     data = synthetic(subjects=settings.subjects, windows=settings.windows, seed=settings.seed)
     split = data.split(by="subject", seed=settings.seed)
     config = BackboneConfig.for_inputs(
         split.train.inputs,
         len(data.classes),
+        tokens=settings.tokens,
         d_model=settings.d_model,
         heads=settings.heads,
         hidden=settings.hidden,
@@ -64,85 +68,103 @@ def prepared(settings: Settings) -> tuple[SensorData, SensorData, Backbone, Unit
     return split.train, split.test, model, find_units(model)
 
 
-def trained(settings: Settings, folder: Path) -> Trained:
-    """The model of these settings, from the folder if it is there.
+def trained(settings: Settings, folder: Path, *, fresh: bool = False) -> Trained:
+    """The model and rankings of these settings, from the folder if they are there.
 
-    Training drops sensors of single windows more and more often, and from a quarter on adds the
-    loss of the same windows under a random share of the best units, as the table ranks them so far
-    for each window's own sensors. The table reads the saliencies of the ordinary pass.
+    Sensors of single windows drop out more and more often. From a quarter on, each step adds the
+    loss of the same windows with part of the units left out, as the table ranks them so far.
     """
     train, held_out, model, units = prepared(settings)
-    table = ScoreTable(units)
-    cached = False
-    _fit(settings, train, model, table)
+    files = _Files(settings, folder)
+    rankings = None if fresh else files.load(model, units)
+    cached = rankings is not None
+    if rankings is None:
+        table, gate = ScoreTable(units), SentryGate(units, seed=settings.seed)
+        _fit(settings, train, model, table, gate)
+        files.save(model, table, gate)
+        rankings = {"table": table, "gate": gate}
     model.eval()
-    return Trained(model, units, table, train, held_out, cached)
+    static = calibrate(
+        "taylor",
+        model,
+        units,
+        train.batches(settings.batch),
+        F.cross_entropy,
+        masks="mix",
+        seed=settings.seed,
+    )
+    return Trained(model, units, rankings[settings.ranking], static, held_out, cached)
 
 
-def _fit(settings: Settings, train: SensorData, model: Backbone, table: ScoreTable) -> None:
+def _fit(
+    settings: Settings, train: SensorData, model: Backbone, table: ScoreTable, gate: SentryGate
+) -> None:
     steps = settings.epochs * (len(train) // settings.batch)
     dropout = ModalityDropout(
         model.modalities, p_max=settings.p_max, total_steps=steps, seed=settings.seed
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.rate, total_steps=steps, pct_start=0.1
-    )
-    generator = torch.Generator().manual_seed(settings.seed)
+    aware = PruneAware(
+        model, table.units, table, F.cross_entropy, total_steps=steps, r_max=0.75,
+        seed=settings.seed,
+    )  # fmt: skip
+    scorer = Scorer(model, table.units, [table, gate], dropout=dropout, aware=aware, means=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, total_steps=steps)
     model.train()
-    with progress_bar("training", steps) as bar, Taps(model, table.units, saliency=True) as taps:
+    with progress_bar("training", steps) as bar:
         for epoch in range(settings.epochs):
-            seed = settings.seed * 1000 + epoch
-            for inputs, target in train.batches(settings.batch, seed=seed, drop_last=True):
-                present = dropout.sample(len(target))
-                loss = F.cross_entropy(model(inputs, present), target)
-                loss.backward()  # type: ignore[no-untyped-call]
-                table.update(taps.saliency, present)
-                if dropout.steps >= steps // 4:
-                    kept = 1 - 0.75 * float(torch.rand((), generator=generator))
-                    with taps.gated(best(table, present, kept)):
-                        F.cross_entropy(model(inputs, present), target).backward()  # type: ignore[no-untyped-call]
+            order = settings.seed * 1000 + epoch
+            for inputs, target in train.batches(settings.batch, seed=order, drop_last=True):
+                with scorer(len(target)) as present:
+                    outputs = model(inputs, present)
+                    loss = F.cross_entropy(outputs, target)
+                    (loss + scorer.aware_loss(inputs, target)).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                dropout.step()
                 bar.set_postfix_str(f"loss {float(loss.detach()):.2f}", refresh=False)
                 bar.update()
 
 
-def best(table: ScoreTable, present: Tensor, kept: float) -> dict[str, Tensor]:
-    """Gates [B, units] of one for the best share of each sublayer, by each window's own sensors."""
-    rows, which = torch.unique(present, dim=0, return_inverse=True)
-    gates = {s.name: torch.zeros(len(rows), s.units) for s in table.units}
-    for i, row in enumerate(rows):
-        names = [m for m, there in zip(table.units.modalities, row.tolist(), strict=True) if there]
-        for name, scores in table.scores(names).items():
-            count = max(1, round(kept * len(scores)))
-            gates[name][i, scores.topk(count).indices] = 1.0
-    return {name: gate[which] for name, gate in gates.items()}
+class _Files:
+    """The cache: weights and rankings as safetensors, what they depend on as JSON."""
 
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.folder = folder
+        self.key = {"format": _FORMAT, "torch": torch.__version__, **settings.of_training()}
 
+    def save(self, model: Backbone, table: ScoreTable, gate: SentryGate) -> None:
+        from safetensors.torch import save_file
 
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # While the parts are replaced, no key says that they belong together.
+        (self.folder / "settings.json").unlink(missing_ok=True)
+        with replacing(self.folder / "model.safetensors") as path:
+            save_file(dict(model.state_dict()), path)
+        save_scores(table, self.folder / "table.safetensors")
+        save_scores(gate, self.folder / "gate.safetensors")
+        with replacing(self.folder / "settings.json") as path:
+            path.write_text(json.dumps(self.key, indent=2) + "\n")
 
-@contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Any]:
-    """A tqdm bar on stderr; a log gets a line at times."""
-    from tqdm import tqdm
+    def load(self, model: Backbone, units: Units) -> dict[str, Scores] | None:
+        """The rankings, and the weights into the model; None unless all is of these settings."""
+        from safetensors.torch import load_file
 
-    import sys
-    terminal = sys.stderr.isatty()
-    bar = tqdm(
-        total=total,
-        desc=title,
-        bar_format="{desc:<12} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left{postfix}",
-        dynamic_ncols=terminal,
-        ncols=None if terminal else 78,
-        mininterval=0.3 if terminal else 20.0,
-        maxinterval=1.0 if terminal else 20.0,
-        leave=not terminal,
-    )
-    try:
-        yield bar
-    finally:
-        bar.close()
+        try:
+            key: Any = json.loads((self.folder / "settings.json").read_text())
+        except (OSError, ValueError):
+            return None
+        if key != self.key:
+            return None
+        try:
+            rankings = {
+                name: load_scores(self.folder / f"{name}.safetensors", units)
+                for name in ("table", "gate")
+            }
+            model.load_state_dict(load_file(self.folder / "model.safetensors"))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.folder}: cannot be read ({error}); --fresh trains again"
+            ) from error
+        return rankings

@@ -19,6 +19,7 @@ from leeboard.prune.data import SensorData
 from leeboard.prune.discover import units as find_units
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import plan
+from leeboard.prune.runtime import apply, revert
 from leeboard.prune.scores import Scores
 from leeboard.prune.study.fit import Trained, fit
 from leeboard.prune.study.settings import HELD_OUT, Case, Unit
@@ -48,7 +49,7 @@ def measure(case: Case, unit: Unit, *, weights: Path | None = None) -> dict[str,
     model = build(unit.backbone, config)
     units = find_units(model)
     masks = choose_masks(whole.modalities, case.masks, unit.seed)
-    started = time.perf_counter()
+    started = time.process_time()
     trained = fit(
         model,
         units,
@@ -60,11 +61,11 @@ def measure(case: Case, unit: Unit, *, weights: Path | None = None) -> dict[str,
         rate=case.rate,
         held_out=[frozenset(m["present"]) for m in masks if m["held_out"]],
     )
-    trained_at = time.perf_counter()
+    trained_at = time.process_time()
     if weights is not None:
         _store(trained.model, weights)
     rankings = rank(trained, case.rankers, train, unit.seed)
-    ranked_at = time.perf_counter()
+    ranked_at = time.process_time()
     counter = Counter(trained.model, validation, test)
     unpruned = [
         {"mask": index, **counter.count(None, mask["present"])} for index, mask in enumerate(masks)
@@ -80,7 +81,7 @@ def measure(case: Case, unit: Unit, *, weights: Path | None = None) -> dict[str,
         }
         for ranker, planning, level, index, made in plans(case, rankings, trained.model, masks)
     ]
-    done = time.perf_counter()
+    done = time.process_time()
     return {
         "unit": {"data": unit.data, "backbone": unit.backbone, "arm": unit.arm, "seed": unit.seed},
         "description": whole.notes,
@@ -203,7 +204,7 @@ class Counter:
     """Counts right answers of a model under plans, on validation and test rows at once.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode; it stays under the last plan.
         validation: Rows that choose.
         test: Rows that count.
     """
@@ -226,12 +227,12 @@ class Counter:
 
     @torch.no_grad()
     def outputs(self, made: Plan | None, present: Sequence[str]) -> Tensor:
-        """Logits [rows, classes]: of a smaller dense net that equals the plan."""
-        from leeboard.prune.compact import compact
-
-        model = self._model if made is None else compact(self._model, made)
-        inputs = {name: self._inputs[name] for name in present}
-        outputs: Tensor = model(inputs)
+        """Logits [rows, classes] of the model under the plan, or with all units."""
+        if made is None:
+            revert(self._model)
+        else:
+            apply(self._model, made)
+        outputs: Tensor = self._model({name: self._inputs[name] for name in present})
         return outputs
 
 
