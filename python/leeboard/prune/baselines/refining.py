@@ -56,7 +56,7 @@ def rearrange(sublayer: Sublayer, keep: tuple[int, ...], gradients: Tensor) -> t
     size = kept_in_blocks(sublayer, keep)
     # A last panel with fewer channels costs less, so it is not exchanged for a whole one.
     whole = sublayer.units // size
-    blocks = gradients.double()[:, : whole * size].unflatten(1, (whole, size)).sum(dim=2)
+    blocks = gradients.double()[:, : whole * size].reshape(-1, whole, size).sum(dim=2)
     kept = {u // size for u in keep if u < whole * size}
     shed = [b for b in range(whole) if b not in kept]
     if not kept or not shed:

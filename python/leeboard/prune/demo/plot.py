@@ -53,7 +53,7 @@ def plot(found: Mapping[str, Any], windows: Sequence[Window], units: Units, path
 
 
 def _starts(windows: Sequence[Window]) -> list[int]:
-    found = {}
+    found: dict[int, int] = {}
     for i, window in enumerate(windows):
         found.setdefault(window.moment.phase, i)
     return list(found.values())
