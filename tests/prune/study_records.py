@@ -34,7 +34,7 @@ def case(**changes: Any) -> Case:
         "seeds": 4,
         "rankers": RANKERS,
         "levels": (0.1, 0.5),
-        "per_layer": ("gate",),
+        "per_layer": ("taylor/mix", "table", "gate", "gate, held out"),
         "per_layer_levels": (0.5,),
     }
     return Case("digits-4", "shared", **(made | changes))
@@ -77,6 +77,7 @@ def record(case: Case, unit: Unit, accuracy: Accuracy) -> dict[str, Any]:
         for ranker in case.per_layer
         for level in case.per_layer_levels
         for mask in range(len(masks))
+        if not ranker.endswith("held out") or masks[mask]["held_out"]
     ]
     unpruned = [
         {

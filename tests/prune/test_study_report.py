@@ -49,7 +49,12 @@ def level_pegging(arm: str, ranker: str, k: int, level: float) -> float:
 def answers(folder: Path, accuracy: Accuracy, **changes: int) -> dict[str, str]:
     study = fill(folder, case(**changes), accuracy)
     results = CaseResults(study.cases[0], RunFolder(folder).records(), Bootstrap(500))
-    return {v.name: v.answer for v in verdicts(results)}
+    found = verdicts(results)
+    assert [v.planning for v in found] == ["global"] * 3 + ["per layer"] * 3
+    by_planning = [{v.name: v.answer for v in found[i : i + 3]} for i in (0, 3)]
+    # The records are made alike for both.
+    assert by_planning[0] == by_planning[1]
+    return by_planning[0]
 
 
 @pytest.mark.parametrize(
@@ -69,8 +74,9 @@ def test_what_is_even_is_undecided(tmp_path: Path) -> None:
     assert (found["P1"], found["P2"]) == ("undecided", "undecided")
 
 
-def test_one_seed_decides_nothing(tmp_path: Path) -> None:
-    assert set(answers(tmp_path, good, seeds=1).values()) == {"undecided"}
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_decide_nothing(tmp_path: Path, seeds: int) -> None:
+    assert set(answers(tmp_path, good, seeds=seeds).values()) == {"undecided"}
 
 
 def test_the_rival_is_chosen_on_validation_rows(tmp_path: Path) -> None:
@@ -93,11 +99,12 @@ def test_page(tmp_path: Path) -> None:
     out.parent.mkdir()
     found = write_report(tmp_path / "run", out)
     text = out.read_text(encoding="utf-8")
-    assert [v.answer for v in found] == ["pass", "fail", "fail"]
-    assert re.search(r"\| P2 \| digits-4, shared \| \*\*fail\*\* \|", text)
+    assert [v.answer for v in found] == ["pass", "fail", "fail"] * 2
+    assert re.search(r"\| P2 \| digits-4, shared \| global \| \*\*fail\*\* \|", text)
     assert "**What works is prune-aware training, not modality conditioning**" in text
     assert "B: gate - A-matched: taylor/mix" in text
     assert "B: gate - B: gate (per layer)" in text
+    assert "B: gate (per layer) - C: taylor/mix (per layer)" in text
     pictures = re.findall(r"\]\((images/\S+\.png)\)", text)
     assert len(pictures) == 3
     for picture in pictures:

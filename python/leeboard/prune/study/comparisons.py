@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leeboard.prune.study.results import CaseResults, Side
-from leeboard.prune.study.settings import STATIC
+from leeboard.prune.study.settings import HELD_OUT
 from leeboard.prune.study.statistics import Interval
 
 
@@ -45,9 +45,9 @@ class Row:
         return self.overall.mean / max(self.reference.mean, 1e-9)
 
 
-def training(results: CaseResults) -> list[Row]:
+def training(results: CaseResults, planning: str = "global") -> list[Row]:
     """The gate on B against other trainings, each with its best static ranking."""
-    gate = Side("B", "gate")
+    gate = Side("B", "gate", planning)
     questions = {
         "A": "the whole system against a static ranking of an ordinary net",
         "A-matched": "the same, the ordinary net having had the same compute",
@@ -55,12 +55,12 @@ def training(results: CaseResults) -> list[Row]:
         "R": "does it matter that the masks in training are ranked at all?",
     }
     made = [
-        Comparison(gate, Side(arm, results.best_static(arm)), question)
+        Comparison(gate, Side(arm, results.best_static(arm, planning=planning), planning), question)
         for arm, question in questions.items()
-        if arm in results.arms and _static(results, arm)
+        if results.statics(arm, planning)
     ]
-    if "A" in results.arms and _static(results, "A"):
-        per_k = Side("A", results.best_static_per_k("A"))
+    if results.statics("A", planning):
+        per_k = Side("A", results.best_static_per_k("A", planning), planning)
         made.insert(1, Comparison(gate, per_k, "the rival being chosen anew for each k"))
     return rows(results, made)
 
@@ -70,7 +70,7 @@ def ranking(results: CaseResults) -> list[Row]:
     made = []
     for arm in results.arms:
         gate = Side(arm, "gate")
-        if _static(results, arm):
+        if results.statics(arm):
             best = Side(arm, results.best_static(arm))
             made.append(Comparison(gate, best, "the gate against the best static ranking"))
         made.append(Comparison(gate, Side(arm, "table"), "the gate against the exact table"))
@@ -92,13 +92,12 @@ def switches(results: CaseResults) -> list[Row]:
                 Side(arm, "flap+bias/mix"), Side(arm, "flap/mix"), "mean inputs of the mixture"
             ),
         ]
-    for arm in results.arms:
-        for ranker in results.case.per_layer:
-            made.append(
-                Comparison(
-                    Side(arm, ranker), Side(arm, ranker, "per layer"), "one budget for all layers"
-                )
-            )
+    made += [
+        Comparison(Side(arm, ranker), Side(arm, ranker, "per layer"), "one budget for all layers")
+        for arm in results.arms
+        for ranker in results.case.per_layer
+        if ranker not in HELD_OUT
+    ]
     return rows(results, made)
 
 
@@ -125,7 +124,3 @@ def rows(results: CaseResults, made: Sequence[Comparison]) -> list[Row]:
             )
         )
     return found
-
-
-def _static(results: CaseResults, arm: str) -> bool:
-    return any(results.has(Side(arm, ranker)) for ranker in STATIC)

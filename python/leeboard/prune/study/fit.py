@@ -135,7 +135,7 @@ def fit(
             if scorer.aware is not None and scorer.aware.active:
                 loss = loss + scorer.aware_loss(inputs, target, outputs=outputs)
                 passes += 1
-            loss.backward()
+            torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         optimizer.step()
         scheduler.step()

@@ -35,16 +35,18 @@ def curves(results: CaseResults, sides: Sequence[Side], path: Path) -> None:
     columns = min(len(ks), 4)
     rows = -(-len(ks) // columns)
     figure, axes = _figure(3.1 * columns, 2.9 * rows + 0.7, rows, columns)
-    levels = results.case.levels
     for at, axis in enumerate(axes.flat):
         if at >= len(ks):
             axis.set_visible(False)
             continue
         k = ks[at]
-        for side, (color, marker, line) in zip(sides, _STYLES, strict=False):
+        for order, side in enumerate(sides[: len(_STYLES)]):
             shown = [results.unpruned(side.arm, ks=[k])]
-            shown += [results.accuracy(side, ks=[k], levels=[level]) for level in levels]
-            _line(axis, [0.0, *levels], shown, side.title, color, marker, line)
+            chosen = results.levels(side)
+            shown += [results.accuracy(side, ks=[k], levels=[level]) for level in chosen]
+            _line(axis, [0.0, *chosen], shown, order, side.title)
+        axis.grid(axis="y", color="#e5e5e5", lw=0.6)
+        axis.set_axisbelow(True)
         axis.set_title(f"{k} of {_modalities(results)} missing", fontsize=9, loc="left")
         axis.set_xlabel("pruned, % of multiply-adds", fontsize=8)
         axis.set_ylabel("accuracy, %" if at % columns == 0 else "", fontsize=8)
@@ -61,21 +63,27 @@ def curves(results: CaseResults, sides: Sequence[Side], path: Path) -> None:
 
 
 def _line(
-    axis: Any,
-    levels: Sequence[float],
-    shown: Sequence[Interval],
-    label: str,
-    color: str,
-    marker: str,
-    line: str,
+    axis: Any, levels: Sequence[float], shown: Sequence[Interval], at: int, label: str
 ) -> None:
-    x = [100 * level for level in levels]
+    color, marker, line = _STYLES[at]
+    # Side by side, so that bars do not hide one another.
+    x = [100 * level + 0.7 * (at - len(_STYLES) // 2) for level in levels]
     y = [100 * value.mean for value in shown]
-    axis.plot(x, y, color=color, marker=marker, linestyle=line, label=label, markersize=4, lw=1.4)
-    if all(value.low is not None and value.high is not None for value in shown):
-        low = [100 * max(value.low or 0.0, 0.0) for value in shown]
-        high = [100 * min(value.high or 0.0, 1.0) for value in shown]
-        axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+    bars = None
+    if all(value.low is not None for value in shown):
+        bars = [[100 * (value.mean - (value.low or 0.0)) for value in shown]] * 2
+    axis.errorbar(
+        x,
+        y,
+        yerr=bars,
+        color=color,
+        marker=marker,
+        linestyle=line,
+        label=label,
+        markersize=4,
+        lw=1.3,
+        elinewidth=0.7,
+    )
 
 
 def forest(groups: Sequence[tuple[str, Sequence[tuple[str, Interval]]]], path: Path) -> None:
@@ -93,6 +101,8 @@ def forest(groups: Sequence[tuple[str, Sequence[tuple[str, Interval]]]], path: P
             fontsize=9,
             fontweight="bold",
             va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            zorder=5,
         )
         y += 1
         for label, part in parts:

@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -27,7 +27,7 @@ class Finished(NamedTuple):
 
 def run_all(
     work: Callable[[Any], None], tasks: Sequence[Any], workers: int, *, poll: float = 1.0
-) -> Iterator[Finished | None]:
+) -> Generator[Finished | None, None, None]:
     """Run `work(task)` for all tasks; yields their ends as they come, None while nothing ends.
 
     With no worker they run in this process, one after another. Workers are spawned and ignore
@@ -57,10 +57,10 @@ def run_all(
             ready = wait(list(busy), timeout=poll)
             if not ready:
                 yield None
-            for pipe in ready:
+            for pipe in (pipe for pipe in list(busy) if pipe in ready):
                 process, index = busy.pop(pipe)
                 try:
-                    error = pipe.recv()  # type: ignore[union-attr]
+                    error = pipe.recv()
                     idle.append((process, pipe))
                 except EOFError:
                     process.join()

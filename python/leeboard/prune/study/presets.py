@@ -21,6 +21,7 @@ _RIVALS = (
     *HELD_OUT,
 )
 _THREE = (0.1, 0.3, 0.5)
+_PER_LAYER = ("taylor/mix", "kwon/mix", "flap/mix", "table", "gate", "gate, held out")
 
 _DEFAULT = (
     Case(
@@ -29,7 +30,7 @@ _DEFAULT = (
         seeds=5,
         model=_SMALL,
         levels=_THREE,
-        per_layer=("taylor/mix", "gate"),
+        per_layer=("fisher/mix", "wanda_sp/mix", *_PER_LAYER),
         note="everything but the levels 20 and 40 %, which lie between their neighbours",
     ),
     Case(
@@ -41,6 +42,7 @@ _DEFAULT = (
         levels=_THREE,
         model=_ENCODERS,
         options={"noise": 0.6},
+        per_layer=_PER_LAYER,
         masks=2,
         note="a net of five encoders is dear: one block in each, three arms (compute and random "
         "masks are controlled on the digits), 3 seeds, fewer rankings and masks; less noise, so "
@@ -54,6 +56,7 @@ _DEFAULT = (
         rankers=_RIVALS,
         levels=_THREE,
         model=_ENCODERS,
+        per_layer=_PER_LAYER,
         masks=2,
         note="as above; data in which no sensor can replace another, made so that conditioning "
         "has something to gain",
@@ -95,7 +98,7 @@ _FULL = tuple(
         backbone,
         seeds=5,
         model={**_SMALL, "layers": 3},
-        per_layer=("magnitude", "taylor/mix", "kwon/mix", "table", "gate"),
+        per_layer=("magnitude", *_PER_LAYER),
         per_layer_levels=LEVELS,
         train_rows=2400,
         epochs=40,

@@ -72,10 +72,14 @@ def _verdict_lines(found: Sequence[Verdict]) -> list[str]:
     lines = ["", "## Verdicts", ""]
     if not found:
         return [*lines, "None: the arms that they compare are not finished."]
-    lines += ["| question | case | answer | differences in points |", "|---|---|---|---|"]
+    lines += [
+        "| question | case | plans | answer | differences in points |",
+        "|---|---|---|---|---|",
+    ]
     for verdict in sorted(found, key=lambda v: v.name):
         parts = "; ".join(f"{label}: {points(part)}" for label, part in verdict.parts)
-        lines.append(f"| {verdict.name} | {verdict.case} | **{verdict.answer}** | {parts} |")
+        start = f"| {verdict.name} | {verdict.case} | {verdict.planning} "
+        lines.append(f"{start}| **{verdict.answer}** | {parts} |")
     lines += ["", *wording.consequences(found)]
     return lines
 
@@ -85,6 +89,7 @@ def _forest(cases: Sequence[CaseResults]) -> list[tuple[str, list[tuple[str, Int
     for results in cases:
         made = training(results)
         made += [row for row in ranking(results) if row.comparison.left.arm in ("A", "B")]
+        made += training(results, "per layer")
         if made:
             parts = [(row.comparison.title, row.overall) for row in made]
             groups.append((results.case.title, parts))
@@ -115,6 +120,11 @@ def _case(results: CaseResults, page: Path) -> list[str]:
     text += _curves(results, page)
     for title, note, made in (
         ("What training gives", wording.TRAINING, training(results)),
+        (
+            "What training gives: plans per layer",
+            wording.PER_LAYER,
+            training(results, "per layer"),
+        ),
         ("What ranking gives", wording.RANKING, ranking(results)),
         ("Switches", wording.SWITCHES, switches(results)),
     ):
@@ -132,7 +142,7 @@ def _accuracies(results: CaseResults) -> list[str]:
     for arm in results.arms:
         cells = [percent(results.unpruned(arm, ks=[k])) for k in ks]
         lines.append(_line([arm, "*unpruned*", *cells, percent(results.unpruned(arm))]))
-        best = results.best_static(arm) if _any_static(results, arm) else None
+        best = results.best_static(arm) if results.statics(arm) else None
         for ranker in (RANDOM, *STATIC, *CONDITIONED):
             side = Side(arm, ranker)
             if not results.has(side):
@@ -140,6 +150,12 @@ def _accuracies(results: CaseResults) -> list[str]:
             cells = [percent(results.accuracy(side, ks=[k])) for k in ks]
             name = f"{ranker} (best static)" if ranker == best else ranker
             lines.append(_line([arm, name, *cells, percent(results.accuracy(side))]))
+        for ranker in results.case.per_layer:
+            side = Side(arm, ranker, "per layer")
+            if results.has(side) and ranker not in HELD_OUT:
+                cells = [percent(results.accuracy(side, ks=[k])) for k in ks]
+                cells.append(percent(results.accuracy(side)))
+                lines.append(_line([arm, f"{ranker} (per layer)", *cells]))
     return [
         (
             f"Right answers on test rows in %, the mean over {levels} % of the prunable multiply-adds "
@@ -155,9 +171,9 @@ def _curves(results: CaseResults, page: Path) -> list[str]:
     sides = [
         Side(arm, results.best_static(arm))
         for arm in ("A", "A-matched", "C", "R")
-        if arm in results.arms and _any_static(results, arm)
+        if results.statics(arm)
     ]
-    sides += [Side("A", "gate"), Side("B", "gate"), Side("B", "table")]
+    sides += [Side("A", "gate"), Side("B", "gate"), Side("B", "gate", "per layer")]
     sides = [side for side in sides if side.arm in results.arms and results.has(side)]
     stem = f"{page.stem}-{results.case.data}-{results.case.backbone}"
     folder = page.parent / "images"
@@ -202,10 +218,6 @@ def _held_out(results: CaseResults) -> list[str]:
     return ["", "### Masks that the ranking never saw", "", wording.HELD_OUT, "", *header, *lines]
 
 
-def _any_static(results: CaseResults, arm: str) -> bool:
-    return any(results.has(Side(arm, ranker)) for ranker in STATIC)
-
-
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -218,5 +230,10 @@ def percent(value: Interval) -> str:
 def points(value: Interval) -> str:
     """A difference with its interval, in points."""
     if value.low is None or value.high is None:
-        return f"{100 * value.mean:+.1f}"
-    return f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+        return _signed(value.mean)
+    return f"{_signed(value.mean)} [{_signed(value.low)}, {_signed(value.high)}]"
+
+
+def _signed(value: float) -> str:
+    # No minus before a zero.
+    return f"{round(100 * value, 1) + 0.0:+.1f}"

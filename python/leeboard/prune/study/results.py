@@ -153,18 +153,29 @@ class CaseResults:
             )
         return self._bootstrap.interval(values)
 
-    def best_static(self, arm: str, ks: Sequence[int] | None = None) -> str:
+    def statics(self, arm: str, planning: str = "global") -> list[Side]:
+        """The static rankings that were measured on an arm."""
+        sides = [Side(arm, ranker, planning) for ranker in STATIC]
+        return [side for side in sides if self.has(side)]
+
+    def best_static(
+        self, arm: str, ks: Sequence[int] | None = None, planning: str = "global"
+    ) -> str:
         """The static ranker with the best accuracy on validation rows; ties go to the first."""
-        sides = [Side(arm, ranker) for ranker in STATIC]
-        found = [side for side in sides if self.has(side)]
+        found = self.statics(arm, planning)
         if not found:
             raise ValueError(f"arm: got {arm!r}, which no static ranker was measured on")
         best = max(found, key=lambda side: self.validation(side, ks=ks))
         return best.at(0)
 
-    def best_static_per_k(self, arm: str) -> dict[int, str]:
+    def best_static_per_k(self, arm: str, planning: str = "global") -> dict[int, str]:
         """The same, chosen anew for each number of missing modalities."""
-        return {k: self.best_static(arm, [k]) for k in self.missing}
+        return {k: self.best_static(arm, [k], planning) for k in self.missing}
+
+    @property
+    def plannings(self) -> list[str]:
+        """How plans were made."""
+        return ["global", "per layer"] if self.case.per_layer else ["global"]
 
     def _ks(self, side: Side, ks: Sequence[int] | None) -> list[int]:
         if ks is not None:

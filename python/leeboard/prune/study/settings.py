@@ -15,7 +15,7 @@ ARMS: dict[str, str] = {
     "A-matched": "ordinary, with as many forward and backward passes as B",
     "B": "prune-aware, masks of the gate",
     "C": "prune-aware, masks of one static ranking (Taylor over the dropout mixture)",
-    "R": "prune-aware, masks of one random ranking",
+    "R": "prune-aware, masks of random rankings drawn anew in each step",
 }
 
 # How the rankers are called in tables; those that know which modalities are present come last.
@@ -174,13 +174,17 @@ class Study:
             ValueError: Fields are missing, unknown or wrong.
         """
         try:
-            cases = tuple(
-                Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in case.items()})
+            cases = [
+                {k: tuple(v) if isinstance(v, list) else v for k, v in case.items()}
                 for case in given["cases"]
-            )
-            return cls(str(given["preset"]), cases)
+            ]
+            return cls(str(given["preset"]), tuple(_case(case) for case in cases))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"study: cannot be read ({error})") from error
+
+
+def _case(fields: dict[str, Any]) -> Case:
+    return Case(**fields)
 
 
 def _plain(value: Any) -> Any:

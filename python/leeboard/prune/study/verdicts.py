@@ -12,6 +12,8 @@ Answer = Literal["pass", "fail", "undecided"]
 
 # Accuracy that the gate may lose to the table on masks that it never saw.
 MARGIN = 0.005
+# With fewer the spread between trainings is a guess.
+FEWEST_SEEDS = 3
 
 QUESTIONS = {
     "P1": "the system: prune-aware training with the gate, ranked by the gate, is more accurate "
@@ -32,29 +34,36 @@ class Verdict:
     Attributes:
         name: "P1", "P2" or "P3".
         case: Title of the case.
-        answer: Undecided where an interval holds both answers, or where there is one seed.
+        planning: How plans were made: "global", as `plan` does by default, or "per layer".
+        answer: Undecided where an interval holds both answers, or where there are too few
+            seeds.
         parts: What was compared, with its interval.
     """
 
     name: str
     case: str
+    planning: str
     answer: Answer
     parts: tuple[tuple[str, Interval], ...]
 
 
 def verdicts(results: CaseResults) -> list[Verdict]:
     """The answers that the measured arms allow."""
-    found = (_system(results), _conditioning(results), _generalises(results))
-    return [verdict for verdict in found if verdict is not None]
+    made = [
+        ask(results, planning)
+        for planning in results.plannings
+        for ask in (_system, _conditioning, _generalises)
+    ]
+    return [verdict for verdict in made if verdict is not None]
 
 
-def _system(results: CaseResults) -> Verdict | None:
+def _system(results: CaseResults, planning: str) -> Verdict | None:
     """P1: above zero at each k >= 1 is a pass; not above zero at one of them is a fail."""
-    left = Side("B", "gate")
+    left = Side("B", "gate", planning)
     ks = [k for k in results.missing if k > 0]
-    if not results.has(left) or not results.seeds("A", "B") or not ks:
+    if not _comparable(results, left, "A") or not ks:
         return None
-    right = Side("A", results.best_static("A"))
+    right = Side("A", results.best_static("A", planning=planning), planning)
     parts = [(f"{k} missing", results.difference(left, right, ks=[k])) for k in ks]
     intervals = [part for _, part in parts]
     answer: Answer = "undecided"
@@ -62,15 +71,15 @@ def _system(results: CaseResults) -> Verdict | None:
         answer = "pass"
     elif any(_not_above(part) for part in intervals):
         answer = "fail"
-    return Verdict("P1", results.case.title, answer, tuple(parts))
+    return _verdict("P1", results, planning, answer, parts)
 
 
-def _conditioning(results: CaseResults) -> Verdict | None:
+def _conditioning(results: CaseResults, planning: str) -> Verdict | None:
     """P2: overall the mean is not below zero, and at the highest k the interval is above zero."""
-    left = Side("B", "gate")
-    if not results.has(left) or not results.seeds("B", "C"):
+    left = Side("B", "gate", planning)
+    if not _comparable(results, left, "C"):
         return None
-    right = Side("C", results.best_static("C"))
+    right = Side("C", results.best_static("C", planning=planning), planning)
     overall = results.difference(left, right)
     highest = results.difference(left, right, ks=[results.missing[-1]])
     answer: Answer = "undecided"
@@ -79,12 +88,13 @@ def _conditioning(results: CaseResults) -> Verdict | None:
     elif overall.below_zero or _not_above(highest):
         answer = "fail"
     label = f"{results.missing[-1]} missing"
-    return Verdict("P2", results.case.title, answer, (("overall", overall), (label, highest)))
+    return _verdict("P2", results, planning, answer, [("overall", overall), (label, highest)])
 
 
-def _generalises(results: CaseResults) -> Verdict | None:
+def _generalises(results: CaseResults, planning: str) -> Verdict | None:
     """P3: the interval lies above the margin, or below it."""
-    left, right = Side("B", "gate, held out"), Side("B", "table")
+    left = Side("B", "gate, held out", planning)
+    right = Side("B", "table", planning)
     if not results.has(left) or not results.has(right):
         return None
     ks = [k for k in results.missing if k > 0]
@@ -94,7 +104,28 @@ def _generalises(results: CaseResults) -> Verdict | None:
         answer = "pass"
     elif part.high is not None and part.high < -MARGIN:
         answer = "fail"
-    return Verdict("P3", results.case.title, answer, (("held-out masks", part),))
+    return _verdict("P3", results, planning, answer, [("held-out masks", part)])
+
+
+def _comparable(results: CaseResults, left: Side, rival: str) -> bool:
+    """Whether a static rival was measured beside this side."""
+    return (
+        results.has(left)
+        and bool(results.seeds(left.arm, rival))
+        and bool(results.statics(rival, left.planning))
+    )
+
+
+def _verdict(
+    name: str,
+    results: CaseResults,
+    planning: str,
+    answer: Answer,
+    parts: list[tuple[str, Interval]],
+) -> Verdict:
+    if min(part.seeds for _, part in parts) < FEWEST_SEEDS:
+        answer = "undecided"
+    return Verdict(name, results.case.title, planning, answer, tuple(parts))
 
 
 def _not_above(part: Interval) -> bool:

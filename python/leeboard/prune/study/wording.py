@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from leeboard.prune.study.settings import ARMS, Study
-from leeboard.prune.study.verdicts import MARGIN, QUESTIONS, Verdict
+from leeboard.prune.study.verdicts import FEWEST_SEEDS, MARGIN, QUESTIONS, Verdict
 
 TRAINING = (
     "The gate on the prune-aware net B against other trainings, each ranked by its best static "
@@ -14,6 +14,10 @@ TRAINING = (
     "gone against C or R is one of training under pruning, not of knowing the modalities."
 )
 RANKING = "Rankings on the same trained net: what remains when training is equal."
+PER_LAYER = (
+    "The same with the same share of units shed in every layer, as in the prune-aware pass of the "
+    "training, and the rivals planned so, too (those that were planned this way)."
+)
 SWITCHES = (
     "Bias compensation on and off, and one budget for the whole net (left) against the same share "
     "of units in every layer (right). Mean inputs of `gate+bias` depend on the modalities present; "
@@ -104,14 +108,19 @@ def consequences(found: Sequence[Verdict]) -> list[str]:
         if verdicts:
             lines += [_CONSEQUENCES[name](verdicts), ""]
     lines.append(
-        "An answer is *undecided* where the interval holds both answers, or where there is only "
-        "one seed."
+        "An answer is *undecided* where the interval holds both answers, or where there are "
+        f"fewer than {FEWEST_SEEDS} seeds. Plans are global, one budget for all layers, as `plan` "
+        "makes them by default, or per layer, with the same share of units in each."
     )
     return lines
 
 
 def _cases(found: Iterable[Verdict], answer: str) -> str:
-    return "; ".join(v.case for v in found if v.answer == answer)
+    return "; ".join(_where(v) for v in found if v.answer == answer)
+
+
+def _where(verdict: Verdict) -> str:
+    return verdict.case if verdict.planning == "global" else f"{verdict.case} (per layer)"
 
 
 def _tally(found: Sequence[Verdict]) -> str:
@@ -136,7 +145,7 @@ def _p2(found: Sequence[Verdict]) -> str:
     text = f"P2: {_tally(found)}."
     if all(v.answer == "pass" for v in found):
         return text + " Masks that know the modalities add to prune-aware training."
-    where = "; ".join(v.case for v in found if v.answer != "pass")
+    where = "; ".join(_where(v) for v in found if v.answer != "pass")
     failed = any(v.answer == "fail" for v in found)
     word = (
         "**What works is prune-aware training, not modality conditioning**"
