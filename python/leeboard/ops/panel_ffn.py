@@ -148,7 +148,7 @@ def _direct(
         bias = weights.down_bias
     more = [t for t in (gate, gate_bias, panels, gates, residual, scale, shift) if t is not None]
     level = direct_level(x, up, down, up_bias, bias, *more)
-    if level is None or up is None or down is None:
+    if level is None:
         return None
     panel, eps = weights.panel, weights.eps
     plain = type(panel) is int and type(eps) is float and eps >= 0.0
@@ -303,7 +303,7 @@ def _weights(
 
 def _forward(x: Tensor, up: Tensor, down: Tensor, *others: Any) -> Tensor:
     out = _fake(x, up, down, *others)
-    _compute(x, up, down, *others, out)
+    _compute(*(x, up, down, *others, out))
     return out
 
 
