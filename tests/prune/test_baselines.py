@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from baseline_model import NAMES, Tiny, tiny_batches, tiny_units
 from torch import Tensor
 from torch.nn import functional as F
 
+from baseline_model import NAMES, Tiny, tiny_batches, tiny_units
 from leeboard.prune import Plan, StaticScores, Sublayer, plan
 from leeboard.prune.backbones import BackboneConfig, build
 from leeboard.prune.baselines import BASELINES, calibrate, calibrate_all

@@ -114,6 +114,7 @@ def test_budgets_are_absolute() -> None:
     assert budgets.text(0.5) == "60%"
     bytes_ = Budgets("4 kB", units, None)
     assert bytes_.of(0).amount == pytest.approx(4000)
+    assert bytes_.text(0) == "4 kB"
     assert bytes_.of(1).amount == pytest.approx(Plan.dense(units).dense_bytes)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baseline_model import tiny_units
 
+from baseline_model import tiny_units
 from leeboard.prune import Plan, StaticScores
 
 UNITS = tiny_units()

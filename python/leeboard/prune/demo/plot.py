@@ -128,7 +128,7 @@ def _latency(axes: Any, windows: Sequence[Window]) -> None:
     axes.plot([], [], color=_PLAN, ls="", marker="o", label="plan, measured")
     # A disturbance of the machine must not flatten the rest.
     ordered = sorted([w.dense_ms for w in windows] + [w.ms for w in windows])
-    axes.set_ylim(0, 1.45 * ordered[int(0.98 * (len(ordered) - 1))])
+    axes.set_ylim(0, 1.45 * ordered[int(0.95 * (len(ordered) - 1))])
     axes.set_ylabel("latency of a\nwindow, ms")
     axes.legend(frameon=False, loc="upper left", ncols=3)
 

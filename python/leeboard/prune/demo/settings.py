@@ -47,7 +47,7 @@ class Settings:
     heads: int = 8
     hidden: int = 512
     layers: int = 2
-    epochs: int = 12
+    epochs: int = 24
     batch: int = 64
     rate: float = 2e-3
     p_max: float = 0.3

@@ -95,9 +95,11 @@ class Budgets:
         return Budget((self.low + power * (self.dense - self.low)) * (1 + 1e-9), self.kind)
 
     def text(self, power: float) -> str:
-        """As a share where the user gave a share."""
-        budget = self.of(power)
-        return f"{budget.amount / self.dense:.0%}" if self.lowest.kind == "share" else str(budget)
+        """Rounded, for the reader; as a share where the user gave a share."""
+        amount = self.of(power).amount
+        if self.lowest.kind == "share":
+            return f"{amount / self.dense:.0%}"
+        return str(Budget(float(f"{amount:.3g}"), self.kind))
 
 
 def check_budgets(units: Units, lowest: str) -> None:
