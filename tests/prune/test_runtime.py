@@ -414,6 +414,25 @@ def test_autocast() -> None:
         torch.testing.assert_close(model(x), expected, atol=2e-2, rtol=2e-2)
 
 
+def test_autocast_of_a_feed_forward_after_a_linear_layer() -> None:
+    """What comes in is bfloat16 there, the weights are not."""
+    model, x = nn.Sequential(nn.Linear(24, 24), lnn.FeedForward(24, 40)), torch.randn(2, 5, 24)
+    found = units(model)
+    plan = plan_for(found, odd_units, bias=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        for dense in (model, masked(model, found, plan)):
+            made = dense(x)
+            assert made.dtype == torch.bfloat16
+            expected = dense[1].by_layers(dense[0](x))
+            torch.testing.assert_close(made, expected, atol=2e-2, rtol=2e-2)
+        apply(model, plan)
+        made = model(x)
+    assert made.dtype == torch.bfloat16
+    torch.testing.assert_close(made, expected, atol=2e-2, rtol=2e-2)
+    made.sum().backward()
+    assert model[0].weight.grad is not None
+
+
 def test_hooks_of_a_reader_see_what_runs() -> None:
     model, x = hugging_face("llama").eval(), inputs_of("llama")
     found = units(model)

@@ -92,7 +92,14 @@ class FeedForward(nn.Module):
     def forward(
         self, x: Tensor, *, gates: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """x [..., d] to [..., d]; `gates` [F] or [B, F] multiply the hidden channels."""
+        """x [..., d] to [..., d]; `gates` [F] or [B, F] multiply the hidden channels.
+
+        Under autocast x may be of another dtype than the weights: it is computed in theirs.
+        """
+        if differs_under_autocast(x, self.up.weight):
+            wide = x.to(self.up.weight.dtype)
+            y: Tensor = type(self).forward(self, wide, gates=gates, bias=bias).to(x.dtype)
+            return y
         return panel_ffn(
             x,
             self.weights(),
@@ -129,3 +136,8 @@ class FeedForward(nn.Module):
             own = self.down._parameters["bias"]
             out = out + (bias if own is None else bias - own)
         return x + out if self.residual else out
+
+
+def differs_under_autocast(x: Tensor, weight: Tensor) -> bool:
+    """Whether autocast made x of another dtype than the weight; the ops take one dtype."""
+    return x.dtype != weight.dtype and torch.is_autocast_enabled(x.device.type)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leeboard.nn._decoding import AttentionCache
+from leeboard.nn.feed_forward import differs_under_autocast
 from leeboard.ops import FeedForwardWeights, panel_ffn, panel_linear
 from leeboard.ops._sparse_checks import heads_of
 from leeboard.prune._mha import as_call, attend
@@ -88,7 +89,11 @@ class FeedForwardRun(Run):
     def under(
         self, entry: Entry, x: Tensor, *, gates: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        module, tensors = self.module, entry.on(x)
+        module = self.module
+        if differs_under_autocast(x, module.up.weight):
+            wide = x.to(module.up.weight.dtype)
+            return self.under(entry, wide, gates=gates, bias=bias).to(x.dtype)
+        tensors = entry.on(x)
         if entry.dropped:
             y = nothing(x, entry)
             return x + y if module.residual else y
