@@ -217,6 +217,17 @@ def test_a_compact_model_is_plain_torch_and_trains() -> None:
     copy.deepcopy(small)
 
 
+@pytest.mark.parametrize("kind", ["own", "torch"])
+@torch.no_grad()
+def test_a_compact_model_compiles_into_one_graph(kind: str) -> None:
+    torch._dynamo.reset()
+    model, x = (Fused(), windows()) if kind == "own" else (encoder(), torch.randn(2, 5, 24))
+    model.eval()
+    small = compact(model, plan_for(units(model), odd_units))
+    compiled = torch.compile(small, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), small(x))
+
+
 def test_bad_plans() -> None:
     model = Fused()
     plan = plan_for(units(model), odd_units)

@@ -218,7 +218,7 @@ class PlainAttention(nn.Module):
     ) -> Tensor | None:
         """bool [B or 1, 1, Lq, Lk], true for what is seen; None for all."""
         mask = None
-        if pattern != Dense():
+        if not isinstance(pattern, Dense):
             mask = pattern.dense_mask(q.shape[2], k.shape[2], q.device)[None, None]
         if key_padding is not None:
             seen = ~key_padding[:, None, None]

@@ -13,6 +13,9 @@ from leeboard.nn import SparseMultiheadAttention
 from leeboard.ops import sparse_gqa
 from leeboard.ops.patterns import Causal, Dense, Pattern
 
+# A pattern is not made while a model is traced.
+_DENSE, _CAUSAL = Dense(), Causal()
+
 
 class Call(NamedTuple):
     """The arguments of `nn.MultiheadAttention.forward`."""
@@ -128,11 +131,11 @@ def _pattern(module: Multihead, call: Call, queries: int, keys: int) -> Pattern 
     """The pattern that says what the mask does, or None for a mask that has to be read."""
     pattern: Pattern | None = getattr(module, "pattern", None)
     if pattern is not None:
-        return pattern & Causal() if call.is_causal else pattern
+        return pattern & _CAUSAL if call.is_causal else pattern
     if call.attn_mask is None:
-        return Dense()
+        return _DENSE
     # is_causal promises that the mask is the causal one.
-    return Causal() if call.is_causal and queries == keys else None
+    return _CAUSAL if call.is_causal and queries == keys else None
 
 
 def _padding(mask: Tensor | None) -> tuple[Tensor | None] | None:
@@ -157,7 +160,7 @@ def _mask(
 ) -> Tensor | None:
     """One additive mask of all that hides, [B or 1, heads or 1, Lq, Lk]; None for nothing."""
     mask: Tensor | None = None
-    if own is not None and own != Dense():
+    if own is not None and not isinstance(own, Dense):
         mask = _additive(~own.dense_mask(q.shape[2], k.shape[2], q.device), q.dtype)[None, None]
     elif own is None and call.attn_mask is not None:
         mask = _additive(call.attn_mask, q.dtype)
