@@ -106,6 +106,14 @@ def pamap2_rows(count: int = 3000) -> Any:
     return rows
 
 
+def test_uci_har_with_a_short_file(tmp_path: Path) -> None:
+    uci_har(tmp_path)
+    (file,) = tmp_path.rglob("body_acc_y_test.txt")
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"body_acc_y_test.txt: got \d+ rows, expected \d+, one"):
+        data.uci_har(tmp_path)
+
+
 def test_pamap2(tmp_path: Path) -> None:
     rows = pamap2_rows()
     rows[600:640, 4:7] = np.nan

@@ -67,6 +67,13 @@ def uci_har(folder: Folder, *, progress: bool = False) -> SensorData:
         file: torch.from_numpy(table(root / file, 128 if "Inertial" in file else 1, r"\s+").copy())
         for file in watched(files, "UCI-HAR", progress)
     }
+    for file, values in read.items():
+        part = file.partition("/")[0]
+        expected = len(read[f"{part}/subject_{part}.txt"])
+        if len(values) != expected:
+            raise ValueError(
+                f"{root / file}: got {len(values)} rows, expected {expected}, one for each window"
+            )
 
     def both(name: str) -> torch.Tensor:
         return torch.cat([read[f"{part}/{name}_{part}.txt"] for part in ("train", "test")])
