@@ -85,6 +85,15 @@ def test_samples_with_masks_of_their_own_under_a_plan() -> None:
     torch.testing.assert_close(compact(model, two)(x, mask), expected)
 
 
+def test_without_values() -> None:
+    """On "meta", where operations are counted."""
+    model = backbone("shared", "gqa").to("meta")
+    x = {name: value.to("meta") for name, value in windows().items()}
+    assert model(x).shape == (2, 4)
+    apply(model, plan_for(units(model), odd_units, present=("acc",)))
+    assert model(x).shape == (2, 4)
+
+
 @torch.no_grad()
 def test_export(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")

@@ -140,4 +140,10 @@ class FeedForward(nn.Module):
 
 def differs_under_autocast(x: Tensor, weight: Tensor) -> bool:
     """Whether autocast made x of another dtype than the weight; the ops take one dtype."""
-    return x.dtype != weight.dtype and torch.is_autocast_enabled(x.device.type)
+    return x.dtype != weight.dtype and under_autocast(x)
+
+
+def under_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x; "meta" and others have none, and torch raises."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

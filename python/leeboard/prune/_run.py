@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leeboard.nn._decoding import AttentionCache
-from leeboard.nn.feed_forward import differs_under_autocast
+from leeboard.nn.feed_forward import differs_under_autocast, under_autocast
 from leeboard.ops import FeedForwardWeights, panel_ffn, panel_linear
 from leeboard.ops._sparse_checks import heads_of
 from leeboard.prune._mha import as_call, attend
@@ -350,7 +350,7 @@ def columns_of(
 
 def odd(x: Tensor, weight: Tensor) -> bool:
     """Whether x and the weight differ in dtype, or autocast would make them another."""
-    return x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type)
+    return x.dtype != weight.dtype or under_autocast(x)
 
 
 def _indices(panels: Tensor, panel: int, size: int) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,8 @@ class Backbone(nn.Module):
 
     Raises:
         ValueError: For an unknown modality, none at all, a wrong shape, or NaN or infinity in a
-            modality that is there (not checked while it is traced or compiled).
+            modality that is there (not checked while it is traced or compiled, or without values:
+            on the device "meta").
         TypeError: For something that is no dict of float tensors of the parameters' dtype.
     """
 
@@ -139,7 +140,7 @@ class Backbone(nn.Module):
         windows = self._windows(inputs)
         there = None if present is None else self._there(windows, present)
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        if not traced:
+        if not (traced or self.classifier.weight.is_meta):
             _check_finite(windows, there)
         tokens = {}
         for name, x in windows.items():
