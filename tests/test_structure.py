@@ -51,6 +51,12 @@ EXTRAS = {
     "yaml",
     "google",
     "pandas",
+    "sklearn",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "lightning",
+    "pytorch_lightning",
 }
 
 

@@ -6,7 +6,7 @@ import torch
 
 from bench.part import Part, Row, say, wait_for_quiet
 from bench.prune.models import TOLERANCE, backbone, dense, half, window
-from bench.prune.timing import medians, require_equal, thread_counts
+from bench.prune.timing import compiled, medians, require_equal, thread_counts
 from leeboard import prune
 from leeboard.prune.backbones import BACKBONES
 
@@ -19,19 +19,20 @@ def _measure(quick: bool) -> list[Row]:
         plan = half(pruned)
         whole, small = dense(model), prune.compact(pruned, plan)
         prune.apply(pruned, plan)
-        compiled = torch.compile(whole)
         calls = {
             "eager": lambda whole=whole: whole(given),
-            "compile": lambda whole=compiled: whole(given),
             "leeboard": lambda model=model: model(given),
             "pruned": lambda model=pruned: model(given),
             "compact": lambda small=small: small(given),
         }
-        with torch.no_grad():
-            outputs = {key: call() for key, call in calls.items()}
-        require_equal(outputs, ["eager", "compile", "leeboard"], TOLERANCE)
-        require_equal(outputs, ["compact", "pruned"], TOLERANCE)
         for threads in thread_counts():
+            torch.set_num_threads(threads)
+            fast = compiled(whole)
+            calls["compile"] = lambda whole=fast: whole(given)
+            with torch.no_grad():
+                outputs = {key: call() for key, call in calls.items()}
+            require_equal(outputs, ["eager", "compile", "leeboard"], TOLERANCE)
+            require_equal(outputs, ["compact", "pruned"], TOLERANCE)
             wait_for_quiet()
             times = medians(calls, threads, 0.15 if quick else 0.6)
             share = plan.macs / plan.dense_macs

@@ -6,7 +6,7 @@ import torch
 
 from bench.part import Part, Row, say, wait_for_quiet
 from bench.prune.models import GONE, SENSORS, TOLERANCE, backbone, dense, half, window
-from bench.prune.timing import medians, require_equal, thread_counts
+from bench.prune.timing import compiled, medians, require_equal, thread_counts
 from leeboard import prune
 from leeboard.prune.backbones import BACKBONES
 
@@ -30,22 +30,23 @@ def _measure(quick: bool) -> list[Row]:
         plan = half(pruned, THERE)
         whole, small = dense(model), prune.compact(pruned, plan)
         prune.apply(pruned, plan)
-        compiled = torch.compile(whole)
         calls = {
             "eager": lambda whole=whole: whole(zeros),
-            "compile": lambda whole=compiled: whole(zeros),
             "fused": lambda model=model: model(zeros),
             "attention": lambda model=sparse: model(zeros),
             "dropped": lambda model=sparse: model(left),
             "pruned": lambda model=pruned: model(left),
         }
-        with torch.no_grad():
-            outputs = {key: call() for key, call in calls.items()}
-            outputs["compact"] = small(left)
-        require_equal(outputs, ["eager", "compile", "fused"], TOLERANCE)
-        require_equal(outputs, ["compact", "pruned"], TOLERANCE)
         counts = [prune.Plan.dense(prune.units(m), p).dense_macs for m, p in _stages(model, sparse)]
         for threads in thread_counts():
+            torch.set_num_threads(threads)
+            fast = compiled(whole)
+            calls["compile"] = lambda whole=fast: whole(zeros)
+            with torch.no_grad():
+                outputs = {key: call() for key, call in calls.items()}
+                outputs["compact"] = small(left)
+            require_equal(outputs, ["eager", "compile", "fused"], TOLERANCE)
+            require_equal(outputs, ["compact", "pruned"], TOLERANCE)
             wait_for_quiet()
             times = medians(calls, threads, 0.15 if quick else 0.6)
             macs = dict(zip(("fused", "attention", "dropped"), counts, strict=True))

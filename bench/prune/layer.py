@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bench.part import Part, Row, say, wait_for_quiet
 from bench.prune.models import TOLERANCE, as_torch_layer, half
-from bench.prune.timing import medians, require_equal, thread_counts
+from bench.prune.timing import compiled, medians, require_equal, thread_counts
 from leeboard import prune
 from leeboard.ops.patterns import Dense
 from leeboard.prune.backbones import BackboneConfig, Stream
@@ -51,31 +51,30 @@ def _measure(quick: bool) -> list[Row]:
             layer = as_torch_layer(block)
             plan = half(model)
             small = prune.compact(model, plan)
-            pruned = _Layer(block, length)
-            compiled, small_compiled = torch.compile(layer), torch.compile(small)
             calls = {
                 "eager": lambda layer=layer, x=x: layer(x),
-                "compile": lambda layer=compiled, x=x: layer(x),
                 "leeboard": lambda block=block, x=x: block(x),
                 "compact": lambda small=small, given=given: small(given),
-                "compact-compile": lambda small=small_compiled, given=given: small(given),
             }
+            seconds = 0.1 if quick else 0.4
+            found = {}
             with torch.no_grad():
-                outputs = {name: call() for name, call in calls.items()}
-                require_equal(outputs, ["eager", "compile", "leeboard"], TOLERANCE)
-                # The block is the same one: its dense times are taken before the plan is applied.
-                wait_for_quiet()
-                found = {
-                    threads: medians(calls, threads, 0.1 if quick else 0.4)
-                    for threads in thread_counts()
-                }
-                prune.apply(pruned, plan)
-                outputs["pruned"] = pruned(given)
-                require_equal(outputs, ["pruned", "compact", "compact-compile"], TOLERANCE)
-                own = {"pruned": lambda pruned=pruned, given=given: pruned(given)}
                 for threads in thread_counts():
-                    found[threads] |= medians(own, threads, 0.1 if quick else 0.4)
-                prune.revert(pruned)
+                    torch.set_num_threads(threads)
+                    fast, small_fast = compiled(layer), torch.compile(small)
+                    calls["compile"] = lambda layer=fast, x=x: layer(x)
+                    calls["compact-compile"] = lambda s=small_fast, given=given: s(given)
+                    outputs = {name: call() for name, call in calls.items()}
+                    require_equal(outputs, ["eager", "compile", "leeboard"], TOLERANCE)
+                    # The block is one: its dense times are taken before the plan is applied.
+                    wait_for_quiet()
+                    found[threads] = medians(calls, threads, seconds)
+                    prune.apply(model, plan)
+                    outputs["pruned"] = model(given)
+                    require_equal(outputs, ["pruned", "compact", "compact-compile"], TOLERANCE)
+                    own = {"pruned": lambda model=model, given=given: model(given)}
+                    found[threads] |= medians(own, threads, seconds)
+                    prune.revert(model)
             share = plan.macs / plan.dense_macs
             rows += [
                 {"d": width, "L": length, "threads": threads, "macs": share, **times}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.environment import CPUS
 
@@ -40,6 +41,14 @@ def medians(calls: Mapping[str, Call], threads: int, seconds: float) -> dict[str
                 times[name].append((time.perf_counter() - start) / repeats[name])
     torch.set_num_threads(CPUS)
     return {name: statistics.median(found) for name, found in times.items()}
+
+
+def compiled(model: nn.Module) -> Any:
+    """The model under `torch.compile`, of which only the latest is kept: its guards hold the number
+    of threads, and code that many models share is compiled a few times only.
+    """
+    torch.compiler.reset()
+    return torch.compile(model)
 
 
 def require_equal(outputs: Mapping[str, Tensor], names: Sequence[str], tolerance: float) -> None:

@@ -414,7 +414,7 @@ struct PanelList {
 };
 
 // Up to this many rows, each product is summed along the weight's rows; more rows are the lanes.
-inline constexpr int64_t kPanelFewRows = 6;
+inline constexpr int64_t kPanelFewRows = 8;
 
 enum class PanelOver : int { kOutputs, kInputs };
 

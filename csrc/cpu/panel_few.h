@@ -14,6 +14,7 @@ namespace {
 template <class T, int weights, int count>
 LB_INLINE void dot_tile(const T* const* rows, const PanelRun* runs, int64_t run_count,
                         const float* const* x, vf* sums) {
+#pragma GCC unroll 16
   for (int i = 0; i < weights * count; ++i) sums[i] = vf{};
   for (const PanelRun* run = runs; run != runs + run_count; ++run) {
     auto step = [&](int64_t j, auto load_weight, auto load_x) __attribute__((always_inline)) {
@@ -57,6 +58,7 @@ LB_OUTLINE void few_tile(const T* const* rows, const PanelRun* runs, int64_t run
     vf part[count * kFewWeights<count>];
     dot_tile<T, kFewWeights<count>, count>(rows + half * kFewWeights<count>, runs, run_count, x,
                                            part);
+#pragma GCC unroll 16
     for (int i = 0; i < count * kFewWeights<count>; ++i) {
       sums[half * count * kFewWeights<count> + i] = part[i];
     }
@@ -71,7 +73,7 @@ inline constexpr int64_t kFewPlaces = 32;
 template <class T>
 LB_INLINE void few_product(const ConstRows& weight, const int64_t* channels, int64_t begin,
                            int64_t end, const PanelRun* runs, int64_t run_count, int64_t rows,
-                           const float* x, int64_t x_stride, float* y) {
+                           const float* x, int64_t x_stride, bool far, float* y) {
   const T* data = static_cast<const T*>(weight.data);
   const T* row[kFewPlaces + W];
   for (int64_t i = 0; i < kFewPlaces + W; ++i) {
@@ -83,6 +85,11 @@ LB_INLINE void few_product(const ConstRows& weight, const int64_t* channels, int
     for (int i = 0; i < count; ++i) from[i] = x + (m + i < rows ? m + i : rows - 1) * x_stride;
     constexpr int kWeights = W / count;
     for (int64_t i = 0; i < end - begin; i += kWeights) {
+      if (far && m == 0) {
+        for (int64_t c = i + kWeights; c < i + 2 * kWeights && begin + c < end; ++c) {
+          bring_row(row[c], runs, run_count);
+        }
+      }
       float products[W];
       few_tile<T, count>(row + i, runs, run_count, from, products);
       for (int c = 0; c < count && m + c < rows; ++c) {

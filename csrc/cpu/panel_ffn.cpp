@@ -166,6 +166,11 @@ Work lay_out(const PanelFfn& args, int64_t strips, float* memory) {
   return work;
 }
 
+template <class T>
+bool far_away(const PanelFfn& args, int64_t width) {
+  return args.list.active * width * static_cast<int64_t>(sizeof(T)) > kFarBytes;
+}
+
 template <class T, bool paired>
 void load_x(const PanelFfn& args, Work& work, const Strips& strips) {
   const PanelRun all{0, 0, args.inputs};
@@ -182,7 +187,7 @@ void load_x(const PanelFfn& args, Work& work, const Strips& strips) {
 template <class T, bool paired>
 void hidden_block(const PanelFfn& args, const Work& work, int64_t begin, int64_t end) {
   const PanelRun all{0, 0, args.inputs};
-  const Columns columns{&all, 1, 0, args.inputs};
+  const Columns columns{&all, 1, 0, args.inputs, far_away<T>(args, args.inputs)};
   auto project = [&](const ConstRows& weight, const void* bias, float* to) {
     float start[kPanelBlock];
     gather_floats<T>(bias, args.list.channels, begin, end, whole_sums(end - begin), start);
@@ -211,7 +216,8 @@ void down_block(const PanelFfn& args, const Work& work, int64_t block, int64_t b
   const int64_t first = list.block_runs[block];
   const int64_t origin = block * kPanelBlock;
   const int64_t places = list.active - origin < kPanelBlock ? list.active - origin : kPanelBlock;
-  const Columns columns{list.runs + first, list.block_runs[block + 1] - first, origin, places};
+  const Columns columns{list.runs + first, list.block_runs[block + 1] - first, origin, places,
+                        far_away<T>(args, args.outputs)};
   rows_product<T, paired>(args.down, nullptr, begin, end, columns, work.strips, h,
                           kPanelBlock * kStrip, start, y, y_strip, work.scratch);
 }
@@ -313,7 +319,8 @@ void few_rows(const PanelFfn& args, Team& team, Counter* counters, float* memory
     const int64_t begin = u * kFewPlaces;
     const int64_t end = begin + kFewPlaces < active ? begin + kFewPlaces : active;
     auto project = [&](const ConstRows& weight, const void* bias, float* to) {
-      few_product<T>(weight, args.list.channels, begin, end, &every, 1, args.rows, memory, d, to);
+      few_product<T>(weight, args.list.channels, begin, end, &every, 1, args.rows, memory, d,
+                     far_away<T>(args, d), to);
       if (bias == nullptr) return;
       float offset[kFewPlaces];
       gather_floats<T>(bias, args.list.channels, begin, end, kFewPlaces, offset);
@@ -349,7 +356,7 @@ void few_rows(const PanelFfn& args, Team& team, Counter* counters, float* memory
     float offset[kFewPlaces];
     gather_floats<T>(args.bias, nullptr, begin, end, kFewPlaces, offset);
     few_product<T>(args.down, nullptr, begin, end, args.list.runs, runs, args.rows, args.hidden,
-                   active, y);
+                   active, far_away<T>(args, args.outputs), y);
     for (int64_t m = 0; m < args.rows; ++m) {
       T* to = static_cast<T*>(args.out.data) + m * args.out.stride;
       const T* add = static_cast<const T*>(args.residual.data) + m * args.residual.stride;

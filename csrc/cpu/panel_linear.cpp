@@ -70,6 +70,7 @@ void few_rows(const PanelLinear& args, const Product& p, Team& team, Counter& co
       to_floats(row + p.in[c].weight, p.in[c].count, memory + m * depth + p.in[c].place);
     }
   }
+  const bool far = depth * width * static_cast<int64_t>(sizeof(T)) > kFarBytes;
   const int64_t units = (width + kFewPlaces - 1) / kFewPlaces;
   share_phase(team, counter, units > 0 ? units : 1, [&](int64_t u) {
     if (u == 0) fill_gaps<T>(args, p, 0, args.rows);
@@ -80,7 +81,7 @@ void few_rows(const PanelLinear& args, const Product& p, Team& team, Counter& co
     float offset[kFewPlaces];
     gather_floats<T>(args.bias, p.channels, begin, end, kFewPlaces, offset);
     few_product<T>(args.weight, p.channels, begin, end, p.runs, p.run_count, args.rows, memory,
-                   depth, y);
+                   depth, far, y);
     for (int64_t m = 0; m < args.rows; ++m) {
       T* to = static_cast<T*>(args.out.data) + m * args.out.stride;
       const T* add = static_cast<const T*>(args.residual.data) + m * args.residual.stride;
@@ -112,7 +113,8 @@ void many_rows(const PanelLinear& args, const Product& p, Team& team, Counter& c
   float* x = memory;
   float* y = x + together * depth * kStrip;
   float* scratch = y + together * kPanelBlock * kStrip;
-  const Columns columns{p.runs, p.run_count, 0, depth};
+  const bool far = depth * width * static_cast<int64_t>(sizeof(T)) > kFarBytes;
+  const Columns columns{p.runs, p.run_count, 0, depth, far};
   int64_t loaded = -1;
   share_phase(team, counter, groups * cuts, [&](int64_t u) {
     const int64_t group = u / cuts;

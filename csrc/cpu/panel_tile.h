@@ -116,6 +116,7 @@ struct Columns {
   int64_t count;
   int64_t origin;
   int64_t places;
+  bool ahead;  // whether the next weight rows are brought into the cache: they come from far
 };
 
 // y rows begin .. end - 1 of every strip: start, or what is there, plus weight x. Row r of y is the
@@ -145,6 +146,10 @@ void rows_product(const ConstRows& weight, const int64_t* channels, int64_t begi
       } else {
         rows[i] = row;
       }
+    }
+    for (int64_t i = r + kSums; columns.ahead && i < end && i < r + 2 * kSums; ++i) {
+      bring_row(data + (channels == nullptr ? i : channels[i]) * weight.stride, columns.runs,
+                columns.count);
     }
     const PanelRun* runs = kConverted ? &whole : columns.runs;
     const int64_t count = kConverted ? 1 : columns.count;
@@ -240,9 +245,9 @@ LB_INLINE bool takes_pairs([[maybe_unused]] const PanelRun* runs,
   return false;
 }
 
-// Strips of `floats` each that half of the second-level cache holds, at most four.
+// Strips of `floats` each that fit the second-level cache beside some weights, at most four.
 LB_INLINE int64_t strips_at_once(int64_t floats) {
-  constexpr int64_t kRoom = int64_t{128} << 10;
+  constexpr int64_t kRoom = int64_t{160} << 10;
   const int64_t fit = kRoom / (floats > 0 ? floats : 1);
   return fit < 1 ? 1 : (fit > 4 ? 4 : fit);
 }

@@ -122,6 +122,19 @@ LB_INLINE void transpose_stage(vf (&v)[W]) {
 
 LB_INLINE void transpose(vf (&v)[W]) { transpose_stage<1>(v); }
 
+// Listed weights of so many bytes do not stay in the second-level cache.
+inline constexpr int64_t kFarBytes = int64_t{1} << 20;
+
+// Brings the listed parts of a weight's row into that cache.
+template <class T>
+LB_OUTLINE void bring_row(const T* row, const PanelRun* runs, int64_t count) {
+  for (const PanelRun* run = runs; run != runs + count; ++run) {
+    const char* begin = reinterpret_cast<const char*>(row + run->weight);
+    const int64_t bytes = run->count * static_cast<int64_t>(sizeof(T));
+    for (int64_t b = 0; b < bytes; b += 64) prefetch(begin + b);
+  }
+}
+
 // Calls body(column, place, n) for what runs have of places [begin, end), n <= W at a time.
 template <class Body>
 LB_INLINE void for_each_clipped(const PanelRun* runs, int64_t count, int64_t begin, int64_t end,

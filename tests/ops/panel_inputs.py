@@ -156,7 +156,7 @@ def ffn_samples() -> dict[str, Builder]:
             (3, 20), (36, 45), [4, 0, 2], panel=10, gates=(3,), activation="relu", norm="rms_norm"
         ),
         "samples-few": ffn((4,), (36, 45), [4, 0, 2], panel=10, gates=(4,), bias=True),
-        "narrow": ffn((14,), (33, 50), [4, 41, 40, 2], panel=1, activation="identity"),
+        "narrow": ffn((13,), (33, 50), [4, 41, 40, 2], panel=1, activation="identity"),
         "pairs": ffn((50,), (64, 320), range(1, 10), panel=32, norm="layer_norm", residual=True),
         "no-bias": ffn((20,), (32, 64), panel=32, biases=False, bias=True, residual=True),
     }

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from leeboard import nn as lnn
 from leeboard.ops.patterns import Band, Causal, Modality, TopU
-from leeboard.prune import Declaration, Plan, active_plan, apply, revert, units
+from leeboard.prune import Declaration, Plan, active_plan, apply, compact, revert, units
+from leeboard.prune._expose import exposed
 from pruned_models import (
     Fused,
     encoder,
@@ -273,6 +274,67 @@ def test_declared_blocks() -> None:
         apply(model, plan)
 
 
+@pytest.mark.parametrize("seed", range(12))
+@torch.no_grad()
+def test_random_plans(seed: int) -> None:
+    torch.manual_seed(seed)
+    x = {m: torch.randn(2, 3, 24) for m in ("left", "right")}
+    for model, call in (
+        (Fused().eval(), lambda m: m(x)),
+        (encoder(norm_first=True).eval(), lambda m: m(x["left"])),
+    ):
+        found = units(model)
+
+        def keep(name: str, count: int) -> tuple[int, ...]:
+            share = torch.rand(()) * 1.4 - 0.2
+            return tuple((torch.rand(count) < share).nonzero().flatten().tolist())
+
+        plan = plan_for(found, keep, scales=seed % 2 == 0, bias=seed % 3 == 0)
+        if seed % 4 == 0:
+            named = {n: kept for n, kept in plan.keep.items() if torch.rand(()) < 0.7}
+            fitting = {n: b for n, b in plan.bias.items() if n in named}
+            scales = {n: s for n, s in plan.scales.items() if n in named}
+            plan = replace(plan, keep=named, bias=fitting, scales=scales)
+        expected = call(masked(model, found, plan))
+        apply(model, plan)
+        torch.testing.assert_close(call(model), expected)
+        torch.testing.assert_close(call(compact(model, plan)), expected)
+
+
+def test_the_dtype_may_change_under_a_plan() -> None:
+    model, x = encoder().eval(), torch.randn(2, 5, 24, dtype=torch.float64)
+    found = units(model)
+    plan = plan_for(found, odd_units, scales=True, bias=True)
+    apply(model, plan)
+    model(x.float())
+    model.double()
+    expected = masked(copy.deepcopy(model).double(), found, plan)(x)
+    torch.testing.assert_close(model(x), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["fused", "encoder", "llama"])
+@torch.no_grad()
+def test_on_a_gpu(kind: str) -> None:
+    inputs = {m: x.cuda() for m, x in windows().items()}
+    ids = torch.randint(3, 30, (2, 6)).cuda()
+    model, call = {
+        "fused": (Fused(), lambda m: m(inputs)),
+        "encoder": (encoder(), lambda m: m(inputs["left"])),
+        "llama": (hugging_face("llama"), lambda m: m(ids).logits),
+    }[kind]
+    found = units(model)
+    plans = [plan_for(found, keep, scales=True) for keep in (whole_units(found), odd_units, none)]
+    copies = [masked(model, found, plan).cuda().eval() for plan in plans]
+    # Moved after the plan was made ready.
+    apply(model, plans[0])
+    model.cuda().eval()
+    for plan, reference in zip(plans, copies, strict=True):
+        apply(model, plan)
+        torch.testing.assert_close(call(model), call(reference), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["fused", "encoder", "llama"])
 def test_training_under_a_plan(kind: str) -> None:
     """Gradients are those of the masked model, but for weights that the mask itself zeroes."""
@@ -509,8 +571,19 @@ def test_models_that_cannot_run_a_plan() -> None:
     del model.ff.forward
     outer = nn.ModuleDict({"inner": model})
     apply(model, plan)
-    with pytest.raises(ValueError, match="applied to its part 'inner'"):
+    with pytest.raises(ValueError, match="applied to 'inner', as a model of its own"):
         apply(outer, plan_for(units(outer), odd_units))
+
+
+def test_a_part_of_a_model_under_a_plan_takes_no_other() -> None:
+    model = Fused()
+    apply(model, plan_for(units(model), odd_units))
+    with pytest.raises(ValueError, match="a part of another; revert that first"):
+        apply(model.ff, plan_for(units(model.ff), odd_units))
+    revert(model)
+    with exposed(model, units(model)), pytest.raises(ValueError, match="'ff' is exposed to hooks"):
+        apply(model, plan_for(units(model), odd_units))
+    assert not any("forward" in vars(m) for m in model.modules())
 
 
 def test_a_foreign_forward_of_the_whole_model_is_kept() -> None:

@@ -63,11 +63,11 @@ def panel_ffn(
 
     Returns:
         Tensor [..., d_out] of x's dtype. Sums and what is between the products are float32, and the
-        result is rounded once; but for bfloat16 and more than 6 rows on CPUs that multiply pairs,
+        result is rounded once; but for bfloat16 and more than 8 rows on CPUs that multiply pairs,
         and on GPUs, the normed x and g h are rounded to the dtype before they are multiplied.
         Differentiable (once) in x, the weights, bias, gates and residual; the backward computes h
         again. On CPUs a row's result does not depend on the thread count, nor on the other rows as
-        long as there are at most 6, or more.
+        long as there are at most 8, or more.
 
     Raises:
         TypeError, ValueError: For an argument that does not fit; the message names it. On CPUs also
@@ -148,7 +148,7 @@ def _direct(
         bias = weights.down_bias
     more = [t for t in (gate, gate_bias, panels, gates, residual, scale, shift) if t is not None]
     level = direct_level(x, up, down, up_bias, bias, *more)
-    if level is None or up is None or down is None:
+    if level is None:
         return None
     panel, eps = weights.panel, weights.eps
     plain = type(panel) is int and type(eps) is float and eps >= 0.0
@@ -303,7 +303,7 @@ def _weights(
 
 def _forward(x: Tensor, up: Tensor, down: Tensor, *others: Any) -> Tensor:
     out = _fake(x, up, down, *others)
-    _compute(x, up, down, *others, out)
+    _compute(*(x, up, down, *others, out))
     return out
 
 

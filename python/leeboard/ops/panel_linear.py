@@ -62,7 +62,7 @@ def panel_linear(
     Returns:
         Tensor [..., n * panel], or [..., N] over inputs, of x's dtype. Sums are float32 and rounded
         once. Differentiable (once) in x, weight, bias and residual. On CPUs a row's result does
-        not depend on the thread count, nor on the other rows as long as there are at most 6, or
+        not depend on the thread count, nor on the other rows as long as there are at most 8, or
         more.
 
     Raises:

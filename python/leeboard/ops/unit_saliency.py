@@ -45,7 +45,7 @@ def unit_saliency(
             run.
     """
     level = direct_level(activation, grad, out)
-    if level is not None and isinstance(width, int) and width > 0 and activation.dim() > 1:
+    if level is not None and _has_units(activation, width):
         made = _result(activation, width) if out is None else out
         if _C.unit_saliency_forward(activation, grad, made, width, level):
             if out is not None:
@@ -59,6 +59,11 @@ def unit_saliency(
         return reference.unit_saliency(activation, grad, width=width)
     result: Tensor = torch.ops.leeboard.unit_saliency(activation, grad, width)
     return result if out is None else out.copy_(result)
+
+
+def _has_units(activation: Tensor, width: object) -> bool:
+    """Whether a result can be made, before anything is checked."""
+    return isinstance(width, int) and width > 0 and activation.dim() > 1
 
 
 def _check_arguments(activation: Tensor, grad: Tensor, width: int) -> None:

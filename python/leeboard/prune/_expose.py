@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from leeboard.prune._mha import as_call, attend, project_all
-from leeboard.prune._patches import Dense, Ours, Patches, quiet_torch
+from leeboard.prune._patches import Dense, Ours, Patches, quiet_torch, under_a_plan
 from leeboard.prune.units import Units
 
 
@@ -24,16 +24,16 @@ def exposed(model: nn.Module, units: Units) -> Iterator[None]:
     Raises:
         RuntimeError: If a plan is applied to the model.
     """
+    for name, module in model.named_modules():
+        if under_a_plan(module):
+            raise RuntimeError(f"model: a plan is applied to {name or 'it'!r}; revert(model) first")
     patches = Patches()
     try:
         for sublayer in units:
             block: Any = _block(model, sublayer.name)
             own = vars(block).get("forward")
             if own is not None and not isinstance(own, (_Exposed, Dense)):
-                raise RuntimeError(
-                    f"model: {sublayer.name!r} has a forward of its own; if a plan is applied, "
-                    "revert(model) first"
-                )
+                raise RuntimeError(f"model: {sublayer.name!r} has a forward of its own")
             if isinstance(own, _Exposed):
                 continue
             if sublayer.family == "torch_mha":

@@ -13,6 +13,10 @@ class Ours:
     """A forward of leeboard's on a module: no foreign one."""
 
 
+class Applied(Ours):
+    """One that looks at a plan."""
+
+
 class Dense(Ours):
     """A method of a copied module, whose original had a forward of ours: its class's."""
 
@@ -61,6 +65,12 @@ class Patches:
                 vars(module).pop(attribute, None)
             else:
                 vars(module)[attribute] = before
+
+
+def under_a_plan(module: nn.Module) -> bool:
+    """Whether a plan is applied to a module, or to a part or a whole of it."""
+    own = vars(module)
+    return isinstance(own.get("forward"), Applied) or isinstance(own.get("_ff_block"), Applied)
 
 
 def quiet_torch(model: nn.Module, patches: Patches) -> None:

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from leeboard.nn._decoding import AttentionCache
 from leeboard.ops import FeedForwardWeights, panel_ffn, panel_linear
 from leeboard.prune._mha import as_call, attend
-from leeboard.prune._patches import Dense, Ours
+from leeboard.prune._patches import Applied, Dense
 from leeboard.prune._prepare import Entry
 
 Find = Callable[[], "Entry | None"]
 
 
-class Run(Ours):
+class Run(Applied):
     """A forward in place of a module's: under a plan if there is one for it, else as it was.
 
     Args:

@@ -13,7 +13,15 @@ import torch
 from torch import nn
 
 from leeboard.prune import _run
-from leeboard.prune._patches import Dense, Ours, Patches, is_foreign, quiet_torch
+from leeboard.prune._patches import (
+    Applied,
+    Dense,
+    Ours,
+    Patches,
+    is_foreign,
+    quiet_torch,
+    under_a_plan,
+)
 from leeboard.prune._prepare import Entry, Prepared, prepare
 from leeboard.prune._run import Run
 from leeboard.prune.discover import units as find_units
@@ -148,7 +156,7 @@ class _Session:
         self.current = None
 
 
-class _Whole(Ours):
+class _Whole(Applied):
     """A method of the whole model that sees one plan from start to end."""
 
     def __init__(self, session: _Session, attribute: str, original: Callable[..., Any]) -> None:
@@ -217,9 +225,16 @@ def _refuse(model: nn.Module) -> None:
             )
         if kind in ("FullyShardedDataParallel", "DataParallel"):
             raise ValueError(f"model: {name or 'it'} is a {kind}, which calls copies of modules")
-        if isinstance(vars(module).get("forward"), _Whole):
+        if under_a_plan(module):
+            raise ValueError(
+                f"model: a plan is applied to {name or 'it'!r}, as a model of its own or a part of "
+                "another; revert that first"
+            )
+        own = vars(module).get("forward")
+        if isinstance(own, Ours) and not isinstance(own, Dense):
             raise ValueError(  # noqa: TRY004 (a value of the argument)
-                f"model: a plan is applied to its part {name!r}; revert that first"
+                f"model: the reader of {name!r} is exposed to hooks (by Taps); apply a plan after "
+                "that"
             )
 
 

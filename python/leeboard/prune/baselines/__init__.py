@@ -34,6 +34,7 @@ class Measured:
 
     units: Units
     weights: dict[str, Tensor]
+    biases: dict[str, Tensor]
     statistics: Statistics
     seed: int
 
@@ -103,7 +104,7 @@ def _flap(m: Measured, name: str) -> StaticScores:
 
 def _flap_bias(m: Measured, name: str) -> StaticScores:
     values = rules.flap(m.units, m.statistics, m.weights)
-    return BiasScores(m.units, name, values, _means(m), m.weights)
+    return BiasScores(m.units, name, values, _means(m), m.weights, m.biases)
 
 
 def _means(m: Measured) -> dict[str, Tensor]:
@@ -244,7 +245,9 @@ def calibrate_all(
     if needs:
         statistics = collect(model, units, batches, loss_fn, needs, masks=masks, seed=seed)
     weights = {s.name: reader_weight(model, s).detach().cpu() for s in units}
-    measured = Measured(units, weights, statistics, seed)
+    own = {s.name: getattr(model.get_submodule(s.reader), "bias", None) for s in units}
+    biases = {name: bias.detach().cpu() for name, bias in own.items() if bias is not None}
+    measured = Measured(units, weights, biases, statistics, seed)
     return {
         name: BASELINES[name].build(measured, f"{name}/{masks}" if BASELINES[name].needs else name)
         for name in names

@@ -56,7 +56,7 @@ def rearrange(sublayer: Sublayer, keep: tuple[int, ...], gradients: Tensor) -> t
     size = kept_in_blocks(sublayer, keep)
     # A last panel with fewer channels costs less, so it is not exchanged for a whole one.
     whole = sublayer.units // size
-    blocks = gradients.double()[:, : whole * size].unflatten(1, (whole, size)).sum(dim=2)
+    blocks = gradients.double()[:, : whole * size].reshape(-1, whole, size).sum(dim=2)
     kept = {u // size for u in keep if u < whole * size}
     shed = [b for b in range(whole) if b not in kept]
     if not kept or not shed:
@@ -158,8 +158,8 @@ class FisherScores(StaticScores):
 class BiasScores(StaticScores):
     """A ranking whose plans add to the reader's bias what shed units gave on average.
 
-    FLAP's compensation: bias += W[:, c] E[X_c], summed over the shed columns c; for a block that is
-    dropped whole, over all.
+    FLAP's compensation: bias += W[:, c] E[X_c], summed over the shed columns c. A block that is
+    dropped whole is there as its bias alone, so the reader's own is in it.
 
     Args:
         units: Of the model.
@@ -167,6 +167,7 @@ class BiasScores(StaticScores):
         values: By name of the sublayer [units].
         means: By name [columns].
         weights: By name the reader's weight [out_features, columns].
+        own: By name the reader's own bias [out_features], where it has one.
     """
 
     def __init__(
@@ -176,14 +177,17 @@ class BiasScores(StaticScores):
         values: Mapping[str, Tensor],
         means: Mapping[str, Tensor],
         weights: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
     ) -> None:
         super().__init__(units, name, values, means)
+        object.__setattr__(self, "_own", {name: bias.double() for name, bias in own.items()})
         adds = {
             s.name: by_unit(weights[s.name].double() * means[s.name].double(), s).sum(dim=-1)
             for s in units
         }
         object.__setattr__(self, "_adds", adds)
 
+    _own: dict[str, Tensor]
     _adds: dict[str, Tensor]
     """[out_features, units]: what each unit adds to the reader's output on average."""
 
@@ -193,5 +197,8 @@ class BiasScores(StaticScores):
         for name, kept in plan.keep.items():
             shed = sorted(set(range(self.units[name].units)) - set(kept))
             if shed:
-                bias[name] = tuple(float(b) for b in self._adds[name][:, shed].sum(dim=1))
+                added = self._adds[name][:, shed].sum(dim=1)
+                if not kept and name in self._own:
+                    added = added + self._own[name]
+                bias[name] = tuple(added.tolist())
         return replace(plan, bias=bias)

@@ -22,7 +22,7 @@ Values = dict[str, Tensor]
 
 def by_unit(columns: Tensor, sublayer: Sublayer) -> Tensor:
     """[..., columns] as [..., units, width]; the width is the model's own, whatever its heads."""
-    return columns.unflatten(-1, (sublayer.units, sublayer.width))
+    return columns.reshape(*columns.shape[:-1], sublayer.units, sublayer.width)
 
 
 def weights_of_a_unit(sublayer: Sublayer) -> float:

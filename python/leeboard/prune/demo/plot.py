@@ -53,7 +53,7 @@ def plot(found: Mapping[str, Any], windows: Sequence[Window], units: Units, path
 
 
 def _starts(windows: Sequence[Window]) -> list[int]:
-    found = {}
+    found: dict[int, int] = {}
     for i, window in enumerate(windows):
         found.setdefault(window.moment.phase, i)
     return list(found.values())
@@ -168,8 +168,10 @@ def _plan(axes: Any, windows: Sequence[Window], names: Sequence[str], units: Uni
     patches = [
         Patch(facecolor=_PLAN, label="runs"),
         Patch(facecolor=_SHED, label="shed"),
-        Patch(facecolor="#ffffff", edgecolor="#999999", label="not needed for these sensors"),
     ]
+    if any(0 in row for row in rows):
+        idle = "not needed for these sensors"
+        patches.append(Patch(facecolor="#ffffff", edgecolor="#999999", label=idle))
     axes.legend(
         handles=patches, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0)
     )

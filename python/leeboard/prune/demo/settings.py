@@ -43,11 +43,11 @@ class Settings:
     subjects: int = 20
     windows: int = 120
     tokens: int = 8
-    d_model: int = 96
-    heads: int = 6
-    hidden: int = 384
+    d_model: int = 128
+    heads: int = 8
+    hidden: int = 512
     layers: int = 2
-    epochs: int = 20
+    epochs: int = 12
     batch: int = 64
     rate: float = 2e-3
     p_max: float = 0.3
@@ -58,7 +58,7 @@ class Settings:
     @classmethod
     def quick(cls, **changes: Any) -> Settings:
         """A version of less than a minute."""
-        small = cls(tokens=4, d_model=48, hidden=192, epochs=20, phase=24, rolling=24)
+        small = cls(tokens=4, d_model=48, heads=6, hidden=192, epochs=20, phase=24, rolling=24)
         return replace(small, **changes)
 
     def of_training(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _fit(
                 with scorer(len(target)) as present:
                     outputs = model(inputs, present)
                     loss = F.cross_entropy(outputs, target)
-                    (loss + scorer.aware_loss(inputs, target)).backward()
+                    torch.autograd.backward(loss + scorer.aware_loss(inputs, target))
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
