@@ -110,7 +110,7 @@ def _case(results: CaseResults, page: Path) -> list[str]:
                     f"choose on, {first['rows']['test']} to count."
                 ),
                 "Trainings: " + ", ".join(f"{arm} {n}" for arm, n in counts.items()) + ".",
-                case.note,
+                f"Size: {case.note}." if case.note else "",
             )
         ).strip()
     ]

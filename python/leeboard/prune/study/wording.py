@@ -192,6 +192,10 @@ def methods(study: Study, records: Sequence[Mapping[str, Any]]) -> list[str]:
             "prunable multiply-adds is gone, with the same modalities present. Missing modalities are "
             "dropped, not fed. There is no fine-tuning after pruning."
         ),
+        (
+            "- A global plan may drop a whole block, with its output bias; the prune-aware pass, and a "
+            "plan per layer, keep a part of every block."
+        ),
         "- Validation rows choose the best static ranking; test rows are only counted.",
         (
             "- Differences are paired by seed and mask. Every seed has its own split, weights, order "
@@ -212,6 +216,11 @@ def methods(study: Study, records: Sequence[Mapping[str, Any]]) -> list[str]:
             "tuned for any arm."
         ),
         "- P3 holds out masks from the ranking only: the net itself was trained with all of them.",
+        (
+            "- Baselines that were made for one rule of planning (per layer, or a threshold over all "
+            "layers) meet another one here; a bad figure under one of them is no verdict on the "
+            "baseline."
+        ),
         "",
         "## The grid",
         "",
