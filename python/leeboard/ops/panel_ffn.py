@@ -156,7 +156,11 @@ def _direct(
         return None
     if scale is not None and norm == 0:
         return None
-    out = x.new_empty((*x.shape[:-1], down.shape[0]))
+    if down.shape[0] == x.shape[-1] and x.is_contiguous():
+        # Half the time of the other way: a tenth of a short call.
+        out = torch.empty_like(x)
+    else:
+        out = x.new_empty((*x.shape[:-1], down.shape[0]))
     if out.numel() == 0 or (residual is not None and residual.shape != out.shape):
         return None
     per_sample = 0
@@ -221,9 +225,9 @@ def _weights(
     )
 
 
-def _forward(x: Tensor, up: Tensor, down: Tensor, *others: Any) -> Tensor:
-    out = _fake(x, up, down, *others)
-    _compute(x, up, down, *others, out=out)
+def _forward(*arguments: Any) -> Tensor:
+    out = _fake(*arguments)
+    _compute(*arguments, out=out)
     return out
 
 
@@ -245,6 +249,7 @@ def _compute(
     norm: str,
     eps: float,
     panel: int,
+    *,
     out: Tensor,
 ) -> None:
     """Writes the result to a contiguous `out` that shares no memory with the inputs.
