@@ -60,8 +60,8 @@ def panel_ffn(
 
     Returns:
         Tensor [..., d_out] of x's dtype. Sums and what is between the products are float32, and the
-        result is rounded once; but for bfloat16 and more than 8 rows on CPUs that multiply pairs
-        the normed x and g h are rounded to the dtype before they are multiplied.
+        result is rounded once; but for bfloat16 and more than 8 rows on CPUs that multiply pairs,
+        and on GPUs, the normed x and g h are rounded to the dtype before they are multiplied.
         Differentiable (once) in x, the weights, bias, gates and residual; the backward computes h
         again. On CPUs a row's result does not depend on the thread count, nor on the other rows as
         long as there are at most 8, or more.
@@ -156,7 +156,11 @@ def _direct(
         return None
     if scale is not None and norm == 0:
         return None
-    out = x.new_empty((*x.shape[:-1], down.shape[0]))
+    if down.shape[0] == x.shape[-1] and x.is_contiguous():
+        # Half the time of the other way: a tenth of a short call.
+        out = torch.empty_like(x)
+    else:
+        out = x.new_empty((*x.shape[:-1], down.shape[0]))
     if out.numel() == 0 or (residual is not None and residual.shape != out.shape):
         return None
     per_sample = 0
@@ -221,9 +225,9 @@ def _weights(
     )
 
 
-def _forward(x: Tensor, up: Tensor, down: Tensor, *others: Any) -> Tensor:
-    out = _fake(x, up, down, *others)
-    _compute(*(x, up, down, *others, out))
+def _forward(*arguments: Any) -> Tensor:
+    out = _fake(*arguments)
+    _compute(*arguments, out=out)
     return out
 
 
@@ -245,6 +249,7 @@ def _compute(
     norm: str,
     eps: float,
     panel: int,
+    *,
     out: Tensor,
 ) -> None:
     """Writes the result to a contiguous `out` that shares no memory with the inputs.
