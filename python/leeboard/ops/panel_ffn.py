@@ -60,8 +60,8 @@ def panel_ffn(
 
     Returns:
         Tensor [..., d_out] of x's dtype. Sums and what is between the products are float32, and the
-        result is rounded once; but for bfloat16 and more than 8 rows on CPUs that multiply pairs,
-        and on GPUs, the normed x and g h are rounded to the dtype before they are multiplied.
+        result is rounded once; but for bfloat16 and more than 8 rows on CPUs that multiply pairs
+        the normed x and g h are rounded to the dtype before they are multiplied.
         Differentiable (once) in x, the weights, bias, gates and residual; the backward computes h
         again. On CPUs a row's result does not depend on the thread count, nor on the other rows as
         long as there are at most 8, or more.
