@@ -168,6 +168,22 @@ def test_gradients_of_a_list_stay_on_it() -> None:
         assert bool(grad[32:].any())
 
 
+@pytest.mark.parametrize("samples", [0, 3])
+@pytest.mark.parametrize("listed", [[], [-1], [1]])
+def test_gates_of_samples_with_little_to_gate(listed: list[int], samples: int) -> None:
+    """No panel, or no sample: as the reference, gradients included."""
+    weights = weights_of(torch.float32, 24, 48)
+    inputs = [torch.randn(samples, 2, 24), torch.rand(samples, 48)]
+    panels = torch.tensor(listed, dtype=torch.int32)
+    results = []
+    for function in (panel_ffn, reference.panel_ffn):
+        x, gates = (t.clone().requires_grad_() for t in inputs)
+        out = function(x, weights, panels, gates=gates)
+        out.sum().backward()
+        results.append((out, x.grad, gates.grad))
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck(activation: str) -> None:
     build = ffn(

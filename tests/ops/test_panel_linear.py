@@ -77,6 +77,18 @@ def test_none_at_all(rows: int, over: str) -> None:
 
 
 @overs
+def test_gradients_of_an_empty_list(over: str) -> None:
+    """A plan that drops a whole layer is trained, too."""
+    weight, bias = torch.randn(24, 24, requires_grad=True), torch.randn(24, requires_grad=True)
+    columns = 24 if over == "outputs" else 0
+    x = torch.randn(2, 3, columns, requires_grad=True)
+    out = panel_linear(x, weight, torch.empty(0, dtype=torch.int32), bias, over=over)
+    out.sum().backward()
+    assert_same([x.grad, weight.grad], [torch.zeros_like(x), torch.zeros_like(weight)])
+    assert_same([bias.grad], [torch.full((24,), 0.0 if over == "outputs" else 6.0)])
+
+
+@overs
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if not name.startswith("expanded")])
 def test_layouts_of_the_list_and_of_many_rows(layout: str, over: str) -> None:
     sample = linear((5, 9), (64, 64), [2, 0, 3, 1], over=over, residual=True)(torch.float32)

@@ -55,6 +55,19 @@ def test_plans_and_compact_models(kind: str, attention: str) -> None:
 
 
 @torch.no_grad()
+def test_unknown_names_are_refused_under_a_plan() -> None:
+    """A plan leaves out the modalities that it does without, not what is spelt wrong."""
+    model, x = backbone("shared", "dense"), windows()
+    plan = plan_for(units(model), odd_units, present=("acc", "rate"))
+    apply(model, plan)
+    for one in (model, compact(model, plan)):
+        with pytest.raises(ValueError, match="inputs: got 'acceleration'"):
+            one({**x, "acceleration": x["acc"]})
+        with pytest.raises(ValueError, match="inputs: got no modality"):
+            one({"gyro": x["gyro"]})
+
+
+@torch.no_grad()
 def test_samples_with_masks_of_their_own_under_a_plan() -> None:
     model, x = backbone("cross", "gqa"), windows()
     found = units(model)

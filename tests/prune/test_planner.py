@@ -365,6 +365,22 @@ def test_compensated_plans_follow_the_weights(ranking: Ranking) -> None:
     assert made() == first
 
 
+def test_compensated_plans_follow_the_bias_of_a_block_that_is_dropped(ranking: Ranking) -> None:
+    """Its own bias is in the plan's, so a plan of an earlier one must not come from the cache."""
+    model = Encoder()
+    ranking.values["layers.1.attn"] *= 1e-3
+
+    def bias() -> torch.Tensor:
+        found = plan(ranking, budget="50%", compensate=True, model=model)
+        assert not found.keep["layers.1.attn"]
+        return torch.tensor(found.bias["layers.1.attn"])
+
+    before, own = bias(), model.get_submodule("layers.1.attn.out_proj").bias
+    with torch.no_grad():
+        own.add_(1.0)
+    torch.testing.assert_close(bias(), before + 1.0)
+
+
 def test_compensation_needs_a_model_and_means(ranking: Ranking) -> None:
     with pytest.raises(ValueError, match="model: compensate=True reads weights"):
         plan(ranking, budget="50%", compensate=True)

@@ -212,6 +212,17 @@ def test_cross_attention_active_heads() -> None:
     check(model, lambda m: m(x, memory, active_heads=[1, 2]))
 
 
+@torch.no_grad()
+def test_active_heads_are_checked_under_a_plan() -> None:
+    model, x = lnn.SparseGQA(24, 4, pattern=Causal()), torch.randn(1, 5, 24)
+    apply(model, plan_for(units(model), lambda name, count: (0, 1, 2)))
+    for cache in (None, model.cache(1, 5)):
+        with pytest.raises(TypeError, match="active_heads: expected a list"):
+            model(x, active_heads=torch.tensor([0, 1]), cache=cache)
+        with pytest.raises(ValueError, match=r"active_heads\[1\]: 7"):
+            model(x, active_heads=[0, 7], cache=cache)
+
+
 def test_sparse_gqa_log_sum_exp() -> None:
     model, x = lnn.SparseGQA(24, 6, 2, sinks=True), torch.randn(2, 5, 24)
     _, every = model(x, need_lse=True)
@@ -362,6 +373,24 @@ def test_training_under_a_plan(kind: str) -> None:
             )
     weight = model.get_submodule(found.sublayers[0].reader).weight
     assert weight.grad.abs().sum() > 0
+
+
+def test_training_after_inference_mode() -> None:
+    """What a plan makes at its first call in inference serves a training."""
+    model, x = Fused(), {m: torch.randn(2, 3, 24) for m in Fused.modalities}
+    plan = plan_for(units(model), odd_units, scales=True, bias=True)
+    with torch.inference_mode():
+        apply(model, plan)
+        model(x)
+        model.double()
+        x = {name: value.double() for name, value in x.items()}
+        model(x)
+    x = {name: torch.randn(2, 3, 24, dtype=torch.float64) for name in x}
+    # The parameters themselves, made in inference, are replaced.
+    fresh = Fused().double().state_dict()
+    model.load_state_dict(fresh, assign=True)
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.ff.parameters())
 
 
 def test_dropout_works_in_training() -> None:

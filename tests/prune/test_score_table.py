@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from leeboard.prune import ScoreTable, Taps, Units
+from leeboard.prune import ScoreTable, SentryGate, Taps, Units
 from prune_models import Tiny, batch_for, units_of
 
 MODALITIES = ("a", "b", "c")
@@ -187,6 +187,25 @@ def test_errors() -> None:
         ScoreTable(units_of({"x": ("attention", 3, 2, 1)}, MODALITIES)).load_state_dict(
             {**table.state_dict(), "table": _only_x(table)}
         )
+
+
+@pytest.mark.parametrize("kind", [ScoreTable, SentryGate])
+def test_means_that_do_not_fit_change_nothing(kind: type[ScoreTable] | type[SentryGate]) -> None:
+    saliency, present = rows(4)
+    units = toy()
+    ranking = kind(units)
+    good = {s.name: torch.rand(4, s.columns) for s in units}
+    for wrong, what in (
+        ({**good, "y": torch.rand(4, 3)}, r"means: got shape \[4, 3\] for 'y'"),
+        ({**good, "y": torch.rand(3, 5)}, r"means: got shape \[3, 5\] for 'y'"),
+        ({**good, "z": torch.rand(4, 5)}, "means: 'z' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            ranking.update(saliency, present, wrong)
+        assert ranking.version == 0
+        assert ranking.means() is None
+        with pytest.raises(RuntimeError, match="expected an update first"):
+            ranking.scores()
 
 
 def _only_x(table: ScoreTable) -> dict[str, Tensor]:

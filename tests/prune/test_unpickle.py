@@ -66,6 +66,19 @@ DATA = {
 }
 
 
+def test_deep_nests_do_not_end_the_process(tmp_path: Path) -> None:
+    """Python hashes tuples by recursion in C: such a key would overflow the stack."""
+    deep = b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"K\x01s."
+    with pytest.raises(RefusedPickleError, match="key of nested tuples"):
+        read_pickle(written(tmp_path, deep))
+    name = b"\x80\x04" + b")" + b"\x85" * 300_000 + b"\x8c\x01a\x93."
+    with pytest.raises(RefusedPickleError, match="a name that is no text"):
+        read_pickle(written(tmp_path, name))
+    dtype = b"\x80\x02cnumpy\ndtype\n" + b")" + b"\x85" * 300_000 + b"\x85R."
+    with pytest.raises(RefusedPickleError, match="dtype a tuple"):
+        read_pickle(written(tmp_path, dtype))
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_equals_pickle(protocol: int, tmp_path: Path) -> None:
     content = pickle.dumps(DATA, protocol)

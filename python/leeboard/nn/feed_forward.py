@@ -114,7 +114,9 @@ class FeedForward(nn.Module):
         hidden = self.up(normed)
         hidden = act(hidden) if self.gate is None else act(self.gate(normed)) * hidden
         if gates is not None:
-            spread = gates if gates.dim() == 1 else gates.view(len(gates), *[1] * (x.dim() - 2), -1)
+            spread = gates
+            if gates.dim() == 2:
+                spread = gates.reshape(len(gates), *[1] * (x.dim() - 2), gates.shape[1])
             hidden = hidden * spread
         if self.active_panels is not None:
             size = hidden.shape[-1]

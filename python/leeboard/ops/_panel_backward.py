@@ -183,8 +183,8 @@ def _per_row(samples: Tensor, x: Tensor, sample_dims: int) -> Tensor:
     if len(samples) == 1:
         return samples
     per_sample = _rows_of_a_sample(x, sample_dims)
-    rows = x.numel() // x.shape[-1]
-    times = rows // (len(samples) * per_sample) if per_sample else 0
+    rows, of_all = x.numel() // x.shape[-1], len(samples) * per_sample
+    times = rows // of_all if of_all else 0
     return samples.repeat_interleave(per_sample, 0).repeat(times, 1)
 
 
@@ -195,7 +195,8 @@ def _per_sample(each: Tensor, samples: int, x: Tensor, sample_dims: int) -> Tens
     per_sample = _rows_of_a_sample(x, sample_dims)
     if each.shape[0] == 0:
         return each.new_zeros((samples, each.shape[1]))
-    return each.view(-1, samples, per_sample, each.shape[1]).sum((0, 2))
+    times = each.shape[0] // (samples * per_sample)
+    return each.view(times, samples, per_sample, each.shape[1]).sum((0, 2))
 
 
 def _rows_of_a_sample(x: Tensor, sample_dims: int) -> int:

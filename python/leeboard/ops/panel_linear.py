@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -268,8 +269,10 @@ def _gradients(
     """Gradients of x, weight and bias; products are float32 (float64 for float64 inputs)."""
     grad_x, grad_weight, grad_bias = _fake_gradients(grad, x, weight, panels, needed, panel, over)
     wide = torch.promote_types(x.dtype, torch.float32)
-    grads = grad.as_subclass(Tensor).reshape(-1, grad.shape[-1]).to(wide)
-    rows = x.as_subclass(Tensor).reshape(-1, x.shape[-1]).to(wide)
+    # Of an empty list either has no columns: their rows cannot be counted by -1.
+    count = math.prod(x.shape[:-1])
+    grads = grad.as_subclass(Tensor).reshape(count, grad.shape[-1]).to(wide)
+    rows = x.as_subclass(Tensor).reshape(count, x.shape[-1]).to(wide)
     outputs = over == "outputs"
     at, channels = places(panels, weight.shape[0 if outputs else 1], panel, x.device)
     dim = 0 if outputs else 1

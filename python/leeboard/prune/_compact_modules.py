@@ -250,16 +250,17 @@ class PresentOnly(nn.Module):
         self.model = model
         self.modalities = present
         known: Any = model
+        self._missing = frozenset(known.modalities) - set(present)
         self._columns = [tuple(known.modalities).index(name) for name in present]
         self._width = len(known.modalities)
         self.training = model.training
 
     def forward(self, inputs: Mapping[str, Tensor], present: Tensor | None = None) -> Any:
-        """As of the model; what is not in `modalities` is not read.
+        """As of the model; its modalities that are not in `modalities` are not read.
 
         `present` is bool [B, M], with a column for each of `modalities`.
         """
-        kept = {name: x for name, x in inputs.items() if name in self.modalities}
+        kept = {name: x for name, x in inputs.items() if name not in self._missing}
         if present is None:
             return self.model(kept)
         if present.dim() != 2 or present.shape[1] != len(self.modalities):

@@ -13,17 +13,20 @@ from leeboard.prune.units import Units
 
 
 class Readers(NamedTuple):
-    """The readers of a model's sublayers, and the versions of their weights."""
+    """The readers of a model's sublayers, and the versions of their weights and biases."""
 
     modules: tuple[nn.Module, ...]
     weights: tuple[Tensor, ...]
-    versions: tuple[int, ...]
+    biases: tuple[Tensor | None, ...]
+    versions: tuple[tuple[int, int], ...]
 
     def unchanged(self) -> bool:
-        """Whether the weights are the same, and nobody wrote to them."""
+        """Whether weights and biases are the same, and nobody wrote to them."""
         return all(
-            m._parameters.get("weight") is w and _version(w) == v
-            for m, w, v in zip(*self, strict=True)
+            m._parameters.get("weight") is w
+            and m._parameters.get("bias") is b
+            and _versions(w, b) == v
+            for m, w, b, v in zip(*self, strict=True)
         )
 
 
@@ -53,11 +56,16 @@ def readers(units: Units, model: nn.Module | None) -> Readers:
             )
         modules.append(module)
     weights = tuple(module.weight for module in modules)
-    return Readers(tuple(modules), weights, tuple(_version(w) for w in weights))
+    own = tuple(module._parameters["bias"] for module in modules)
+    return Readers(tuple(modules), weights, own, tuple(map(_versions, weights, own)))
 
 
-def _version(weight: Tensor) -> int:
-    return -1 if weight.is_inference() else weight._version
+def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, int]:
+    return _version(weight), -1 if bias is None else _version(bias)
+
+
+def _version(t: Tensor) -> int:
+    return -1 if t.is_inference() else t._version
 
 
 def biases(

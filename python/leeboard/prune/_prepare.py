@@ -66,20 +66,25 @@ class Entry:
         key = x.device, x.dtype
         found = self._on.get(key)
         if found is None:
-            host = self._host
-
-            def like(t: Tensor | None) -> Tensor | None:
-                return None if t is None else t.to(*key)
-
-            found = self._on[key] = Tensors(
-                tuple(t.to(x.device) for t in host.writers),
-                host.reader.to(x.device),
-                like(host.factors),
-                like(host.gates),
-                like(host.bias),
-                host.heads.to(x.device),
-            )
+            found = self._on[key] = self._made(*key)
         return found
+
+    # They outlive the call: a training may use what inference has made.
+    @torch.inference_mode(False)
+    def _made(self, device: torch.device, dtype: torch.dtype) -> Tensors:
+        host = self._host
+
+        def like(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device, dtype)
+
+        return Tensors(
+            tuple(t.to(device) for t in host.writers),
+            host.reader.to(device),
+            like(host.factors),
+            like(host.gates),
+            like(host.bias),
+            host.heads.to(device),
+        )
 
     @property
     def host(self) -> Tensors:
@@ -125,6 +130,7 @@ def check(units: Units, plan: Plan) -> None:
             )
 
 
+@torch.inference_mode(False)
 def prepare(model: nn.Module, units: Units, plan: Plan) -> Prepared:
     """The plan, checked and ready to run.
 

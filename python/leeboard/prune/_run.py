@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from leeboard.nn._decoding import AttentionCache
 from leeboard.ops import FeedForwardWeights, panel_ffn, panel_linear
+from leeboard.ops._sparse_checks import heads_of
 from leeboard.prune._mha import as_call, attend
 from leeboard.prune._patches import Applied, Dense
 from leeboard.prune._prepare import Entry
@@ -202,7 +203,10 @@ class SparseGqaRun(Run):
         chosen = module.active_heads if active_heads is None else active_heads
         if cache is not None:
             # It holds all key-value heads, so that plans can change between two tokens.
-            kept = entry.kept if chosen is None else [h for h in entry.kept if h in set(chosen)]
+            kept: Sequence[int] = entry.kept
+            if chosen is not None:
+                wanted = set(heads_of(chosen, entry.sublayer.units))
+                kept = [h for h in kept if h in wanted]
             layers = (module.q_proj, module.k_proj, module.v_proj)
             q, k, v = (module._heads(type(m).forward(m, x)) for m in layers)
             out, lse = module._attend(
@@ -282,10 +286,14 @@ def fill_cache(module: Any, x: Tensor, kwargs: Mapping[str, Any]) -> None:
 
 
 def places(entry: Entry, chosen: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Where, among the heads that are computed, the kept and chosen ones are; None for all."""
+    """Where, among the heads that are computed, the kept and chosen ones are; None for all.
+
+    Raises:
+        TypeError, ValueError: For chosen heads that the module itself would refuse.
+    """
     if chosen is None:
         return entry.active
-    wanted = set(chosen) & set(entry.kept)
+    wanted = set(heads_of(chosen, entry.sublayer.units)) & set(entry.kept)
     return tuple(n for n, head in enumerate(entry.computed) if head in wanted)
 
 

@@ -178,7 +178,9 @@ class _Whole(Applied):
         local.plan = plan
         try:
             if self.inputs and plan is not None:
-                args, kwargs = _present_only(args, kwargs, plan.present)
+                missing = set(self.session.units.modalities) - plan.present
+                if missing:
+                    args, kwargs = _without(args, kwargs, missing)
             return self.original(*args, **kwargs)
         finally:
             local.plan = outer
@@ -194,13 +196,16 @@ class _Whole(Applied):
         raise RuntimeError("model: a plan is applied to it; revert(model) before it is pickled")
 
 
-def _present_only(
-    args: tuple[Any, ...], kwargs: dict[str, Any], present: frozenset[str]
+def _without(
+    args: tuple[Any, ...], kwargs: dict[str, Any], missing: set[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call without the modalities that the plan does without."""
+    """The call without the modalities that the plan does without.
+
+    Names that are no modality stay: the model knows what to say to them.
+    """
 
     def kept(value: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: x for name, x in value.items() if name in present}
+        return {name: x for name, x in value.items() if name not in missing}
 
     if args and isinstance(args[0], Mapping):
         return (kept(args[0]), *args[1:]), kwargs

@@ -100,6 +100,7 @@ class ScoreTable:
         """
         rows = checked_saliency(self.units, saliency)
         mask = checked_present(present, rows, self.units.modalities)
+        check_means(self.units, means, rows)
         self._version += 1
         self._table.update(saliency, mask)
         if means:
@@ -193,3 +194,20 @@ def checked_saliency(units: Units, saliency: Mapping[str, Tensor]) -> int:
                 f"[{rows}, {sublayer.units}]"
             )
     return rows
+
+
+def check_means(units: Units, means: Mapping[str, Tensor] | None, rows: int) -> None:
+    """Nothing for means [B, columns] of some sublayers.
+
+    Raises:
+        ValueError: A sublayer is unknown, or has another shape.
+    """
+    columns = {s.name: s.columns for s in units}
+    for name, value in (means or {}).items():
+        if name not in columns:
+            raise ValueError(f"means: {name!r} is unknown, expected some of {', '.join(columns)}")
+        if tuple(value.shape) != (rows, columns[name]):
+            raise ValueError(
+                f"means: got shape {list(value.shape)} for {name!r}, expected "
+                f"[{rows}, {columns[name]}]"
+            )

@@ -14,7 +14,7 @@ from leeboard.prune._input_means import InputMeans
 from leeboard.prune._masks import checked_present, distinct, names_of, row_of
 from leeboard.prune.plan import Plan
 from leeboard.prune.planner import block_units
-from leeboard.prune.score_table import checked_saliency
+from leeboard.prune.score_table import check_means, checked_saliency
 from leeboard.prune.units import Sublayer, Units
 
 Per = Literal["panel", "block", "unit"]
@@ -145,6 +145,7 @@ class SentryGate(nn.Module):
         """
         rows = checked_saliency(self.units, saliency)
         mask = checked_present(present, rows, self.units.modalities)
+        check_means(self.units, means, rows)
         masks, which = distinct(mask)
         self._changes += 1
         if means:

@@ -108,7 +108,7 @@ def panel_ffn(
         hidden = act(project(weights.gate, weights.gate_bias)) * hidden
     if gates is not None:
         g = gates.to(wide)[..., listed]
-        hidden = hidden * (g if g.dim() == 1 else g.view(len(g), *[1] * (x.dim() - 2), -1))
+        hidden = hidden * (g if g.dim() == 1 else g.view(len(g), *[1] * (x.dim() - 2), g.shape[1]))
     offset = weights.down_bias if bias is None else bias
     out = F.linear(
         hidden, weights.down.to(wide)[:, listed], None if offset is None else offset.to(wide)

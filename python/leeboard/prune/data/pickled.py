@@ -182,6 +182,10 @@ class _Reader:
         target = self.top(dict)
         if len(items) % 2:
             raise ValueError("a key without a value")
+        for key in items[::2]:
+            # Python hashes nested tuples by recursion in C, without a limit.
+            if any(type(part) is tuple for part in (key if type(key) is tuple else ())):
+                raise ValueError("a key of nested tuples")
         target.update(zip(items[::2], items[1::2], strict=True))
 
 
@@ -210,8 +214,9 @@ def _called(role: str, arguments: tuple[Any, ...]) -> Any:
 
 def _checked_dtype(code: object) -> str:
     if type(code) is not str or not _DTYPE.fullmatch(code):
+        given = repr(code[:40]) if type(code) is str else f"a {type(code).__name__}"
         raise RefusedPickleError(
-            f"holds an array of dtype {code!r}; only numbers and text are read, no Python objects"
+            f"holds an array of dtype {given}; only numbers and text are read, no Python objects"
         )
     return code
 
@@ -300,7 +305,9 @@ def _extend(reader: _Reader, values: list[Any]) -> None:
 
 def _stack_global(reader: _Reader) -> None:
     name, module = reader.stack.pop(), reader.stack.pop()
-    reader.name(str(module), str(name))
+    if type(name) is not str or type(module) is not str:
+        raise ValueError("a name that is no text")
+    reader.name(module, name)
 
 
 def _get(key: Callable[[_Reader], int]) -> Callable[[_Reader], None]:
