@@ -190,7 +190,7 @@ def test_errors() -> None:
 
 
 @pytest.mark.parametrize("kind", [ScoreTable, SentryGate])
-def test_means_that_do_not_fit_change_nothing(kind: type[ScoreTable] | type[SentryGate]) -> None:
+def test_means_that_do_not_fit_change_nothing(kind: type[ScoreTable | SentryGate]) -> None:
     saliency, present = rows(4)
     units = toy()
     ranking = kind(units)
