@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,31 @@ def operators(path: Path) -> set[str]:
     import onnx
 
     return {node.domain for node in onnx.load(path).graph.node}
+
+
+class Added(nn.Module):
+    """Inputs that bear the names of an output and of values inside the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ff = lnn.FeedForward(8, 32)
+
+    def forward(self, linear: Tensor, output: Tensor) -> Tensor:
+        return self.ff(linear) + output
+
+
+@torch.no_grad()
+def test_a_graph_names_every_value_once(tmp_path: Path) -> None:
+    model = Added().eval()
+    found = units(model)
+    plan = plan_for(found, odd_units)
+    given = {"linear": torch.randn(2, 8), "output": torch.randn(2, 8)}
+    path = export_onnx(model, plan, tmp_path / "m.onnx", given)
+    results = run(path, given)
+    torch.testing.assert_close(results, {"output_": masked(model, found, plan)(**given)})
+    # Whoever may read new files may read this one.
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 @torch.no_grad()
@@ -134,7 +160,12 @@ def test_bad_arguments_leave_the_file(
 def test_a_file_that_cannot_be_written_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Graph(list[Any]):
+        inputs = outputs = ()
+
     class Program:
+        model = SimpleNamespace(graph=Graph())
+
         def save(self, path: str) -> None:
             Path(path).write_bytes(b"half")
             raise OSError("no space left")

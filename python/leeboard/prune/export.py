@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,9 +34,9 @@ def export_onnx(
     """Writes the compact model of a plan as an ONNX file, for inference.
 
     The graph holds plain operators only. Its inputs bear the names of the modalities, of the
-    keyword arguments, or "input" (or "input_0" and so on); its outputs the names of the fields of what the model
-    returns, "output", or "output_0" and so on. Tensors only: caches are left out. Needs the extra
-    `leeboard[onnx]`.
+    keyword arguments, or "input" (or "input_0" and so on); its outputs the names of the fields of
+    what the model returns, "output", or "output_0" and so on, with a "_" more where an input is
+    called so. Tensors only: caches are left out. Needs the extra `leeboard[onnx]`.
 
     Args:
         model: The model. It stays as it is; the graph is that of its evaluation mode.
@@ -90,20 +90,35 @@ def export_onnx(
             dynamo=True,
             verbose=False,
             input_names=names,
-            output_names=list(out),
+            output_names=[_beside(name, names) for name in out],
             dynamic_shapes=None if batch is None else {"tensors": ({0: batch},) * len(tensors)},
         )
         assert program is not None
-        descriptor, temporary = tempfile.mkstemp(
-            prefix=f".{target.name}.", suffix=".tmp", dir=target.parent
-        )
-        os.close(descriptor)
+        _name_once(program.model.graph)
+        beside = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
-            program.save(temporary)
-            os.replace(temporary, target)
+            program.save(str(beside))
+            os.replace(beside, target)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
     return target
+
+
+def _name_once(graph: Any) -> None:
+    """Other names for inner values that are called as an input or output is: "linear", "add"."""
+    ends = [*graph.inputs, *graph.outputs]
+    taken = {value.name for value in ends}
+    for node in graph:
+        for value in node.outputs:
+            if value.name in taken and not any(value is end for end in ends):
+                value.name = f"{value.name}.inner"
+
+
+def _beside(name: str, taken: Sequence[str]) -> str:
+    """The name, or one like it that is not taken: a graph names every value once."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 class _Whole(nn.Module):
