@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import leeboard.ops
+import leeboard.prune
 from leeboard.prune import (
     Declaration,
     LatencyTable,
@@ -24,7 +26,6 @@ from leeboard.prune import (
     apply,
     calibrate,
     costs,
-    plan,
     revert,
     units,
 )
@@ -37,6 +38,8 @@ from leeboard.prune.latency import Curve, shape_of
 from plan_models import Ranking, attention, encoder_units, feed_forward
 
 FF = feed_forward("f")
+# Milliseconds count what a sublayer that is dropped whole gives back.
+plan = partial(leeboard.prune.plan, drop=True)
 
 
 def curve(tokens: int, *milliseconds: float) -> Curve:

@@ -6,15 +6,20 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 
 import pytest
 import torch
 
-from leeboard.prune import Budget, Plan, Sublayer, Tokens, Units, plan
+import leeboard.prune
+from leeboard.prune import Budget, Plan, Sublayer, Tokens, Units
 from leeboard.prune._knapsack import SLACK, Choices, smallest, solve, steps, uniform
 from leeboard.prune.costs import costs
 from plan_models import Encoder, Ranking, attention, encoder_units, feed_forward, units_of
+
+# Most of what is asked here is harder where sublayers may be dropped whole.
+plan = partial(leeboard.prune.plan, drop=True)
 
 
 @pytest.fixture
@@ -464,3 +469,11 @@ def test_units_of_one_modality() -> None:
     found = plan(Ranking(units), budget="50%")
     assert found.present == ("input",)
     assert len(found.keep["f"]) == 48
+
+
+def test_nothing_is_dropped_whole_unless_asked(ranking: Ranking) -> None:
+    for share in (0.3, 0.5):
+        found = leeboard.prune.plan(ranking, budget=share)
+        assert all(found.keep.values())
+        assert found == plan(ranking, budget=share, drop=False)
+    assert not all(plan(ranking, budget=0.3).keep.values())

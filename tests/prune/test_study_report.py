@@ -14,6 +14,8 @@ from leeboard.prune.study.storage import RunFolder
 from leeboard.prune.study.verdicts import verdicts
 from study_records import Accuracy, case, fill
 
+MATCHED = "P1 at equal compute"
+
 
 def good(arm: str, ranker: str, k: int, level: float) -> float:
     """All three pass."""
@@ -50,19 +52,19 @@ def answers(folder: Path, accuracy: Accuracy, **changes: int) -> dict[str, str]:
     study = fill(folder, case(**changes), accuracy)
     results = CaseResults(study.cases[0], RunFolder(folder).records(), Bootstrap(500))
     found = verdicts(results)
-    assert [v.planning for v in found] == ["global"] * 3 + ["per layer"] * 3
-    by_planning = [{v.name: v.answer for v in found[i : i + 3]} for i in (0, 3)]
-    # The records are made alike for both.
-    assert by_planning[0] == by_planning[1]
+    assert [v.planning for v in found] == ["global"] * 4 + ["per layer"] * 4 + ["chosen"] * 3
+    by_planning = [{v.name: v.answer for v in found[i : i + 4]} for i in (0, 4, 8)]
+    # The records are made alike for both; what unseen masks cost is asked of each way by itself.
+    assert by_planning[0] == by_planning[1] == by_planning[2] | {"P3": by_planning[0]["P3"]}
     return by_planning[0]
 
 
 @pytest.mark.parametrize(
     ("accuracy", "expected"),
     [
-        (good, {"P1": "pass", "P2": "pass", "P3": "pass"}),
-        (trained, {"P1": "pass", "P2": "fail", "P3": "fail"}),
-        (useless, {"P1": "fail", "P2": "fail", "P3": "pass"}),
+        (good, {"P1": "pass", MATCHED: "pass", "P2": "pass", "P3": "pass"}),
+        (trained, {"P1": "pass", MATCHED: "pass", "P2": "fail", "P3": "fail"}),
+        (useless, {"P1": "fail", MATCHED: "pass", "P2": "fail", "P3": "pass"}),
     ],
 )
 def test_verdicts(tmp_path: Path, accuracy: Accuracy, expected: dict[str, str]) -> None:
@@ -99,9 +101,16 @@ def test_page(tmp_path: Path) -> None:
     out.parent.mkdir()
     found = write_report(tmp_path / "run", out)
     text = out.read_text(encoding="utf-8")
-    assert [v.answer for v in found] == ["pass", "fail", "fail"] * 2
+    assert [v.answer for v in found] == ["pass", "pass", "fail", "fail"] * 2 + [
+        "pass",
+        "pass",
+        "fail",
+    ]
     assert re.search(r"\| P2 \| digits-4, shared \| global \| \*\*fail\*\* \|", text)
-    assert "**What works is prune-aware training, not modality conditioning**" in text
+    assert (
+        "**Masks that know the modalities add nothing to prune-aware training** in digits" in text
+    )
+    assert "P1 at equal compute: pass in digits-4, shared (global)" in text
     assert "B: gate - A-matched: taylor/mix" in text
     assert "B: gate - B: gate (per layer)" in text
     assert "B: gate (per layer) - C: taylor/mix (per layer)" in text
@@ -132,3 +141,17 @@ def test_page_of_an_unfinished_study(tmp_path: Path) -> None:
 def test_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not found"):
         write_report(tmp_path, tmp_path / "page.md")
+
+
+def test_each_side_is_planned_as_validation_rows_choose(tmp_path: Path) -> None:
+    study = fill(tmp_path, case(), good)
+    records = RunFolder(tmp_path).records()
+    for record in records:
+        for cell in record["cells"]:
+            if (cell["ranker"], cell["planning"]) == ("gate", "per layer"):
+                cell["validation"] = 0.99
+            if cell["ranker"] == "taylor/mix" and cell["planning"] == "global":
+                cell["validation"] = 0.99
+    results = CaseResults(study.cases[0], records, Bootstrap(500))
+    assert results.side("B", "gate", "chosen") == Side("B", "gate", "per layer")
+    assert results.best_static_side("A", "chosen") == Side("A", "taylor/mix", "global")

@@ -22,13 +22,10 @@ from leeboard.ops._library import (
 )
 from leeboard.ops._panel_backward import backward as _backward
 from leeboard.ops._panel_backward import setup_context
-from leeboard.ops._panels import check_panels, for_triton
+from leeboard.ops._panel_checks import ACTIVATIONS, NORMS, check_arguments, code
+from leeboard.ops._panels import for_triton
 from leeboard.ops._state import direct_level, state
 from leeboard.reference import FeedForwardWeights
-
-# What the compiled kernel calls them.
-_ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3, "identity": 4}
-_NORMS = {None: 0, "layer_norm": 1, "rms_norm": 2}
 
 
 def panel_ffn(
@@ -63,8 +60,8 @@ def panel_ffn(
 
     Returns:
         Tensor [..., d_out] of x's dtype. Sums and what is between the products are float32, and the
-        result is rounded once; but for bfloat16 and more than 8 rows on CPUs that multiply pairs,
-        and on GPUs, the normed x and g h are rounded to the dtype before they are multiplied.
+        result is rounded once; but for bfloat16 and more than 8 rows on CPUs that multiply pairs
+        the normed x and g h are rounded to the dtype before they are multiplied.
         Differentiable (once) in x, the weights, bias, gates and residual; the backward computes h
         again. On CPUs a row's result does not depend on the thread count, nor on the other rows as
         long as there are at most 8, or more.
@@ -78,7 +75,7 @@ def panel_ffn(
         made = _direct(x, weights, panels, bias, gates, residual)
         if made is not None:
             return made
-    shape, eps = _check_arguments(x, weights, panels, bias, gates, residual)
+    shape, eps = check_arguments(x, weights, panels, bias, gates, residual)
     offset = weights.down_bias if bias is None else bias
     sample_dims = x.dim() - 1 if gates is not None and gates.dim() == 2 else 0
     arguments = (
@@ -106,7 +103,7 @@ def panel_ffn(
             return _forward(*arguments)
         _check.output("out", out, "x", x, shape)
         if direct_level(out) is not None and out.is_contiguous() and not overlaps(out, *tensors):
-            _compute(*arguments, out)
+            _compute(*arguments, out=out)
             increment_version(out)
             return out
     if out is None and takes_reference("panel_ffn"):
@@ -147,19 +144,23 @@ def _direct(
     if bias is None:
         bias = weights.down_bias
     more = [t for t in (gate, gate_bias, panels, gates, residual, scale, shift) if t is not None]
-    level = direct_level(x, up, down, up_bias, bias, *more)
+    level = direct_level(x, up_bias, bias, None, None, up, down, *more)
     if level is None:
         return None
     panel, eps = weights.panel, weights.eps
     plain = type(panel) is int and type(eps) is float and eps >= 0.0
-    activation, norm = _code(_ACTIVATIONS, weights.activation), _code(_NORMS, weights.norm)
+    activation, norm = code(ACTIVATIONS, weights.activation), code(NORMS, weights.norm)
     if not plain or activation is None or norm is None or x.dim() == 0 or down.dim() != 2:
         return None
     if (gate is None and gate_bias is not None) or (shift is not None and norm != 1):
         return None
     if scale is not None and norm == 0:
         return None
-    out = x.new_empty((*x.shape[:-1], down.shape[0]))
+    if down.shape[0] == x.shape[-1] and x.is_contiguous():
+        # Half the time of the other way: a tenth of a short call.
+        out = torch.empty_like(x)
+    else:
+        out = x.new_empty((*x.shape[:-1], down.shape[0]))
     if out.numel() == 0 or (residual is not None and residual.shape != out.shape):
         return None
     per_sample = 0
@@ -195,83 +196,6 @@ def _direct(
     return out if taken else None
 
 
-def _code(codes: dict[Any, int], name: object) -> int | None:
-    return codes.get(name) if name is None or type(name) is str else None
-
-
-def _check_arguments(
-    x: Tensor,
-    weights: FeedForwardWeights,
-    panels: Tensor | None,
-    bias: Tensor | None,
-    gates: Tensor | None,
-    residual: Tensor | None,
-) -> tuple[tuple[int, ...], float]:
-    """Raises for what does not fit; returns the shape of the result, and eps."""
-    width = _check.rows("x", x)
-    if not isinstance(weights, FeedForwardWeights):
-        raise TypeError(f"weights: expected a FeedForwardWeights, got {type(weights).__name__}")
-    _check.companion("weights.up", weights.up, "x", x)
-    if weights.up.dim() != 2 or weights.up.shape[1] != width or weights.up.shape[0] == 0:
-        raise ValueError(
-            f"weights.up: shape {list(weights.up.shape)} was given; expected [F, {width}], F >= 1"
-        )
-    hidden = weights.up.shape[0]
-    _check.companion("weights.down", weights.down, "x", x)
-    if weights.down.dim() != 2 or weights.down.shape[1] != hidden or weights.down.shape[0] == 0:
-        raise ValueError(
-            f"weights.down: shape {list(weights.down.shape)} was given; "
-            f"expected [d_out, {hidden}], d_out >= 1"
-        )
-    shape = (*x.shape[:-1], weights.down.shape[0])
-    sizes = {
-        "gate": (hidden, width),
-        "up_bias": (hidden,),
-        "gate_bias": (hidden,),
-        "down_bias": shape[-1:],
-        "norm_weight": (width,),
-        "norm_bias": (width,),
-    }
-    for name, size in sizes.items():
-        _check_optional(f"weights.{name}", getattr(weights, name), x, size)
-    if weights.gate is None and weights.gate_bias is not None:
-        raise ValueError("weights.gate_bias: given without weights.gate; expected None")
-    eps = _check_options(weights)
-    check_panels(panels, weights.panel, x, hidden)
-    _check_optional("bias", bias, x, shape[-1:])
-    if gates is not None:
-        _check.companion("gates", gates, "x", x)
-        if gates.dim() == 2 and x.dim() >= 2:
-            _check.shape("gates", gates, (x.shape[0], hidden), "samples of x and channels")
-        else:
-            _check.shape("gates", gates, (hidden,), "the channels")
-    _check_optional("residual", residual, x, shape)
-    return shape, eps
-
-
-def _check_optional(name: str, value: Tensor | None, x: Tensor, size: tuple[int, ...]) -> None:
-    if value is not None:
-        _check.companion(name, value, "x", x)
-        _check.shape(name, value, size, "to go with x and the weights")
-
-
-def _check_options(weights: FeedForwardWeights) -> float:
-    if _code(_ACTIVATIONS, weights.activation) is None:
-        raise ValueError(
-            f"weights.activation: {weights.activation!r} was given; "
-            f"expected one of {', '.join(_ACTIVATIONS)}"
-        )
-    if _code(_NORMS, weights.norm) is None:
-        raise ValueError(
-            f"weights.norm: {weights.norm!r} was given; expected 'layer_norm', 'rms_norm' or None"
-        )
-    if weights.norm is None and weights.norm_weight is not None:
-        raise ValueError("weights.norm_weight: given without weights.norm; expected None")
-    if weights.norm != "layer_norm" and weights.norm_bias is not None:
-        raise ValueError("weights.norm_bias: given without a layer norm; expected None")
-    return _check.epsilon(weights.eps)
-
-
 def _weights(
     up: Tensor,
     down: Tensor,
@@ -301,9 +225,9 @@ def _weights(
     )
 
 
-def _forward(x: Tensor, up: Tensor, down: Tensor, *others: Any) -> Tensor:
-    out = _fake(x, up, down, *others)
-    _compute(*(x, up, down, *others, out))
+def _forward(*arguments: Any) -> Tensor:
+    out = _fake(*arguments)
+    _compute(*arguments, out=out)
     return out
 
 
@@ -325,6 +249,7 @@ def _compute(
     norm: str,
     eps: float,
     panel: int,
+    *,
     out: Tensor,
 ) -> None:
     """Writes the result to a contiguous `out` that shares no memory with the inputs.
@@ -387,8 +312,8 @@ def _compute(
             [*parts[:6], panels, bias, gates, *parts[8:]],
             [out],
             per_sample,
-            _ACTIVATIONS[activation],
-            _NORMS[None if norm == "none" else norm],
+            ACTIVATIONS[activation],
+            NORMS[None if norm == "none" else norm],
             eps,
             panel,
             False,

@@ -226,8 +226,8 @@ class _Pass:
         def hook(grad: Tensor) -> None:
             if not held:
                 return
-            x = held.pop()
-            grad = grad.detach()
+            # With create_graph, hooks run with gradients enabled; the saliency is a target.
+            x, grad = held.pop().detach(), grad.detach()
             if self._calls[name] == 1:
                 part = unit_saliency(x, grad, width=sublayer.width)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leeboard.prune.study.results import CaseResults, Side
+from leeboard.prune.study.results import CHOSEN, CaseResults, Side
 from leeboard.prune.study.settings import HELD_OUT
 from leeboard.prune.study.statistics import Interval
 
@@ -47,7 +47,9 @@ class Row:
 
 def training(results: CaseResults, planning: str = "global") -> list[Row]:
     """The gate on B against other trainings, each with its best static ranking."""
-    gate = Side("B", "gate", planning)
+    if not results.measured("B", "gate", planning):
+        return []
+    gate = results.side("B", "gate", planning)
     questions = {
         "A": "the whole system against a static ranking of an ordinary net",
         "A-matched": "the same, the ordinary net having had the same compute",
@@ -55,11 +57,11 @@ def training(results: CaseResults, planning: str = "global") -> list[Row]:
         "R": "does it matter that the masks in training are ranked at all?",
     }
     made = [
-        Comparison(gate, Side(arm, results.best_static(arm, planning=planning), planning), question)
+        Comparison(gate, results.best_static_side(arm, planning), question)
         for arm, question in questions.items()
-        if results.statics(arm, planning)
+        if results.ranked(arm, planning)
     ]
-    if results.statics("A", planning):
+    if planning != CHOSEN and results.statics("A", planning):
         per_k = Side("A", results.best_static_per_k("A", planning), planning)
         made.insert(1, Comparison(gate, per_k, "the rival being chosen anew for each k"))
     return rows(results, made)

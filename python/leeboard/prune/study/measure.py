@@ -195,6 +195,7 @@ def plans(
                     budget=1 - level,
                     compensate=compensate,
                     per_layer=planning == "per layer",
+                    drop=True,
                     model=model if compensate else None,
                 )
                 yield ranker, planning, level, index, made

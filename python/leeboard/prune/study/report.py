@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leeboard.prune.study import plots, wording
 from leeboard.prune.study.comparisons import Row, ranking, switches, training
-from leeboard.prune.study.results import CaseResults, Side
+from leeboard.prune.study.results import CHOSEN, CaseResults, Side
 from leeboard.prune.study.settings import CONDITIONED, HELD_OUT, RANDOM, STATIC
 from leeboard.prune.study.statistics import Bootstrap, Interval
 from leeboard.prune.study.storage import RunFolder, replacing
@@ -89,7 +89,7 @@ def _forest(cases: Sequence[CaseResults]) -> list[tuple[str, list[tuple[str, Int
     for results in cases:
         made = training(results)
         made += [row for row in ranking(results) if row.comparison.left.arm in ("A", "B")]
-        made += training(results, "per layer")
+        made += training(results, "per layer") + training(results, CHOSEN)
         if made:
             parts = [(row.comparison.title, row.overall) for row in made]
             groups.append((results.case.title, parts))
@@ -110,7 +110,7 @@ def _case(results: CaseResults, page: Path) -> list[str]:
                     f"choose on, {first['rows']['test']} to count."
                 ),
                 "Trainings: " + ", ".join(f"{arm} {n}" for arm, n in counts.items()) + ".",
-                case.note,
+                f"Size: {case.note}." if case.note else "",
             )
         ).strip()
     ]
@@ -124,6 +124,11 @@ def _case(results: CaseResults, page: Path) -> list[str]:
             "What training gives: plans per layer",
             wording.PER_LAYER,
             training(results, "per layer"),
+        ),
+        (
+            "What training gives: plans as validation chooses",
+            wording.CHOSEN,
+            training(results, CHOSEN),
         ),
         ("What ranking gives", wording.RANKING, ranking(results)),
         ("Switches", wording.SWITCHES, switches(results)),

@@ -12,6 +12,8 @@ from leeboard.prune.study.settings import HELD_OUT, STATIC, Case
 from leeboard.prune.study.statistics import Array, Bootstrap, Interval
 
 UNPRUNED = "unpruned"
+# Whichever way of planning is better on validation rows, for each side on its own.
+CHOSEN = "chosen"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ class CaseResults:
         levels: Sequence[float] | None = None,
         held_out: bool = False,
     ) -> Interval:
-        """Accuracy of the left side less that of the right one, paired."""
+        """Accuracy of the left side less that of the right one, paired; at the levels of both."""
+        if levels is None:
+            levels = [level for level in self.levels(left) if level in self.levels(right)]
         values = []
         for seed in self.seeds(left.arm, right.arm):
             chosen = self._ks(left, ks)
@@ -168,14 +172,44 @@ class CaseResults:
         best = max(found, key=lambda side: self.validation(side, ks=ks))
         return best.at(0)
 
+    def measured(self, arm: str, ranker: str, planning: str) -> bool:
+        """Whether a ranker was measured on an arm by this way of planning, or by any if `CHOSEN`."""
+        ways = self.ways if planning == CHOSEN else [planning]
+        return any(self.has(Side(arm, ranker, way)) for way in ways)
+
+    def ranked(self, arm: str, planning: str) -> bool:
+        """Whether static rankings were measured so on an arm."""
+        ways = self.ways if planning == CHOSEN else [planning]
+        return any(self.statics(arm, way) for way in ways)
+
+    def side(self, arm: str, ranker: str, planning: str = "global") -> Side:
+        """A ranker on an arm, by the better way of planning on validation rows if `CHOSEN`."""
+        if planning != CHOSEN:
+            return Side(arm, ranker, planning)
+        return self._best([s for p in self.ways if self.has(s := Side(arm, ranker, p))])
+
+    def best_static_side(self, arm: str, planning: str = "global") -> Side:
+        """The static ranker, and way of planning if `CHOSEN`, that is best on validation rows."""
+        ways = self.ways if planning == CHOSEN else [planning]
+        return self._best([side for way in ways for side in self.statics(arm, way)])
+
+    def _best(self, sides: Sequence[Side]) -> Side:
+        common = set.intersection(*(set(self.levels(side)) for side in sides))
+        return max(sides, key=lambda side: self.validation(side, levels=sorted(common)))
+
     def best_static_per_k(self, arm: str, planning: str = "global") -> dict[int, str]:
         """The same, chosen anew for each number of missing modalities."""
         return {k: self.best_static(arm, [k], planning) for k in self.missing}
 
     @property
-    def plannings(self) -> list[str]:
+    def ways(self) -> list[str]:
         """How plans were made."""
         return ["global", "per layer"] if self.case.per_layer else ["global"]
+
+    @property
+    def plannings(self) -> list[str]:
+        """How sides are compared: by each way of planning, and by the one that is better."""
+        return [*self.ways, CHOSEN] if self.case.per_layer else self.ways
 
     def _ks(self, side: Side, ks: Sequence[int] | None) -> list[int]:
         if ks is not None:

@@ -19,6 +19,8 @@ QUESTIONS = {
     "P1": "the system: prune-aware training with the gate, ranked by the gate, is more accurate "
     "than the best static ranking on the ordinarily trained net, for every number of missing "
     "modalities from 1 up",
+    "P1 at equal compute": "the same, the ordinary net being trained with as many forward and backward "
+    "passes",
     "P2": "conditioning alone: the same is not worse than prune-aware training with a static "
     "ranking and the best static ranking on it, over all, and better where the most modalities "
     "are missing",
@@ -34,7 +36,8 @@ class Verdict:
     Attributes:
         name: "P1", "P2" or "P3".
         case: Title of the case.
-        planning: How plans were made: "global", as `plan` does by default, or "per layer".
+        planning: How plans were made: "global", "per layer", or "chosen": the better of both on
+            validation rows, for each side.
         answer: Undecided where an interval holds both answers, or where there are too few
             seeds.
         parts: What was compared, with its interval.
@@ -52,18 +55,25 @@ def verdicts(results: CaseResults) -> list[Verdict]:
     made = [
         ask(results, planning)
         for planning in results.plannings
-        for ask in (_system, _conditioning, _generalises)
+        for ask in (_system, _matched, _conditioning, _generalises)
     ]
     return [verdict for verdict in made if verdict is not None]
 
 
 def _system(results: CaseResults, planning: str) -> Verdict | None:
     """P1: above zero at each k >= 1 is a pass; not above zero at one of them is a fail."""
-    left = Side("B", "gate", planning)
+    return _better(results, planning, "P1", "A")
+
+
+def _matched(results: CaseResults, planning: str) -> Verdict | None:
+    return _better(results, planning, "P1 at equal compute", "A-matched")
+
+
+def _better(results: CaseResults, planning: str, name: str, rival: str) -> Verdict | None:
     ks = [k for k in results.missing if k > 0]
-    if not _comparable(results, left, "A") or not ks:
+    if not _comparable(results, planning, rival) or not ks:
         return None
-    right = Side("A", results.best_static("A", planning=planning), planning)
+    left, right = results.side("B", "gate", planning), results.best_static_side(rival, planning)
     parts = [(f"{k} missing", results.difference(left, right, ks=[k])) for k in ks]
     intervals = [part for _, part in parts]
     answer: Answer = "undecided"
@@ -71,15 +81,14 @@ def _system(results: CaseResults, planning: str) -> Verdict | None:
         answer = "pass"
     elif any(_not_above(part) for part in intervals):
         answer = "fail"
-    return _verdict("P1", results, planning, answer, parts)
+    return _verdict(name, results, planning, answer, parts)
 
 
 def _conditioning(results: CaseResults, planning: str) -> Verdict | None:
     """P2: overall the mean is not below zero, and at the highest k the interval is above zero."""
-    left = Side("B", "gate", planning)
-    if not _comparable(results, left, "C"):
+    if not _comparable(results, planning, "C"):
         return None
-    right = Side("C", results.best_static("C", planning=planning), planning)
+    left, right = results.side("B", "gate", planning), results.best_static_side("C", planning)
     overall = results.difference(left, right)
     highest = results.difference(left, right, ks=[results.missing[-1]])
     answer: Answer = "undecided"
@@ -107,12 +116,12 @@ def _generalises(results: CaseResults, planning: str) -> Verdict | None:
     return _verdict("P3", results, planning, answer, [("held-out masks", part)])
 
 
-def _comparable(results: CaseResults, left: Side, rival: str) -> bool:
-    """Whether a static rival was measured beside this side."""
+def _comparable(results: CaseResults, planning: str, rival: str) -> bool:
+    """Whether a static rival was measured beside the gate on B."""
     return (
-        results.has(left)
-        and bool(results.seeds(left.arm, rival))
-        and bool(results.statics(rival, left.planning))
+        results.measured("B", "gate", planning)
+        and bool(results.seeds("B", rival))
+        and results.ranked(rival, planning)
     )
 
 

@@ -13,6 +13,10 @@ TRAINING = (
     "ranking. A gain over A that stays over A-matched is not one of compute; a gain over A that is "
     "gone against C or R is one of training under pruning, not of knowing the modalities."
 )
+CHOSEN = (
+    "The same with both sides planned in whichever way is better on validation rows, and the static "
+    "ranking chosen along with it."
+)
 RANKING = "Rankings on the same trained net: what remains when training is equal."
 PER_LAYER = (
     "The same with the same share of units shed in every layer, as in the prune-aware pass of the "
@@ -109,8 +113,9 @@ def consequences(found: Sequence[Verdict]) -> list[str]:
             lines += [_CONSEQUENCES[name](verdicts), ""]
     lines.append(
         "An answer is *undecided* where the interval holds both answers, or where there are "
-        f"fewer than {FEWEST_SEEDS} seeds. Plans are global, one budget for all layers, as `plan` "
-        "makes them by default, or per layer, with the same share of units in each."
+        f"fewer than {FEWEST_SEEDS} seeds. Plans are global (one budget for all layers, which may be "
+        "dropped whole), or per layer (the same share of units in each), or chosen: for each side the "
+        "way that is better on validation rows."
     )
     return lines
 
@@ -120,7 +125,7 @@ def _cases(found: Iterable[Verdict], answer: str) -> str:
 
 
 def _where(verdict: Verdict) -> str:
-    return verdict.case if verdict.planning == "global" else f"{verdict.case} (per layer)"
+    return f"{verdict.case} ({verdict.planning})"
 
 
 def _tally(found: Sequence[Verdict]) -> str:
@@ -133,7 +138,7 @@ def _tally(found: Sequence[Verdict]) -> str:
 
 
 def _p1(found: Sequence[Verdict]) -> str:
-    text = f"P1: {_tally(found)}."
+    text = f"{found[0].name}: {_tally(found)}."
     if all(v.answer == "pass" for v in found):
         return text + " As a whole, the system is better than pruning an ordinary net."
     if any(v.answer == "pass" for v in found):
@@ -145,16 +150,13 @@ def _p2(found: Sequence[Verdict]) -> str:
     text = f"P2: {_tally(found)}."
     if all(v.answer == "pass" for v in found):
         return text + " Masks that know the modalities add to prune-aware training."
-    where = "; ".join(_where(v) for v in found if v.answer != "pass")
-    failed = any(v.answer == "fail" for v in found)
-    word = (
-        "**What works is prune-aware training, not modality conditioning**"
-        if failed
-        else (
-            "**It is not shown that conditioning on modalities adds anything to prune-aware training**"
-        )
-    )
-    return f"{text} {word} ({where}): call it prune-aware training there."
+    for answer, word in (
+        ("fail", "**Masks that know the modalities add nothing to prune-aware training**"),
+        ("undecided", "It is not shown that they add anything"),
+    ):
+        if _cases(found, answer):
+            text += f" {word} in {_cases(found, answer)}."
+    return text + " Where P2 does not pass, call it prune-aware training, not modality-aware."
 
 
 def _p3(found: Sequence[Verdict]) -> str:
@@ -167,7 +169,7 @@ def _p3(found: Sequence[Verdict]) -> str:
     )
 
 
-_CONSEQUENCES = {"P1": _p1, "P2": _p2, "P3": _p3}
+_CONSEQUENCES = {"P1": _p1, "P1 at equal compute": _p1, "P2": _p2, "P3": _p3}
 
 
 def methods(study: Study, records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -192,6 +194,10 @@ def methods(study: Study, records: Sequence[Mapping[str, Any]]) -> list[str]:
             "prunable multiply-adds is gone, with the same modalities present. Missing modalities are "
             "dropped, not fed. There is no fine-tuning after pruning."
         ),
+        (
+            "- A global plan may drop a whole block, with its output bias; the prune-aware pass, and a "
+            "plan per layer, keep a part of every block."
+        ),
         "- Validation rows choose the best static ranking; test rows are only counted.",
         (
             "- Differences are paired by seed and mask. Every seed has its own split, weights, order "
@@ -212,6 +218,11 @@ def methods(study: Study, records: Sequence[Mapping[str, Any]]) -> list[str]:
             "tuned for any arm."
         ),
         "- P3 holds out masks from the ranking only: the net itself was trained with all of them.",
+        (
+            "- Baselines that were made for one rule of planning (per layer, or a threshold over all "
+            "layers) meet another one here; a bad figure under one of them is no verdict on the "
+            "baseline."
+        ),
         "",
         "## The grid",
         "",
