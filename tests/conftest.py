@@ -33,6 +33,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 SPREAD = ("tests/ops/", "tests/kernels/test_triton_")
 
 
+# Before pytest-xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under pytest-xdist a file stays on one process, but for those of SPREAD."""
     if not config.pluginmanager.hasplugin("xdist"):

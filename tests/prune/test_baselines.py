@@ -424,8 +424,10 @@ def test_plans_for_a_backbone_with_a_modality_missing() -> None:
                     s: len(kept) for s, kept in made.keep.items()
                 }.items()
     # What a plan compensates when asked is what the ranking does by itself.
-    asked = plan(scores["flap"], present=["ppg"], budget="30%", compensate=True, model=model)
-    own = plan(scores["flap+bias"], present=["ppg"], budget="30%")
+    asked = plan(
+        scores["flap"], present=["ppg"], budget="30%", drop=True, compensate=True, model=model
+    )
+    own = plan(scores["flap+bias"], present=["ppg"], budget="30%", drop=True)
     assert asked.keep == own.keep
     assert asked.bias.keys() == own.bias.keys()
     assert own.bias
