@@ -86,6 +86,8 @@ class Reader(Run):
 class FeedForwardRun(Run):
     """`leeboard.nn.FeedForward`."""
 
+    _held: FeedForwardWeights | None = None
+
     def under(
         self, entry: Entry, x: Tensor, *, gates: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
@@ -100,9 +102,7 @@ class FeedForwardRun(Run):
         if tensors.gates is not None:
             gates = tensors.gates if gates is None else gates * tensors.gates
         bias = module.down.bias if bias is None else bias
-        weights = module.weights()
-        if module.panel != entry.panel:
-            weights = replace(weights, panel=entry.panel)
+        weights = self._weights(entry.panel)
         return panel_ffn(
             x,
             weights,
@@ -111,6 +111,29 @@ class FeedForwardRun(Run):
             gates=gates,
             residual=x if module.residual else None,
         )
+
+    def _weights(self, panel: int) -> FeedForwardWeights:
+        """The module's weights; made anew where a parameter is another one."""
+        module, held = self.module, self._held
+        parts = module._modules
+        if held is not None and held.panel == panel:
+            up, down, gate, norm = parts["up"], parts["down"], parts.get("gate"), parts.get("norm")
+            if (
+                up._parameters["weight"] is held.up
+                and up._parameters["bias"] is held.up_bias
+                and down._parameters["weight"] is held.down
+                and down._parameters["bias"] is held.down_bias
+                and (gate is None or gate._parameters["weight"] is held.gate)
+                and (gate is None or gate._parameters["bias"] is held.gate_bias)
+                and (norm is None or norm._parameters["weight"] is held.norm_weight)
+                and (norm is None or norm._parameters.get("bias") is held.norm_bias)
+                and (module.activation, module.norm_type, module.eps)
+                == (held.activation, held.norm, held.eps)
+            ):
+                return held
+        made = module.weights()
+        self._held = made if made.panel == panel else replace(made, panel=panel)
+        return self._held
 
 
 class Fused(Run):
@@ -189,6 +212,20 @@ class MultiheadRun(Run):
         return attend(module, call, project, plain=False, heads=tensors.heads)
 
 
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def plainly(x: Tensor, layers: Sequence[nn.Module]) -> bool:
+    """Whether linear layers may be run by their weights, which takes no calls of modules."""
+    if under_autocast(x):
+        return False
+    for layer in layers:
+        weight = layer._parameters.get("weight")
+        if weight is None or weight.dtype != x.dtype or has_hooks(layer):
+            return False
+    return True
+
+
 class SparseGqaRun(Run):
     """`leeboard.nn.SparseGQA`."""
 
@@ -222,8 +259,18 @@ class SparseGqaRun(Run):
             y = nothing(x, entry)
             lse = torch.full(shape, -torch.inf, device=x.device)
         else:
-            layers = (module.q_proj, module.k_proj, module.v_proj)
-            q, k, v = (module._heads(layer(x)) for layer in layers)
+            own = module._modules
+            direct = plainly(x, [own[name] for name in _PROJECTIONS])
+            if direct:
+                *into, last = (
+                    (own[n]._parameters["weight"], own[n]._parameters["bias"]) for n in _PROJECTIONS
+                )
+                q, k, v = (
+                    module._heads(panel_linear(x, weight, panels, bias, panel=entry.panel))
+                    for (weight, bias), panels in zip(into, tensors.writers, strict=False)
+                )
+            else:
+                q, k, v = (module._heads(own[name](x)) for name in _PROJECTIONS[:3])
             sinks = module.sink_logits
             out, part = module._attend(
                 q,
@@ -234,7 +281,16 @@ class SparseGqaRun(Run):
                 need_lse=need_lse,
                 **others,
             )
-            y = module.out_proj(out.transpose(1, 2).flatten(2))
+            out = out.transpose(1, 2).flatten(2)
+            if direct:
+                if tensors.factors is not None:
+                    out = out * tensors.factors
+                bias = total(last[1], tensors.bias)
+                y = panel_linear(
+                    out, last[0], tensors.reader, bias, panel=entry.panel, over="inputs"
+                )
+            else:
+                y = module.out_proj(out)
             lse = part
             if need_lse:
                 lse = part.new_full(shape, -torch.inf).index_copy(1, tensors.heads, part)
