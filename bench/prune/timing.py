@@ -21,7 +21,11 @@ def thread_counts() -> list[int]:
 
 
 def medians(calls: Mapping[str, Call], threads: int, seconds: float) -> dict[str, float]:
-    """Seconds of one call of each, the median over rounds of at least half a millisecond."""
+    """Seconds of one call of each, the median over rounds of 10 ms.
+
+    A round is that long because a model in use is called again and again: the first call after
+    another model finds the caches cold, and takes a fifth longer.
+    """
     torch.set_num_threads(threads)
     with torch.no_grad():
         repeats: dict[str, int] = {}
@@ -30,7 +34,7 @@ def medians(calls: Mapping[str, Call], threads: int, seconds: float) -> dict[str
                 call()
             start = time.perf_counter()
             call()
-            repeats[name] = max(1, round(5e-4 / (time.perf_counter() - start)))
+            repeats[name] = max(1, round(1e-2 / (time.perf_counter() - start)))
         times: dict[str, list[float]] = {name: [] for name in calls}
         end = time.perf_counter() + seconds * len(calls)
         while time.perf_counter() < end or len(times[next(iter(calls))]) < 5:
