@@ -74,7 +74,17 @@ def plan(
     model = model if compensate else None
     hashable = present is None or isinstance(present, tuple | frozenset | str)
     chosen = present if hashable else tuple(present or ())
-    key: Any = chosen, type(budget), budget, id(latency), id(model), compensate, panel, per_layer, drop
+    key: Any = (
+        chosen,
+        type(budget),
+        budget,
+        id(latency),
+        id(model),
+        compensate,
+        panel,
+        per_layer,
+        drop,
+    )
     store = _store(scores)
     if store is not None:
         found = store.plans.get(key)
