@@ -105,7 +105,7 @@ _SECONDS = {"train": "training", "rank": "ranking", "evaluate": "evaluation"}
 
 def consequences(found: Sequence[Verdict]) -> list[str]:
     """What follows from the answers, in words."""
-    lines = [f"- **{name}** asks of {text}." for name, text in QUESTIONS.items()]
+    lines = [f"- **{name}**, {text}." for name, text in QUESTIONS.items()]
     lines.append("")
     for name in QUESTIONS:
         verdicts = [v for v in found if v.name == name]
