@@ -34,6 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "prune": {"prune", "nn", "ops"},
     "sim": {"sim", "_C"},
 }
+# What every part may use; it uses no part itself.
+COMMON = {"_version", "_files", "_progress"}
 # Outside the package: part -> top-level modules that it may import at module level.
 LIGHT: dict[str, set[str]] = {
     "reference": {"torch"},
@@ -112,8 +114,13 @@ def test_no_op_outside_the_registry() -> None:
 def test_import_arrows(part: str) -> None:
     assert sources(part)
     for path in sources(part):
-        wrong = parts_used(path) - ALLOWED[part] - {"_version"}
+        wrong = parts_used(path) - ALLOWED[part] - COMMON
         assert not wrong, f"{path.relative_to(ROOT)} imports leeboard.{sorted(wrong)}"
+
+
+def test_what_every_part_may_use_uses_no_part() -> None:
+    for name in sorted(COMMON):
+        assert not parts_used(PACKAGE / f"{name}.py")
 
 
 def test_every_part_has_its_arrows() -> None:

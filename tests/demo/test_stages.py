@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from leeboard.demo.files import replacing, write_json
+from leeboard._files import replacing, write_json
 from leeboard.demo.stages import Stage, StageCache, locked
 
 

@@ -102,9 +102,9 @@ def _demo_subject(args: argparse.Namespace) -> Subject:
         raise ValueError("--prompts: given without --target, expected none: the demo has its own")
     from transformers.utils import logging
 
+    from leeboard._files import read_json
     from leeboard.demo.drafters import load_drafters
     from leeboard.demo.evaluate import choose_prompts
-    from leeboard.demo.files import read_json
     from leeboard.demo.pipeline import Demo, read_functions
     from leeboard.demo.settings import Settings
     from leeboard.demo.target import load_target

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from leeboard.demo.files import write_json
+    from leeboard._files import write_json
     from leeboard.demo.pipeline import Demo
     from leeboard.demo.report import plot, sample, table
     from leeboard.demo.stages import locked

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leeboard.demo.files import read_json, replacing, write_json
+from leeboard._files import read_json, replacing, write_json
 from leeboard.demo.settings import DRAFTERS, Settings
 from leeboard.demo.tokens import Documents, pack
 from leeboard.demo.training import History, fit

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leeboard._progress import progress_bar
 from leeboard.demo.corpus import Function, draw
-from leeboard.demo.progress import progress_bar
 from leeboard.demo.settings import Settings
 from leeboard.demo.tokens import EOT, prompt_ids
 from leeboard.draft import Eagle3Drafter, SpeculateResult, speculate

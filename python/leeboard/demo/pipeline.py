@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import leeboard
+from leeboard._files import read_json, write_json
 from leeboard.demo import corpus as corpora
-from leeboard.demo.files import read_json, write_json
 from leeboard.demo.settings import STAGES, Settings
 from leeboard.demo.stages import Stage, StageCache
 
@@ -114,7 +114,7 @@ class Demo:
 
     def _tokens(self, corpus: Stage) -> Stage:
         def build(folder: Path) -> None:
-            from leeboard.demo.files import replacing
+            from leeboard._files import replacing
             from leeboard.demo.tokens import encode, save_documents, train_tokenizer
 
             functions = read_functions(corpus, "train")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from leeboard.demo.files import replacing
+from leeboard._files import replacing
 from leeboard.demo.settings import DRAFTERS, TITLES
 
 CAVEAT = (

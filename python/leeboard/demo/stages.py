@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from leeboard.demo.files import read_json, write_json
+from leeboard._files import read_json, write_json
 
 _RECORD = "stage.json"
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leeboard._files import replacing
 from leeboard.demo.corpus import Function
-from leeboard.demo.files import replacing
 
 SPECIAL_TOKENS = ("<bos>", "<user>", "<asst>", "<eot>")
 BOS, USER, ASST, EOT = range(4)

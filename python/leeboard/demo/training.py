@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leeboard.demo.files import replacing
-from leeboard.demo.progress import progress_bar
+from leeboard._files import replacing
+from leeboard._progress import progress_bar
 
 Losses = Mapping[str, Tensor]
 History = dict[str, list[float]]

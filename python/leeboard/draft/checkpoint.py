@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leeboard._files import replacing, write_json
 from leeboard.draft.config import AuxLayerConvention, DrafterConfig
-from leeboard.draft.files import replacing, write_json
 from leeboard.draft.layouts import (
     IGNORED,
     Layout,

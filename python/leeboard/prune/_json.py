@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from pathlib import Path
 from typing import Any
 
 
@@ -101,23 +98,6 @@ def kind(given: Any) -> str:
     """What a JSON value is, for messages."""
     names: dict[type, str] = {dict: "an object", list: "a list", str: "text", type(None): "null"}
     return names.get(type(given), repr(given)[:40])
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Replace the file at `path` by one with this text; it is there whole or not at all."""
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target}: there is no folder {target.parent}")
-    beside = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("xb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

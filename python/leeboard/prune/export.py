@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leeboard._files import replacing
 from leeboard.prune.compact import compact
 from leeboard.prune.plan import Plan
 from leeboard.prune.units import Units
@@ -95,12 +95,8 @@ def export_onnx(
         )
         assert program is not None
         _name_once(program.model.graph)
-        beside = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        try:
+        with replacing(target) as beside:
             program.save(str(beside))
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
     return target
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leeboard._files import replacing
 from leeboard.prune._mask_table import check_tensors
 from leeboard.prune.score_table import ScoreTable
 from leeboard.prune.scores import Scores
@@ -48,7 +48,8 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
     }
     # Views and shared storages are refused: every tensor is its own here.
     own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    _write(Path(path), save(own, {_KEY: json.dumps(header, allow_nan=False)}))
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(save(own, {_KEY: json.dumps(header, allow_nan=False)}))
 
 
 def load_scores(path: str | os.PathLike[str], units: Units) -> Scores:
@@ -189,22 +190,6 @@ def _nested(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = tensor
     return parts
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The file with this content, whole or not at all."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _needs_safetensors(what: str) -> ImportError:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from leeboard.prune import _json, _latency_file
+from leeboard._files import replacing
+from leeboard.prune import _latency_file
 from leeboard.prune._device import Device, this_device
 from leeboard.prune.costs import macs
 from leeboard.prune.units import Sublayer, Tokens
@@ -116,7 +117,8 @@ class LatencyTable:
         Raises:
             OSError: If it cannot be written.
         """
-        _json.write_atomically(path, _latency_file.dump(self))
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(_latency_file.dump(self), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, *, any_device: bool = False) -> LatencyTable:

@@ -9,7 +9,8 @@ from operator import index, lt
 from pathlib import Path
 from typing import Any
 
-from leeboard.prune import _json, _plan_file, _plan_text
+from leeboard._files import replacing
+from leeboard.prune import _plan_file, _plan_text
 from leeboard.prune._frozen import Frozen
 from leeboard.prune.costs import Latency, Part, costs
 from leeboard.prune.units import Sublayer, Units
@@ -203,7 +204,8 @@ class Plan:
         Raises:
             OSError: If it cannot be written.
         """
-        _json.write_atomically(path, self.to_json())
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

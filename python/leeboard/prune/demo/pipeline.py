@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from leeboard._progress import progress_bar
 from leeboard.prune.calibration import calibrate
-from leeboard.prune.demo.files import progress_bar
 from leeboard.prune.demo.plot import plot
 from leeboard.prune.demo.report import (
     HEAD,

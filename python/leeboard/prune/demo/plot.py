@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leeboard.prune.demo.files import replacing
+from leeboard._files import replacing
 from leeboard.prune.demo.scenario import PHASES
 from leeboard.prune.demo.stream import Window
 from leeboard.prune.planner import block_units

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from leeboard.prune.demo.files import replacing
+from leeboard._files import replacing
 from leeboard.prune.demo.scenario import PHASES, glyphs
 from leeboard.prune.demo.settings import Settings
 from leeboard.prune.demo.stream import Window

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from leeboard._files import replacing
+from leeboard._progress import progress_bar
 from leeboard.prune.aware import PruneAware
 from leeboard.prune.backbones import Backbone, BackboneConfig, build
 from leeboard.prune.baselines import calibrate
 from leeboard.prune.data import SensorData, synthetic
-from leeboard.prune.demo.files import progress_bar, replacing
 from leeboard.prune.demo.settings import Settings
 from leeboard.prune.discover import units as find_units
 from leeboard.prune.dropout import ModalityDropout

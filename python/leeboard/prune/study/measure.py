@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from leeboard._files import replacing
 from leeboard.prune import data as sources
 from leeboard.prune.backbones import BackboneConfig, build
 from leeboard.prune.baselines import calibrate_all
@@ -23,7 +24,6 @@ from leeboard.prune.runtime import apply, revert
 from leeboard.prune.scores import Scores
 from leeboard.prune.study.fit import Trained, fit
 from leeboard.prune.study.settings import HELD_OUT, Case, Unit
-from leeboard.prune.study.storage import replacing
 
 # Rows that static rankings are calibrated on, in batches.
 _CALIBRATION, _CALIBRATION_BATCH = 512, 32

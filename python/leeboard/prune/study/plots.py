@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from leeboard._files import replacing
 from leeboard.prune.study.results import CaseResults, Side
 from leeboard.prune.study.settings import CONDITIONED, RANDOM, STATIC
 from leeboard.prune.study.statistics import Interval
-from leeboard.prune.study.storage import replacing
 
 # Okabe and Ito's colours, told apart with any colour vision; markers differ, too.
 _STYLES = (

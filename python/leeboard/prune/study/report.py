@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from leeboard._files import replacing
 from leeboard.prune.study import plots, wording
 from leeboard.prune.study.comparisons import Row, ranking, switches, training
 from leeboard.prune.study.results import CHOSEN, CaseResults, Side
 from leeboard.prune.study.settings import CONDITIONED, HELD_OUT, RANDOM, STATIC
 from leeboard.prune.study.statistics import Bootstrap, Interval
-from leeboard.prune.study.storage import RunFolder, replacing
+from leeboard.prune.study.storage import RunFolder
 from leeboard.prune.study.verdicts import Verdict, verdicts
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from leeboard._progress import progress_bar
 from leeboard.prune.study.pool import run_all
 from leeboard.prune.study.settings import Study, Unit
 from leeboard.prune.study.storage import RunFolder
@@ -66,7 +66,8 @@ def run_study(
     ]
     failures: list[Failure] = []
     done, started = 0, time.monotonic()
-    with _bar(len(study.units()), len(study.units()) - len(missing), quiet) as bar:
+    count = len(study.units())
+    with progress_bar("units", count, initial=count - len(missing), quiet=quiet) as bar:
         try:
             with closing(run_all(run_unit, tasks, workers)) as ends:
                 for end in ends:
@@ -124,23 +125,3 @@ def versions() -> dict[str, str]:
 
     packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn")}
     return {"leeboard": __version__, "python": platform.python_version(), **packages}
-
-
-@contextmanager
-def _bar(total: int, initial: int, quiet: bool) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    terminal = sys.stderr.isatty()
-    bar = tqdm(
-        total=total,
-        initial=initial,
-        desc="units",
-        unit="unit",
-        disable=quiet,
-        dynamic_ncols=terminal,
-        mininterval=0.3 if terminal else 20.0,
-    )
-    try:
-        yield bar
-    finally:
-        bar.close()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from leeboard._files import write_json
 from leeboard.prune.study.settings import FORMAT, Study, Unit
 
 
@@ -92,23 +91,6 @@ class RunFolder:
             return []
         found = json.loads(path.read_text(encoding="utf-8"))
         return list(found)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value), encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes `path`'s place if nothing was raised."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes `path`'s place if nothing was raised.
 
     The content is on the disk before the name is: a crash leaves the old file or the new one.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         yield temporary
         _sync(temporary)

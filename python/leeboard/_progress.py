@@ -1,4 +1,4 @@
-"""Progress bars of the stages."""
+"""Progress bars of long work."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ _FORMAT = "{desc:<12} {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} lef
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Any]:
-    """A tqdm bar on stderr with the stage's name and the time left; a log gets a line at times."""
+def progress_bar(title: str, total: int, *, initial: int = 0, quiet: bool = False) -> Iterator[Any]:
+    """A tqdm bar on stderr with a name and the time left; a log gets a line at times.
+
+    Args:
+        title: What is done.
+        total: Steps.
+        initial: Those that are done already.
+        quiet: Whether nothing is drawn.
+    """
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
     bar = tqdm(
         total=total,
+        initial=initial,
+        disable=quiet,
         desc=title,
         bar_format=_FORMAT,
         dynamic_ncols=terminal,
