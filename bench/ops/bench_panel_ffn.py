@@ -4,7 +4,7 @@ The whole grid (5 widths, 5 numbers of tokens, 4 shares, 3 dtypes, 7 rivals, 2 t
 hours. Half of the channels is the case that is asked for most; other shares are measured at 64
 tokens, where the time should follow them; wide blocks at one, 64 and 512 tokens; bfloat16 at three
 widths. Multiplying by a mask costs what the dense block does and more, so it is met at 64 tokens
-alone; compiling takes seconds, so the compiled block is met where all channels are in.
+alone. Cut weights are met eagerly and compiled: the best that PyTorch has for one plan.
 """
 
 from __future__ import annotations
@@ -151,6 +151,15 @@ def _compacted(prepared: Prepared) -> Callable[..., Tensor]:
     return run
 
 
+def _compacted_compiled(prepared: Prepared) -> Callable[..., Tensor]:
+    """The same under torch.compile, for this case and number of threads."""
+    torch.compiler.reset()
+    compiled: Callable[..., Tensor] = torch.compile(
+        _compacted(prepared), fullgraph=True, dynamic=False
+    )
+    return compiled
+
+
 def _own_dense(prepared: Prepared) -> Callable[..., Tensor]:
     def run(x: Tensor, weights: FeedForwardWeights, _: Tensor) -> Any:
         return prepared.spec.function(x, weights)
@@ -162,7 +171,15 @@ def _variants(case: Case) -> tuple[Variant, ...]:
     if case.shape["K"] == 100:
         return ("leeboard", "leeboard-out", "eager", "compile")
     masked = ("masked",) if case.shape["N"] == 64 else ()
-    return ("leeboard", "leeboard-dense", "eager", *masked, "gathered", "compacted")
+    return (
+        "leeboard",
+        "leeboard-dense",
+        "eager",
+        *masked,
+        "gathered",
+        "compacted",
+        "compacted-compile",
+    )
 
 
 def _check(prepared: Prepared, variant: Variant, result: Any) -> None:
@@ -191,6 +208,7 @@ SUBJECT = Subject(
         "masked": _masked,
         "gathered": _gathered,
         "compacted": _compacted,
+        "compacted-compile": _compacted_compiled,
         "leeboard-dense": _own_dense,
     },
     choose=_variants,

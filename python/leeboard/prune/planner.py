@@ -58,8 +58,7 @@ def plan(
         per_layer: Whether each sublayer keeps the same share of its blocks, in place of the
             knapsack: the ordinary rule, to compare with.
         drop: Whether a sublayer may be dropped whole. First-order scores think too little of the
-            last blocks of a sublayer: without dropping, plans of half the compute were more accurate
-            or as good in every case that was tried (see the page on plans).
+            last blocks of a sublayer (see the page on plans).
         model: Holds the readers' weights, for `compensate`.
 
     Returns:
