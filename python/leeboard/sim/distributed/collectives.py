@@ -32,14 +32,14 @@ _BARRIER = COLLECTIVES.index("barrier")
 _Kind = dist.ReduceOp.RedOpType
 
 
-def _is_async(options: Any) -> bool:
+def _is_async(opts: Any) -> bool:
     """Whether the caller goes on at once; loose arguments and older torch: yes."""
-    return getattr(options, "asyncOp", True)
+    return getattr(opts, "asyncOp", True)
 
 
-def _reduction(call: str, options: Any, given: list[Tensor]) -> tuple[int, list[Tensor]]:
+def _reduction(call: str, opts: Any, given: list[Tensor]) -> tuple[int, list[Tensor]]:
     """Number of the reduction, and the tensors to take part in it."""
-    op = getattr(options, "reduceOp", options)
+    op = getattr(opts, "reduceOp", opts)
     kind = SUM if op is None else int(op.value if isinstance(op, _Kind) else op.op.value)
     if kind == PREMUL_SUM:
         factor = op.__getstate__()[1]
@@ -90,17 +90,17 @@ class Collectives:
     ) -> dist.Work:
         raise NotImplementedError
 
-    def allreduce(self, given: Any, options: Any = None, timeout: Any = None) -> dist.Work:
+    def allreduce(self, given: Any, opts: Any = None, timeout: Any = None) -> dist.Work:
         """Every rank gets the reduction of all ranks' tensors."""
-        return self._all_reduce("all_reduce", given, options)
+        return self._all_reduce("all_reduce", given, opts)
 
-    def allreduce_coalesced(self, given: Any, options: Any = None) -> dist.Work:
+    def allreduce_coalesced(self, given: Any, opts: Any = None) -> dist.Work:
         """As `allreduce` of several tensors, which travel as one."""
-        return self._all_reduce("all_reduce_coalesced", given, options)
+        return self._all_reduce("all_reduce_coalesced", given, opts)
 
-    def _all_reduce(self, call: str, given: Any, options: Any) -> dist.Work:
+    def _all_reduce(self, call: str, given: Any, opts: Any) -> dist.Work:
         outs = [tensor.data for tensor in tensors(call, "tensors", given)]
-        kind, inputs = _reduction(call, options, outs)
+        kind, inputs = _reduction(call, opts, outs)
         return self._start(
             _ALL_REDUCE,
             (call, kind, -1, *_lengths(outs)),
@@ -108,17 +108,17 @@ class Collectives:
             outs,
             moves.all_reduce,
             outs[0].nbytes if len(outs) == 1 else _bytes(outs),
-            _is_async(options),
+            _is_async(opts),
         )
 
     def reduce(
-        self, given: Any, options: Any = None, op: Any = None, timeout: Any = None
+        self, given: Any, opts: Any = None, op: Any = None, timeout: Any = None
     ) -> dist.Work:
         """The root gets the reduction of all ranks' tensors."""
-        root = options if isinstance(options, int) else getattr(options, "rootRank", 0)
+        root = opts if isinstance(opts, int) else getattr(opts, "rootRank", 0)
         out = single("reduce", "tensors", given).data
-        loose = isinstance(options, int)
-        kind, inputs = _reduction("reduce", op if loose else options, [out])
+        loose = isinstance(opts, int)
+        kind, inputs = _reduction("reduce", op if loose else opts, [out])
         return self._start(
             _REDUCE,
             ("reduce", kind, _root("reduce", root, self._size), out.dtype, out.numel()),
@@ -126,12 +126,12 @@ class Collectives:
             [out],
             moves.reduce,
             out.nbytes,
-            _is_async(options),
+            _is_async(opts),
         )
 
-    def broadcast(self, given: Any, options: Any = None, timeout: Any = None) -> dist.Work:
+    def broadcast(self, given: Any, opts: Any = None, timeout: Any = None) -> dist.Work:
         """Every rank gets the root's tensors."""
-        root = options if isinstance(options, int) else getattr(options, "rootRank", 0)
+        root = opts if isinstance(opts, int) else getattr(opts, "rootRank", 0)
         outs = [tensor.data for tensor in tensors("broadcast", "tensors", given)]
         return self._start(
             _BROADCAST,
@@ -140,11 +140,11 @@ class Collectives:
             outs,
             moves.broadcast,
             _bytes(outs),
-            _is_async(options),
+            _is_async(opts),
         )
 
     def allgather(
-        self, outputs: Any, inputs: Any, options: Any = None, timeout: Any = None
+        self, outputs: Any, inputs: Any, opts: Any = None, timeout: Any = None
     ) -> dist.Work:
         """Every rank gets a list of all ranks' tensors."""
         call = "all_gather"
@@ -162,10 +162,10 @@ class Collectives:
             outs,
             moves.all_gather,
             mine.nbytes,
-            _is_async(options),
+            _is_async(opts),
         )
 
-    def allgather_coalesced(self, outputs: Any, inputs: Any, options: Any = None) -> dist.Work:
+    def allgather_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
         """As `allgather` of several tensors, `outputs[rank][number]`, which travel as one."""
         call = "all_gather_coalesced"
         mine = [tensor.data for tensor in tensors(call, "inputs", inputs)]
@@ -187,26 +187,24 @@ class Collectives:
             outs,
             moves.all_gather_lists,
             _bytes(mine),
-            _is_async(options),
+            _is_async(opts),
         )
 
     def all_gather_single(
-        self, output: Tensor, given: Tensor, options: Any = None, timeout: Any = None
+        self, output: Tensor, given: Tensor, opts: Any = None, timeout: Any = None
     ) -> dist.Work:
         """Every rank gets all ranks' tensors end to end."""
-        return self._all_gather_single("all_gather_into_tensor", [output], [given], options)
+        return self._all_gather_single("all_gather_into_tensor", [output], [given], opts)
 
     _allgather_base = all_gather_single
 
-    def all_gather_single_coalesced(
-        self, outputs: Any, inputs: Any, options: Any = None
-    ) -> dist.Work:
+    def all_gather_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
         """As `all_gather_single` of several tensors, which travel as one."""
-        return self._all_gather_single("all_gather_into_tensor", outputs, inputs, options)
+        return self._all_gather_single("all_gather_into_tensor", outputs, inputs, opts)
 
     allgather_into_tensor_coalesced = all_gather_single_coalesced
 
-    def _all_gather_single(self, call: str, outputs: Any, inputs: Any, options: Any) -> dist.Work:
+    def _all_gather_single(self, call: str, outputs: Any, inputs: Any, opts: Any) -> dist.Work:
         outs = [tensor.data for tensor in outputs]
         mine = [tensor.data for tensor in inputs]
         self._same_count(call, outs, mine)
@@ -219,11 +217,11 @@ class Collectives:
             outs,
             moves.all_gather_single,
             _bytes(mine),
-            _is_async(options),
+            _is_async(opts),
         )
 
     def reduce_scatter(
-        self, outputs: Any, inputs: Any, options: Any = None, timeout: Any = None
+        self, outputs: Any, inputs: Any, opts: Any = None, timeout: Any = None
     ) -> dist.Work:
         """Every rank gets its tensor of the reduction of all ranks' lists."""
         call = "reduce_scatter"
@@ -235,38 +233,36 @@ class Collectives:
         arguments.one_each(call, "input list", parts, self._size)
         arguments.alike(call, "input", parts, out, "the output")
         whole = torch.cat([part.reshape(-1) for part in parts])
-        return self._reduce_scatter(call, [out], [whole], options)
+        return self._reduce_scatter(call, [out], [whole], opts)
 
     def reduce_scatter_single(
-        self, output: Tensor, given: Tensor, options: Any = None, timeout: Any = None
+        self, output: Tensor, given: Tensor, opts: Any = None, timeout: Any = None
     ) -> dist.Work:
         """Every rank gets its part of the reduction of all ranks' tensors."""
-        return self._reduce_scatter_single("reduce_scatter_tensor", [output], [given], options)
+        return self._reduce_scatter_single("reduce_scatter_tensor", [output], [given], opts)
 
     _reduce_scatter_base = reduce_scatter_single
 
     def reduce_scatter_single_coalesced(
-        self, outputs: Any, inputs: Any, options: Any = None
+        self, outputs: Any, inputs: Any, opts: Any = None
     ) -> dist.Work:
         """As `reduce_scatter_single` of several tensors, which travel as one."""
-        return self._reduce_scatter_single("reduce_scatter_tensor", outputs, inputs, options)
+        return self._reduce_scatter_single("reduce_scatter_tensor", outputs, inputs, opts)
 
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
-    def _reduce_scatter_single(
-        self, call: str, outputs: Any, inputs: Any, options: Any
-    ) -> dist.Work:
+    def _reduce_scatter_single(self, call: str, outputs: Any, inputs: Any, opts: Any) -> dist.Work:
         outs = [tensor.data for tensor in outputs]
         mine = [tensor.data for tensor in inputs]
         self._same_count(call, outs, mine)
         for out, value in zip(outs, mine, strict=True):
             arguments.times(call, value, out, self._size, ("input", "output"))
-        return self._reduce_scatter(call, outs, mine, options)
+        return self._reduce_scatter(call, outs, mine, opts)
 
     def _reduce_scatter(
-        self, call: str, outs: list[Tensor], mine: list[Tensor], options: Any
+        self, call: str, outs: list[Tensor], mine: list[Tensor], opts: Any
     ) -> dist.Work:
-        kind, inputs = _reduction(call, options, mine)
+        kind, inputs = _reduction(call, opts, mine)
         return self._start(
             _REDUCE_SCATTER,
             (call, kind, -1, *_lengths(mine)),
@@ -274,15 +270,13 @@ class Collectives:
             outs,
             moves.reduce_scatter,
             _bytes(mine),
-            _is_async(options),
+            _is_async(opts),
         )
 
-    def gather(
-        self, outputs: Any, inputs: Any, options: Any = None, timeout: Any = None
-    ) -> dist.Work:
+    def gather(self, outputs: Any, inputs: Any, opts: Any = None, timeout: Any = None) -> dist.Work:
         """The root gets a list of all ranks' tensors."""
         call = "gather"
-        root = options if isinstance(options, int) else getattr(options, "rootRank", 0)
+        root = opts if isinstance(opts, int) else getattr(opts, "rootRank", 0)
         mine = single(call, "input", inputs).data
         outs: list[Tensor] = []
         if self._me == _root(call, root, self._size):
@@ -297,15 +291,15 @@ class Collectives:
             outs,
             moves.gather,
             mine.nbytes,
-            _is_async(options),
+            _is_async(opts),
         )
 
     def scatter(
-        self, outputs: Any, inputs: Any, options: Any = None, timeout: Any = None
+        self, outputs: Any, inputs: Any, opts: Any = None, timeout: Any = None
     ) -> dist.Work:
         """Every rank gets its tensor of the root's list."""
         call = "scatter"
-        root = options if isinstance(options, int) else getattr(options, "rootRank", 0)
+        root = opts if isinstance(opts, int) else getattr(opts, "rootRank", 0)
         out = single(call, "output", outputs).data
         parts: list[Tensor] = []
         if self._me == _root(call, root, self._size):
@@ -320,17 +314,17 @@ class Collectives:
             [out],
             moves.scatter,
             out.nbytes * self._size,
-            _is_async(options),
+            _is_async(opts),
         )
 
-    def alltoall(self, outputs: Any, inputs: Any, options: Any = None) -> dist.Work:
+    def alltoall(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
         """Every rank gets a tensor from each and gives a tensor to each."""
         call = "all_to_all"
         outs = [tensor.data for tensor in tensors(call, "output list", outputs)]
         mine = [tensor.data for tensor in tensors(call, "input list", inputs)]
         arguments.one_each(call, "output list", outs, self._size)
         arguments.one_each(call, "input list", mine, self._size)
-        return self._all_to_all(call, outs, mine, options)
+        return self._all_to_all(call, outs, mine, opts)
 
     def all_to_all_single(
         self,
@@ -338,7 +332,7 @@ class Collectives:
         given: Tensor,
         output_splits: Sequence[int] = (),
         input_splits: Sequence[int] = (),
-        options: Any = None,
+        opts: Any = None,
         timeout: Any = None,
     ) -> dist.Work:
         """Every rank gets a piece of each rank's tensor."""
@@ -357,25 +351,25 @@ class Collectives:
                 [out],
                 moves.all_to_all_single,
                 mine.nbytes,
-                _is_async(options),
+                _is_async(opts),
             )
-        return self._all_to_all(call, out.split(out_rows), mine.split(in_rows), options)
+        return self._all_to_all(call, out.split(out_rows), mine.split(in_rows), opts)
 
     alltoall_base = all_to_all_single
 
     def _all_to_all(
-        self, call: str, outs: Sequence[Tensor], mine: Sequence[Tensor], options: Any
+        self, call: str, outs: Sequence[Tensor], mine: Sequence[Tensor], opts: Any
     ) -> dist.Work:
         sizes = [tensor.nbytes for tensor in mine], [tensor.nbytes for tensor in outs]
         signature = (f"{call} of given sizes", -1, -1)
         return self._start(
-            _ALL_TO_ALL, signature, mine, outs, moves.all_to_all, 0, _is_async(options), sizes
+            _ALL_TO_ALL, signature, mine, outs, moves.all_to_all, 0, _is_async(opts), sizes
         )
 
-    def barrier(self, options: Any = None, timeout: Any = None) -> dist.Work:
+    def barrier(self, opts: Any = None, timeout: Any = None) -> dist.Work:
         """Nobody goes on before all have come."""
         signature = ("barrier", -1, -1)
-        return self._start(_BARRIER, signature, (), (), moves.nothing, 0, _is_async(options))
+        return self._start(_BARRIER, signature, (), (), moves.nothing, 0, _is_async(opts))
 
     def monitored_barrier(self, timeout: Any = None, wait_all_ranks: bool = False) -> None:
         """As `barrier`; ranks that never come end the run with an explanation anyway."""

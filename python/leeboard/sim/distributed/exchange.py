@@ -7,7 +7,7 @@ that it is over for them. Whoever goes on before the others have taken gets its 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from leeboard.sim.distributed import where
 from leeboard.sim.distributed.reduce import NAMES
 from leeboard.sim.errors import CollectiveMismatchError, SimulationError
 
-if TYPE_CHECKING:
-    from leeboard.sim.distributed.rank import Rank
 
 # name, reduction or -1, root or -1, then dtype and number of elements of each tensor.
 Signature = tuple[Any, ...]

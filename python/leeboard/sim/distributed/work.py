@@ -280,7 +280,7 @@ class SimFuture(torch.futures.Future[Any]):
         def run(_: Any) -> None:
             try:
                 value = callback(self)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is the future's)
                 child.set_exception(error)  # type: ignore[arg-type]
             else:
                 child.set_result(value)
