@@ -97,6 +97,7 @@ class Rank:
         state: What is swapped when another rank goes on; None: nothing.
         thread: Identifier of the rank's thread, the only one that may communicate.
         futures: Futures that C++ may wait for, in the order in which they were asked for.
+        promised: The backward pass at whose end the futures get their values, or -1.
         counters: How many collectives of each group this rank has called.
     """
 
@@ -107,6 +108,7 @@ class Rank:
         "futures",
         "meter",
         "number",
+        "promised",
         "run",
         "size",
         "state",
@@ -125,6 +127,7 @@ class Rank:
         self.state = state
         self.thread = 0
         self.futures: list[SimFuture] = []
+        self.promised = -1
         self.counters: dict[int, list[int]] = {}
 
     def enter(self) -> None:
@@ -132,6 +135,18 @@ class Rank:
         self.thread = threading.get_ident()
         self.run.ranks[self.number] = self
         _here.rank = self
+
+    def check_thread(self) -> None:
+        """Communication is for the rank's own thread.
+
+        Raises:
+            RuntimeError: Another thread calls.
+        """
+        if threading.get_ident() != self.thread:
+            raise RuntimeError(
+                f"rank {self.number}: a thread that the program started communicates; in a "
+                "simulation only the thread that runs the program may"
+            )
 
     def flush(self) -> None:
         """What was computed so far goes into the rank's ops."""
@@ -170,13 +185,18 @@ class Rank:
         return int(self.core.clock(number))
 
 
+def find() -> Rank | None:
+    """The rank whose thread calls; None: no rank's."""
+    return getattr(_here, "rank", None)
+
+
 def current() -> Rank:
     """The rank whose thread calls.
 
     Raises:
         RuntimeError: The thread is no simulated rank's.
     """
-    rank: Rank | None = getattr(_here, "rank", None)
+    rank = find()
     if rank is None:
         raise RuntimeError(
             "this thread is not a simulated rank's: only the program's main thread on each rank "
