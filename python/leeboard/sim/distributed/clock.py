@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any
 
 from leeboard.sim.distributed.patches import Patches
-from leeboard.sim.distributed.session import find
+from leeboard.sim.distributed.rank import find
 
 # Seconds since 1970 at which every run begins: 2025-01-01, so that runs are equal.
 EPOCH = 1_735_689_600

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import traceback
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from leeboard.sim import run as runs
 from leeboard.sim.distributed import where
 from leeboard.sim.distributed.patches import Patches
-from leeboard.sim.distributed.session import Session, find
-from leeboard.sim.errors import SimulationError
+from leeboard.sim.distributed.rank import find
+from leeboard.sim.distributed.session import Session
+from leeboard.sim.errors import DeadlockError, SimulationError
 from leeboard.sim.table import text_of
+
+if TYPE_CHECKING:
+    from leeboard.sim.platform import Platform
+    from leeboard.sim.trace import Trace
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _SHOWN = 20
@@ -81,8 +88,50 @@ def hint(error: BaseException) -> str:
     return ""
 
 
-def raised(run: Session, rank: int, at: int, error: BaseException) -> RankError:
+def raise_for(
+    raw: dict[str, Any],
+    trace: Trace,
+    platform: Platform,
+    core: dict[str, Any],
+    run: Session,
+    at: dict[int, str],
+) -> None:
+    """`leeboard.sim.run.raise_for`, with the lines of the script that ranks are at.
+
+    Args:
+        raw: What the engine's `outcome` returned.
+        trace: What the ranks did.
+        platform: On what.
+        core: `platform.core()`.
+        run: The run.
+        at: What `lines` said when it ended.
+    """
+    parked = {entry["rank"] for entry in raw["blocked"] if entry.get("parked")}
+    try:
+        runs.raise_for(raw, trace, platform, core)
+    except DeadlockError as error:
+        blocked = []
+        for entry in error.blocked:
+            text = run.waits.get(entry.rank, entry.waits_for)
+            if entry.rank in parked and entry.rank not in run.waits:
+                continue
+            place = at.get(entry.rank, "")
+            if entry.rank not in run.ended and place:
+                text += f" ({place.removeprefix('at ').partition(', waiting')[0]})"
+            blocked.append(dataclasses.replace(entry, waits_for=text))
+        notes = [
+            f"{ranks(numbers)} had ended: {how}" for how, numbers in _by_text(run.ended).items()
+        ]
+        never = sorted(set(run.ended) - run.joined)
+        if run.joined and never:
+            notes.append(f"{ranks(never)} never called init_process_group")
+        raise DeadlockError(blocked, error.failed, error.down, notes) from None
+
+
+def raised(run: Session, rank: int, at: int, error: BaseException) -> SimulationError:
     """The error for a rank whose program raised."""
+    if isinstance(error, SimulationError):
+        return error
     others = lines(run, but=rank)
     if isinstance(error, SystemExit):
         what = f"rank {rank} exited with status {error.code} at {text_of(at / _PICOSECONDS, 's')}"
@@ -96,7 +145,9 @@ def raised(run: Session, rank: int, at: int, error: BaseException) -> RankError:
         parts.append(_own_traceback(error).rstrip())
     if others:
         parts.append(_table(others))
-    return RankError("\n".join(parts), rank, at / _PICOSECONDS, others)
+    told = RankError("\n".join(parts), rank, at / _PICOSECONDS, others)
+    told.__cause__ = error
+    return told
 
 
 def lines(run: Session, but: int = -1) -> dict[int, str]:
@@ -118,12 +169,17 @@ def lines(run: Session, but: int = -1) -> dict[int, str]:
 
 def _table(others: dict[int, str]) -> str:
     """ "rank 1 was at a.py:3", equal ones together."""
-    by_text: dict[str, list[int]] = {}
-    for number, text in others.items():
-        by_text.setdefault(text, []).append(number)
-    rows = [f"  {ranks(numbers)} {text}" for text, numbers in by_text.items()]
+    rows = [f"  {ranks(numbers)} {text}" for text, numbers in _by_text(others).items()]
     more = [f"  and {len(rows) - _SHOWN} more places"] if len(rows) > _SHOWN else []
     return "\n".join(["the others:", *rows[:_SHOWN], *more])
+
+
+def _by_text(texts: dict[int, str]) -> dict[str, list[int]]:
+    """The ranks of each text."""
+    by_text: dict[str, list[int]] = {}
+    for number, text in sorted(texts.items()):
+        by_text.setdefault(text, []).append(number)
+    return by_text
 
 
 def ranks(numbers: list[int]) -> str:

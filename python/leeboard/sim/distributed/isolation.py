@@ -24,8 +24,7 @@ import torch.utils._python_dispatch
 from numpy.random import mtrand
 
 from leeboard.sim.distributed.patches import Patches
-from leeboard.sim.distributed.rank import Rank
-from leeboard.sim.distributed.session import find
+from leeboard.sim.distributed.rank import Rank, current, find
 
 _CONTEXT_PARALLEL = "torch.distributed.tensor.experimental._context_parallel._attention"
 
@@ -85,7 +84,15 @@ class Spaces:
         self.all.append(self._of(sys.modules, ("__main__",)))
         self._waiting = dict(_LATE)
         self._modules = 0
+        # For the line that tells how far the run is: the thread that shows it may not ask the engine.
+        self.asked = False
+        self.clock = 0
         self.look()
+
+    def note(self) -> None:
+        """Keep the clock of the rank that leaves."""
+        rank = current()
+        self.clock, self.asked = rank.core.clock(rank.number), False
 
     def look(self) -> None:
         """Add what has been imported since."""
@@ -154,6 +161,8 @@ class ProcessState:
     def leave(self) -> None:
         """Keep the state as the rank leaves it."""
         spaces = self._spaces
+        if spaces.asked:
+            spaces.note()
         spaces.look()
         self._values = [space.read(space.space) for space in spaces.all]
         self._generator = torch.default_generator.get_state()

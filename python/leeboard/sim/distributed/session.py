@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from leeboard.sim.distributed.rank import Rank, Run, _here, current
+from leeboard.sim.distributed.rank import Rank, Run, current
 
 if TYPE_CHECKING:
     from leeboard.sim.distributed.store import Table
@@ -31,8 +31,3 @@ class Session(Run):
 def session(rank: Rank | None = None) -> Session:
     """The run of a rank; None: of the calling one."""
     return cast("Session", (current() if rank is None else rank).run)
-
-
-def find() -> Rank | None:
-    """The calling rank; None on a thread that is no rank's."""
-    return getattr(_here, "rank", None)

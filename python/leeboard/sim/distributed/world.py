@@ -21,9 +21,10 @@ import torch.distributed as dist
 from torch.distributed import device_mesh, distributed_c10d
 
 from leeboard.sim.distributed import store
+from leeboard.sim.distributed.group import SimGroup
 from leeboard.sim.distributed.patches import Patches
-from leeboard.sim.distributed.rank import Rank
-from leeboard.sim.distributed.session import find, session
+from leeboard.sim.distributed.rank import Rank, find
+from leeboard.sim.distributed.session import session
 from leeboard.sim.errors import SimulationError
 
 BACKEND = "sim"
@@ -66,12 +67,11 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 }
 
 
-def install(patches: Patches, create: Callable[..., Any]) -> None:
+def install(patches: Patches) -> None:
     """Make `torch.distributed` serve the ranks of a run.
 
     Args:
         patches: Takes note of what is replaced.
-        create: Makes a process group from c10d's backend options.
 
     Raises:
         SimulationError: This torch lacks a name that the ranks' worlds stand on.
@@ -91,7 +91,7 @@ def install(patches: Patches, create: Callable[..., Any]) -> None:
         )
     isolate(True)
     patches.after(lambda: isolate(False))
-    _register(patches, create)
+    _register(patches)
     patches.set(distributed_c10d, "_world", _Worlds())
     for name in ("_backend", "_default_pg_init_method"):
         patches.set(distributed_c10d, name, getattr(distributed_c10d, name, None))
@@ -121,12 +121,18 @@ def install(patches: Patches, create: Callable[..., Any]) -> None:
             patches.set(dist, f"ProcessGroup{name}", _refused(f"ProcessGroup{name}"))
 
 
-def _register(patches: Patches, create: Callable[..., Any]) -> None:
+def _register(patches: Patches) -> None:
     backend = dist.Backend
     for name in _TABLES:
         patches.set(backend, name, copy.copy(getattr(backend, name)))
     patches.set(backend, BACKEND.upper(), BACKEND)
-    backend.register_backend(BACKEND, create, extended_api=True, devices=_DEVICES)
+    backend.register_backend(BACKEND, _create, extended_api=True, devices=_DEVICES)
+
+
+def _create(options: Any, _: Any) -> SimGroup:
+    """A group of the calling rank, from c10d's options."""
+    members = list(options.global_ranks_in_group)
+    return SimGroup(session_rank(), options.group_id, members or None)
 
 
 def _with_sim(helper: Callable[..., Any]) -> Callable[..., Any]:
