@@ -16,7 +16,6 @@ from leeboard.sim.distributed import where
 from leeboard.sim.distributed.reduce import NAMES
 from leeboard.sim.errors import CollectiveMismatchError, SimulationError
 
-
 # name, reduction or -1, root or -1, then dtype and number of elements of each tensor.
 Signature = tuple[Any, ...]
 _SHOWN = 4

@@ -13,7 +13,7 @@ from torch import Tensor
 from leeboard.sim.distributed import arguments
 from leeboard.sim.distributed.collectives import Collectives
 from leeboard.sim.distributed.exchange import Move, Signature
-from leeboard.sim.distributed.rank import Rank
+from leeboard.sim.distributed.rank import Rank, current
 from leeboard.sim.distributed.work import (
     FINISHED,
     CollectiveWork,
@@ -232,3 +232,8 @@ class SimGroup(Collectives, dist.ProcessGroup):
     abort = shutdown
     _wait_for_pending_works = shutdown
     _enable_collectives_timing = shutdown
+
+
+def create(options: Any, _: Any = None) -> SimGroup:
+    """What c10d calls to make the backend `sim`, with its `_DistributedBackendOptions`."""
+    return SimGroup(current(), options.group_id, options.global_ranks_in_group)
