@@ -19,7 +19,6 @@ import torch
 
 from leeboard import _C
 from leeboard._progress import progress_line
-from leeboard.sim import run as runs
 from leeboard.sim.distributed import clock, failures, where, world
 from leeboard.sim.distributed.exchange import Exchange
 from leeboard.sim.distributed.isolation import Isolation, ProcessState, Spaces
@@ -29,8 +28,10 @@ from leeboard.sim.distributed.script import Prefixed, Script, environment, resol
 from leeboard.sim.distributed.session import Session
 from leeboard.sim.errors import SimulationError
 from leeboard.sim.names import integer
-from leeboard.sim.result import Result
 from leeboard.sim.ops import OP
+from leeboard.sim.result import Result
+from leeboard.sim.run import NETWORKS
+from leeboard.sim.run import options as core_options
 from leeboard.sim.table import text_of
 from leeboard.sim.trace import COLUMNS, Trace
 
@@ -107,14 +108,14 @@ def launch(
     """
     if compute not in COMPUTE:
         raise ValueError(f"compute: got {compute!r}, expected one of {', '.join(COMPUTE)}")
-    if network not in runs.NETWORKS:
-        raise ValueError(f"network: got {network!r}, expected one of {', '.join(runs.NETWORKS)}")
+    if network not in NETWORKS:
+        raise ValueError(f"network: got {network!r}, expected one of {', '.join(NETWORKS)}")
     seed = integer("seed", seed, 0, 2**64 - 1)
     ranks = _count(ranks, platform)
     per_node = ranks if per_node is None else integer("per_node", per_node, 1, ranks)
     script = resolve(target, args)
     core = platform.core()
-    options = runs.options(core, network, seed, timeline, links)
+    options = core_options(core, network, seed, timeline, links)
     live, exchange, numbers = _engine(platform, core, options, ranks, fold)
     session = Session(live, exchange, ranks)
     meters = _meters(compute, platform, profile)
@@ -146,9 +147,7 @@ def launch(
     return Launched(result, trace, [crew.values.get(number) for number in range(ranks)])
 
 
-def record(
-    target: str | Path | Callable[..., Any], platform: Platform, **options: Any
-) -> Trace:
+def record(target: str | Path | Callable[..., Any], platform: Platform, **options: Any) -> Trace:
     """The program that a script's ranks turn out to be: `launch(...).trace`, for `replay`.
 
     Args:
@@ -326,9 +325,7 @@ def _engine(
     return live, folds.FoldExchange(live), list(folding.live)
 
 
-def _meters(
-    compute: str, platform: Platform, profile: str | Path | None
-) -> Callable[[int], Meter]:
+def _meters(compute: str, platform: Platform, profile: str | Path | None) -> Callable[[int], Meter]:
     if compute == "none":
         return lambda rank: NoMeter()
     from leeboard.sim.distributed import compute as costs
