@@ -219,7 +219,7 @@ class _Crew:
 
     def _live(self, rank: Rank, main: Any) -> None:
         """A rank's thread."""
-        number, core, session = rank.number, rank.core, self.session
+        number, core = rank.number, rank.core
         rank.enter()
         try:
             core.enter(number)
@@ -232,13 +232,23 @@ class _Crew:
             else:
                 core.leave(following)
         except _C.SimAborted:
-            session.ended.setdefault(number, "with the run")
+            pass
         except Stuck as error:
             self._end({number: where.line(_innermost(error))})
-        except BaseException as error:
-            if not self._over.is_set():
-                self.error = failures.raised(session, number, core.clock(number), error)
-                self._end()
+        except BaseException as error:  # noqa: BLE001
+            self._fail(rank, error)
+
+    def _fail(self, rank: Rank, error: BaseException) -> None:
+        """A rank's program raised, unless another one did earlier in simulated time."""
+        try:
+            if not isinstance(error, SimulationError):
+                rank.now()
+        except _C.SimAborted:
+            return
+        except Stuck:
+            pass
+        self.error = failures.raised(self.session, rank.number, rank.core.clock(rank.number), error)
+        self._end()
 
     def _call(self, rank: Rank, main: Any) -> Any:
         with ExitStack() as stack:
