@@ -7,7 +7,7 @@ import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -175,7 +175,7 @@ class _Crew:
         """One rank more, and its `__main__`."""
         self._ranks.append(rank)
         thread = threading.Thread(
-            target=self._live, args=(rank, main), name=f"rank {rank.number}", daemon=True
+            target=self._thread, args=(rank, main), name=f"rank {rank.number}", daemon=True
         )
         self._threads.append(thread)
 
@@ -217,8 +217,13 @@ class _Crew:
         finally:
             threading.stack_size(before)
 
+    def _thread(self, rank: Rank, main: Any) -> None:
+        # `_stop` may interrupt a thread that is about to end.
+        with suppress(Stuck):
+            self._live(rank, main)
+
     def _live(self, rank: Rank, main: Any) -> None:
-        """A rank's thread."""
+        """A rank's program, its end, and who is next."""
         number, core = rank.number, rank.core
         rank.enter()
         try:
@@ -278,6 +283,7 @@ class _Crew:
         """End everything at once: ranks that compute are interrupted, too."""
         self._over.set()
         self.session.core.abort()
+        self._join(_HASTE / 5)
         for thread in self._threads:
             if thread.ident is not None and thread.is_alive():
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
