@@ -55,6 +55,8 @@ def _devices(platform: Platform) -> dict[str, Any]:
     bytes_curve = curves.ranges(kind.bytes_curve for kind in kinds)
     return {
         "device_flops": _floats(kinds, "flops")[column],
+        "device_kind": column,
+        "kind_peaks": np.array([kind.peaks for kind in kinds], np.float64),
         "device_memory_bandwidth": _floats(kinds, "memory_bandwidth")[column],
         "device_memory": _whole(kind.memory for kind in kinds)[column],
         "device_speed": _floats(kinds, "speed")[column] * platform.device_factor,
