@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 _MAKES_PROGRAM = ("build", "program")
 # Options that a program or a trace has no use for, by their names in the parsed arguments.
 OPTIONS = {
-    "ranks": "--ranks",
+    "per_node": "--nproc-per-node",
+    "nodes": "--nnodes",
     "compute": "--compute",
     "profile": "--profile",
     "record": "--record",
     "fold": "--fold",
-    "per_node": "--nproc-per-node",
     "prefix": "--prefix",
 }
 
@@ -34,7 +34,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="run a module instead of a file, as `python -m` does",
     )
     group.add_argument(
-        "--ranks", type=int, metavar="N", help="how many (default: one a device of the platform)"
+        "--nproc-per-node",
+        dest="per_node",
+        type=int,
+        metavar="N",
+        help="ranks of a node, as torchrun has it (default: as many as the platform has devices)",
+    )
+    group.add_argument(
+        "--nnodes",
+        dest="nodes",
+        type=int,
+        metavar="N",
+        help="nodes, which tell LOCAL_RANK from RANK (default: 1)",
     )
     group.add_argument(
         "--compute",
@@ -50,13 +61,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--fold", metavar="MESH", help='which ranks are alike, such as "dp=8 pp=4* tp=8"'
-    )
-    group.add_argument(
-        "--nproc-per-node",
-        dest="per_node",
-        type=int,
-        metavar="N",
-        help="ranks of a node, which LOCAL_RANK counts (default: all are on one)",
     )
     group.add_argument(
         "--prefix", action="store_true", help='begin each line that rank 3 prints with "[rank 3] "'
@@ -116,10 +120,11 @@ def run(args: argparse.Namespace, platform: Platform, target: str, timeline: Any
 
     if args.profile is not None and args.compute != "profiled":
         raise ValueError(f"--profile {args.profile}: is for --compute profiled")
+    ranks, per_node = _numbers(args.per_node, args.nodes, platform.ranks)
     launched = launch(
         target,
         platform,
-        ranks=args.ranks,
+        ranks=ranks,
         args=args.words,
         compute=args.compute or "measured",
         network=args.network,
@@ -127,7 +132,7 @@ def run(args: argparse.Namespace, platform: Platform, target: str, timeline: Any
         timeline=timeline,
         profile=args.profile,
         fold=args.fold,
-        per_node=args.per_node,
+        per_node=per_node,
         prefix=args.prefix,
         progress=True,
     )
@@ -152,3 +157,19 @@ def target_of(args: argparse.Namespace, files: list[str]) -> str | None:
     if args.module:
         return f"-m {args.module}"
     return files[1] if is_script(Path(files[1])) else None
+
+
+def _numbers(per_node: int | None, nodes: int | None, room: int) -> tuple[int, int]:
+    """Ranks, and ranks of a node."""
+    for name, value in (("--nproc-per-node", per_node), ("--nnodes", nodes)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    nodes = nodes or 1
+    if per_node is None:
+        if room % nodes:
+            raise ValueError(
+                f"--nnodes {nodes}: the platform has room for {room} ranks, which is no multiple; "
+                "say --nproc-per-node"
+            )
+        per_node = room // nodes
+    return per_node * nodes, per_node

@@ -241,5 +241,5 @@ def _why(frame: FrameType | None) -> str:
         frame = frame.f_back
     return (
         "starts a process, which would be no part of the simulation: do it in the rank itself, or "
-        "start more ranks (--ranks)"
+        "start more ranks (--nproc-per-node)"
     )

@@ -201,7 +201,7 @@ class _Crew:
             raise SimulationError(
                 f"{self.script.name}: no rank called torch.distributed.init_process_group(), so "
                 f"that {session.size} copies ran on their own: call it (no arguments are needed), "
-                "or run with --ranks 1"
+                "or run with --nproc-per-node 1"
             )
 
     def _start(self) -> None:
@@ -307,7 +307,7 @@ def _count(ranks: int | None, platform: Platform) -> int:
     if ranks > room or (len(platform.placement) and ranks != room):
         what = f"places {room} ranks" if len(platform.placement) else f"has {room} devices"
         raise ValueError(
-            f"ranks: got {ranks}, but the platform {what}: use --ranks {room}, or a platform with "
+            f"ranks: got {ranks}, but the platform {what}: use {room} (--nproc-per-node), or a platform with "
             "more (a placement may put several ranks on one device)"
         )
     return ranks
