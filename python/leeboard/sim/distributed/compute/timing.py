@@ -6,7 +6,6 @@ import os
 import platform
 import statistics
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from time import thread_time_ns
 from typing import Any
 
@@ -151,30 +150,3 @@ def about(host: Host) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
     }
     return shown | {op.name: f"{op.seconds:.4g} s" for op in host.ops}
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """The environment of a world of one rank, for a script that joins one, unless it has one."""
-    port = "29500"
-    if "MASTER_PORT" not in os.environ:
-        import socket
-
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-    wanted = {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    added = [name for name in wanted if name not in os.environ]
-    os.environ.update({name: wanted[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
