@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,13 +33,13 @@ def _own(program: Program, rank: int) -> Any:
 def _groups(program: Program) -> list[list[int]]:
     trace = program.trace()
     bounds = trace.group_offsets[1:].tolist()
-    return [trace.group_members[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [trace.group_members[a:b].tolist() for a, b in itertools.pairwise(bounds)]
 
 
 def _pipeline(dp: int, pp: int, tp: int) -> Program:
     """Every rank, written out: a pipeline of tensor-parallel stages, and replicas of it."""
     program = Program(dp * pp * tp)
-    at = lambda d, p, t: (d * pp + p) * tp + t  # noqa: E731
+    at = lambda d, p, t: (d * pp + p) * tp + t
     for d in range(dp):
         for p in range(pp):
             team = program.group([at(d, p, t) for t in range(tp)])
@@ -144,7 +145,8 @@ def test_every_class_must_be_there() -> None:
 
 def test_a_mesh_is_read() -> None:
     mesh = Mesh.parse("dp=2 pp=3* tp=4")
-    assert mesh.ranks == 24 and str(mesh) == "dp=2 pp=3* tp=4"
+    assert mesh.ranks == 24
+    assert str(mesh) == "dp=2 pp=3* tp=4"
     assert mesh.classes == (0, 4, 8)
     assert mesh.copies == (0, 1, 2, 3, 12, 13, 14, 15)
     assert mesh.shift([0, 7, 23], 13).tolist() == [13, 16, 8]

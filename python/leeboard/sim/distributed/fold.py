@@ -7,6 +7,7 @@ did is then laid out for all ranks (`expand`) and simulated as a whole; that is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -340,7 +341,7 @@ class FoldCore:
                 self.mesh,
                 {rank: lists[rank] for rank in self.mesh.classes},
                 groups,
-                sizes=[program["sizes"][a:b] for a, b in zip(bounds, bounds[1:], strict=False)],
+                sizes=[program["sizes"][a:b] for a, b in itertools.pairwise(bounds)],
                 names=self.names,
                 metadata={"fold": str(self.mesh), "witness": self.folding.witness},
             )
