@@ -269,7 +269,7 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         for name, handler in named.items()
         if hasattr(_ops, name)
     }
-    import torch.distributed.tensor  # noqa: F401  (registers its op)
+    import torch.distributed.tensor
 
     if hasattr(torch.ops._dtensor, "shard_dim_alltoall"):
         found[torch.ops._dtensor.shard_dim_alltoall.default] = _shard_dim_alltoall

@@ -19,7 +19,7 @@ from leeboard import _C
 from leeboard.sim.distributed.expand import Ops, expand, moves
 from leeboard.sim.distributed.mesh import FoldError, Mesh
 from leeboard.sim.distributed.witness import check
-from leeboard.sim.ops import ANY, OP
+from leeboard.sim.ops import ANY, OP, OpKind
 from leeboard.sim.trace import COLUMNS, Trace
 
 
@@ -31,20 +31,18 @@ class Folding:
         mesh: Ranks and their classes.
         witness: Whose ops are checked against those of its representative: "one" rank of each
             class, that at the far end of every folded axis; "all"; or "none".
+        live: Ranks that run, ascending: the representatives and the witnesses.
     """
 
     mesh: Mesh
     witness: str = "one"
-    columns: tuple[int, ...] = field(init=False)
     live: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         mesh = self.mesh
         checked = mesh.witnesses(self.witness)
         columns = (0, *(offset for offset in checked if offset))
-        # Column after column: a rank of each class.
-        live = [int(r) for offset in columns for r in mesh.shift(mesh.classes, offset)]
-        object.__setattr__(self, "columns", columns)
+        live = sorted(int(r) for offset in columns for r in mesh.shift(mesh.classes, offset))
         object.__setattr__(self, "live", tuple(live))
 
     @classmethod
@@ -109,21 +107,12 @@ class FoldCore:
         self.index = {rank: i for i, rank in enumerate(self.live)}
         self.core = core(len(self.live), self.live)
         self._replay = replay
-        self._classes = len(self.mesh.classes)
         self._groups: list[_Group] = [self._make("world", tuple(range(self.mesh.ranks)), 0)]
         self._by_name: dict[str, int] = {}
         self._moved = [_Moved() for _ in self.live]
-        # Where each rank's message goes, by the engine's rank, for receives from anybody.
-        self._sent: dict[tuple[int, int], int] = {}
-        self._column = [
-            {
-                int(rep): int(rank)
-                for rep, rank in zip(
-                    self.mesh.classes, self.mesh.shift(self.mesh.classes, offset), strict=True
-                )
-            }
-            for offset in folding.columns
-        ]
+        # By its serial, the rank that a message was meant for, if a copy of the one it goes to.
+        self._meant: dict[int, int] = {}
+        self._standing: dict[tuple[int, int], int] = {}
         self._trace: Trace | None = None
         self.names: Sequence[str] = ()
 
@@ -160,7 +149,7 @@ class FoldCore:
         there = self._beside(me, to)
         slot = int(self.core.isend(me, there, tag, bytes))
         if self.live[there] != to:
-            self._sent[me, self.core.serial(me, slot)] = to
+            self._meant[self.core.serial(me, slot)] = to
         return slot
 
     def irecv(self, rank: int, source: int, tag: int, bytes: int) -> int:  # noqa: A002
@@ -176,7 +165,7 @@ class FoldCore:
         self.core.wait(self.index[rank], slot)
 
     def group(self, name: str, members: list[int]) -> int:
-        """The number of a group, from 1 on; its copies must agree on it.
+        """The number of a group, which its copies must agree on; the first of all ranks is 0.
 
         Raises:
             FoldError: They do not.
@@ -186,9 +175,15 @@ class FoldCore:
         number = self._by_name.get(name)
         if number is None:
             self.mesh.check_group(name, given)
-            live = [self.index[m] for m in given if m in self.index]
-            self._groups.append(self._make(name, given, int(self.core.group(name, live))))
-            number = self._by_name[name] = len(self._groups) - 1
+            live = [self.index[member] for member in given if member in self.index]
+            found = int(self.core.group(name, live))
+            if given == self._groups[0].members and 0 not in self._by_name.values():
+                self._groups[0].live = found
+                number = 0
+            else:
+                number = len(self._groups)
+                self._groups.append(self._make(name, given, found))
+            self._by_name[name] = number
         elif self._groups[number].members != given:
             raise ValueError(
                 f"group {name!r}: some ranks say its members are "
@@ -294,17 +289,17 @@ class FoldCore:
         """Who sent, as the receiver sees it: as far away as the sender thought it was."""
         source, serial = self.core.met(self.index[rank], slot)
         sender = self.live[source]
-        to = self._sent.pop((source, serial), None)
-        if to is not None:
-            # The message went to a copy of this rank; its sender is to it as `sender` is to `to`.
-            back = self.mesh.unshift([sender], int(self.mesh.offsets[to]))
-            sender = int(self.mesh.shift(back, int(self.mesh.offsets[rank]))[0])
-        return sender, int(serial) * len(self.live) + source
+        meant = self._meant.pop(serial, None)
+        if meant is not None:
+            # It went to a copy of this rank: its sender is to this one as `sender` is to that.
+            offsets = self.mesh.offsets
+            home = self.mesh.unshift([sender], int(offsets[meant]))
+            sender = int(self.mesh.shift(home, int(offsets[rank]))[0])
+        return sender, int(serial)
 
     def serial(self, rank: int, slot: int) -> int:
-        """A number for a send that no other has."""
-        me = self.index[rank]
-        return int(self.core.serial(me, slot)) * len(self.live) + me
+        """See `SimLive`."""
+        return int(self.core.serial(self.index[rank], slot))
 
     # Results.
 
@@ -334,7 +329,7 @@ class FoldCore:
             program = self.core.program()
             lists = self.lists(program)
             groups = [group.members for group in self._groups[1:]]
-            for rank in self.live[self._classes :]:
+            for rank in set(self.live).difference(self.mesh.classes):
                 check(self.mesh, rank, lists, groups)
             bounds = [*map(int, program["size_offsets"]), len(program["sizes"])]
             self._trace = expand(
@@ -352,7 +347,8 @@ class FoldCore:
         lists: dict[int, Ops] = {}
         ops = np.asarray(program["ops"]).view(OP)
         for i, rank in enumerate(self.live):
-            own: NDArray[np.void] = ops[int(program["begin"][i]) : int(program["end"][i])].copy()
+            own = ops[int(program["begin"][i]) : int(program["end"][i])]
+            own = own[~_between_ranks_that_run(own)]
             pairs, collectives = moves(own)
             moved = self._moved[i]
             own["peer"][pairs] = moved.peers
@@ -385,19 +381,36 @@ class FoldCore:
 
     def _beside(self, me: int, peer: int) -> int:
         """The engine's number of the rank that stands for a peer of `me`."""
-        column = self._column[me // self._classes]
-        return self.index[column[int(self.mesh.representatives[peer])]]
+        there = self._standing.get((me, peer))
+        if there is None:
+            mesh = self.mesh
+            offset = int(mesh.offsets[self.live[me]])
+            beside = int(mesh.shift([mesh.representatives[peer]], offset)[0])
+            there = self._standing[me, peer] = self.index[beside]
+        return there
 
     def _global(self, live: int) -> int:
         return self.live[live] if live >= 0 else live
 
-    def standing(self, group: int) -> list[int]:
-        """For each member of a group, its stand-in's place among the members that run."""
-        return self._groups[group].stand_in
+    def aliases(self, group: int) -> dict[int, list[int]]:
+        """For each member of a group that runs, the copies that it stands for; places in it."""
+        there = self._groups[group]
+        running = [i for i, member in enumerate(there.members) if member in self.index]
+        aliases: dict[int, list[int]] = {place: [] for place in running}
+        for i, standing in enumerate(there.stand_in):
+            if running[standing] != i:
+                aliases[running[standing]].append(i)
+        return aliases
 
-    def place(self, group: int, member: int) -> int:
-        """The place of a member that runs among those."""
-        return self._groups[group].stand_in[member]
+
+def _between_ranks_that_run(ops: Ops) -> NDArray[np.bool_]:
+    """What is no part of the program: waiting at stores, and looking at what is over."""
+    kind = ops["kind"]
+    return (
+        (kind == OpKind.SIGNAL)
+        | (kind == OpKind.AWAIT)
+        | ((kind == OpKind.SLEEP) & (ops["a"] == 0))
+    )
 
 
 def replay_raw(platform_core: dict[str, Any], options: dict[str, Any]) -> Any:
