@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 
 from leeboard import _C
 from leeboard.sim.distributed.expand import Ops, expand, moves
+from leeboard.sim.distributed.fold_exchange import FakeExchange, FoldExchange
 from leeboard.sim.distributed.mesh import FoldError, Mesh
 from leeboard.sim.distributed.witness import check
 from leeboard.sim.ops import ANY, OP, OpKind
 from leeboard.sim.trace import COLUMNS, Trace
+
+__all__ = ["FakeExchange", "FoldCore", "FoldError", "FoldExchange", "Folding", "replay_raw"]
 
 
 @dataclass(frozen=True)
