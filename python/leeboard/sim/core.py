@@ -65,7 +65,16 @@ def _devices(platform: Platform) -> dict[str, Any]:
         "device_bytes_curve": bytes_curve[column],
         "curve_work": np.array([work for work, _ in curves.points], np.float64),
         "curve_efficiency": np.array([share for _, share in curves.points], np.float64),
+        **_peaks(kinds, column),
     }
+
+
+def _peaks(kinds: tuple[Device, ...], column: NDArray[np.uint32]) -> dict[str, Any]:
+    """FLOP/s of each kind in each precision; nothing where one figure serves for all."""
+    peaks = np.array([kind.peaks for kind in kinds], np.float64)
+    if (peaks == peaks[:, :1]).all():
+        return {}
+    return {"device_kind": column, "kind_peaks": peaks}
 
 
 class _Curves:
