@@ -195,7 +195,20 @@ def main() -> None:
     batch = given.microbatches * given.batch
     tokens = torch.randint(sizes.vocab, (batch, given.tokens))
     first, last = index == 0, index == given.pp - 1
-    stage = PipelineStage(module, index, given.pp, torch.device("cpu"), group=mesh["pp"].get_group())
+    # What goes in and comes out: the stages need not find out by a run of their own.
+    hidden = torch.empty(given.batch, given.tokens, sizes.hidden)
+    logits = torch.empty(given.batch, given.tokens, sizes.vocab // given.tp)
+    if given.train:
+        hidden, logits = hidden.requires_grad_(), logits.requires_grad_()
+    stage = PipelineStage(
+        module,
+        index,
+        given.pp,
+        torch.device("cpu"),
+        input_args=tokens[: given.batch] if first else hidden,
+        output_args=logits if last else hidden,
+        group=mesh["pp"].get_group(),
+    )
     if given.train:
         step(given, stage, tokens, first, last)
         reduce_gradients(module, mesh["dp"])

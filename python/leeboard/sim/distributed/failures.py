@@ -9,12 +9,12 @@ import traceback
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from leeboard.sim import run as runs
 from leeboard.sim.distributed import where
 from leeboard.sim.distributed.patches import Patches
 from leeboard.sim.distributed.rank import find
 from leeboard.sim.distributed.session import Session
 from leeboard.sim.errors import DeadlockError, SimulationError
+from leeboard.sim.run import raise_for as raise_for_run
 from leeboard.sim.table import text_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def raise_for(
     """
     parked = {entry["rank"] for entry in raw["blocked"] if entry.get("parked")}
     try:
-        runs.raise_for(raw, trace, platform, core)
+        raise_for_run(raw, trace, platform, core)
     except DeadlockError as error:
         blocked = []
         for entry in error.blocked:

@@ -20,10 +20,14 @@ from leeboard.sim.distributed.expand import Ops, expand, moves
 from leeboard.sim.distributed.fold_exchange import FakeExchange, FoldExchange
 from leeboard.sim.distributed.mesh import FoldError, Mesh
 from leeboard.sim.distributed.witness import check
-from leeboard.sim.ops import ANY, OP, OpKind
+from leeboard.sim.ops import ANY, OP
 from leeboard.sim.trace import COLUMNS, Trace
 
 __all__ = ["FakeExchange", "FoldCore", "FoldError", "FoldExchange", "Folding", "replay_raw"]
+
+
+# Kinds of ops that live runs alone make.
+_SLEEP, _SIGNAL, _AWAIT = 17, 18, 19
 
 
 @dataclass(frozen=True)
@@ -409,11 +413,7 @@ class FoldCore:
 def _between_ranks_that_run(ops: Ops) -> NDArray[np.bool_]:
     """What is no part of the program: waiting at stores, and looking at what is over."""
     kind = ops["kind"]
-    return (
-        (kind == OpKind.SIGNAL)
-        | (kind == OpKind.AWAIT)
-        | ((kind == OpKind.SLEEP) & (ops["a"] == 0))
-    )
+    return (kind == _SIGNAL) | (kind == _AWAIT) | ((kind == _SLEEP) & (ops["a"] == 0))
 
 
 def replay_raw(platform_core: dict[str, Any], options: dict[str, Any]) -> Any:

@@ -27,6 +27,10 @@ class FakeExchange(Exchange):
         fake = bool(outs) and is_fake(outs[0])
         super().collect(meeting, me, _nothing if fake else move, outs)
 
+    def _fill(self, tensor: Tensor, out: Tensor) -> None:
+        if not (is_fake(tensor) or is_fake(out)):
+            super()._fill(tensor, out)
+
 
 def _nothing(meeting: Meeting, me: int, outs: Sequence[Tensor]) -> None:
     """No values."""

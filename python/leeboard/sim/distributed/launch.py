@@ -7,7 +7,7 @@ import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -19,7 +19,6 @@ import torch
 
 from leeboard import _C
 from leeboard._progress import progress_line
-from leeboard.sim import run as runs
 from leeboard.sim.distributed import clock, failures, where, world
 from leeboard.sim.distributed.exchange import Exchange
 from leeboard.sim.distributed.isolation import Isolation, ProcessState, Spaces
@@ -29,8 +28,10 @@ from leeboard.sim.distributed.script import Prefixed, Script, environment, resol
 from leeboard.sim.distributed.session import Session
 from leeboard.sim.errors import SimulationError
 from leeboard.sim.names import integer
-from leeboard.sim.result import Result
 from leeboard.sim.ops import OP
+from leeboard.sim.result import Result
+from leeboard.sim.run import NETWORKS
+from leeboard.sim.run import options as core_options
 from leeboard.sim.table import text_of
 from leeboard.sim.trace import COLUMNS, Trace
 
@@ -65,13 +66,15 @@ def launch(
     *,
     ranks: int | None = None,
     args: Sequence[Any] = (),
-    compute: Literal["measured", "profiled", "roofline", "none"] = "measured",
+    compute: Literal["measured", "profiled", "roofline", "none"] | None = None,
     network: Literal["flow", "alpha-beta"] = "flow",
     seed: int = 0,
     timeline: bool | None = None,
     links: bool = True,
     profile: str | Path | None = None,
     fold: str | None = None,
+    fake: bool | None = None,
+    witness: str = "one",
     per_node: int | None = None,
     prefix: bool = False,
     progress: bool = False,
@@ -86,13 +89,17 @@ def launch(
         args: The script's words; the function's arguments.
         compute: What computing costs (docs/sim/compute.md). "measured": the time it takes here,
             scaled by the device's speed; "profiled": what `profile` says; "roofline": by flops and
-            bytes; "none": nothing.
+            bytes; "none": nothing. None: "roofline" where tensors are fake, else "measured".
         network: As of `run`.
         seed: As of `run`; each rank's generators of random numbers start from it and the rank.
         timeline: As of `run`.
         links: As of `run`.
         profile: A file of `leeboard sim profile`, for "profiled".
         fold: Which ranks are alike (docs/sim/folding.md), such as "dp=8 tp=4"; None: each runs.
+        fake: Whether tensors have shapes but no values, and nothing is computed
+            (docs/sim/folding.md). None: if the run is folded, unless `compute` is "measured".
+        witness: Of a folded run: which ranks besides the representatives run, to check that they do
+            the same: "one" of each class, "all", or "none".
         per_node: Ranks of a node, which LOCAL_RANK counts; None: all are on one.
         prefix: Whether a line that rank 3 prints begins with "[rank 3] ".
         progress: Whether to show simulated time on a terminal.
@@ -105,17 +112,18 @@ def launch(
             init_process_group.
         ValueError: An argument is wrong.
     """
+    compute, fake = _mode(compute, fold, fake)
     if compute not in COMPUTE:
         raise ValueError(f"compute: got {compute!r}, expected one of {', '.join(COMPUTE)}")
-    if network not in runs.NETWORKS:
-        raise ValueError(f"network: got {network!r}, expected one of {', '.join(runs.NETWORKS)}")
+    if network not in NETWORKS:
+        raise ValueError(f"network: got {network!r}, expected one of {', '.join(NETWORKS)}")
     seed = integer("seed", seed, 0, 2**64 - 1)
     ranks = _count(ranks, platform)
     per_node = ranks if per_node is None else integer("per_node", per_node, 1, ranks)
     script = resolve(target, args)
     core = platform.core()
-    options = runs.options(core, network, seed, timeline, links)
-    live, exchange, numbers = _engine(platform, core, options, ranks, fold)
+    options = core_options(core, network, seed, timeline, links)
+    live, exchange, numbers = _engine(platform, core, options, ranks, fold, fake, witness)
     session = Session(live, exchange, ranks)
     meters = _meters(compute, platform, profile)
     outputs = {number: Prefixed(sys.stdout, number) for number in numbers if prefix}
@@ -124,6 +132,12 @@ def launch(
         clock.install(patches)
         failures.forbid_processes(patches)
         crew = _Crew(session, script)
+        if fake:
+            from leeboard.sim.distributed import fake as fakes
+            from leeboard.sim.distributed import fake_patches
+
+            fake_patches.install(patches.set)
+            crew.modes = fakes.modes
         for number in numbers:
             main = script.main()
             state = ProcessState(
@@ -146,9 +160,7 @@ def launch(
     return Launched(result, trace, [crew.values.get(number) for number in range(ranks)])
 
 
-def record(
-    target: str | Path | Callable[..., Any], platform: Platform, **options: Any
-) -> Trace:
+def record(target: str | Path | Callable[..., Any], platform: Platform, **options: Any) -> Trace:
     """The program that a script's ranks turn out to be: `launch(...).trace`, for `replay`.
 
     Args:
@@ -171,6 +183,8 @@ class _Crew:
         self._ranks: list[Rank] = []
         self._threads: list[threading.Thread] = []
         self._over = threading.Event()
+        # What every rank's thread stays within, besides its meter's modes.
+        self.modes: Callable[[], Sequence[AbstractContextManager[Any]]] = tuple
 
     def add(self, rank: Rank, main: Any) -> None:
         """One rank more, and its `__main__`."""
@@ -245,7 +259,7 @@ class _Crew:
         with ExitStack() as stack:
             # A backward pass stays on the rank's thread.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-            for mode in rank.meter.modes():
+            for mode in (*self.modes(), *rank.meter.modes()):
                 stack.enter_context(mode)
             rank.meter.resume(rank)
             value, how = None, "its program returned"
@@ -310,13 +324,17 @@ def _engine(
     options: dict[str, Any],
     ranks: int,
     fold: str | None,
+    fake: bool,
+    witness: str,
 ) -> tuple[Any, Any, list[int]]:
     """Engine, exchange, and which ranks run."""
-    if fold is None:
+    if fold is None and not fake:
         return _C.SimLive(ranks, core, options), Exchange(), list(range(ranks))
     from leeboard.sim.distributed import fold as folds
 
-    folding = folds.Folding.parse(fold, ranks)
+    if fold is None:
+        return _C.SimLive(ranks, core, options), folds.FakeExchange(), list(range(ranks))
+    folding = folds.Folding.parse(fold, ranks, witness)
 
     def part(count: int, devices: tuple[int, ...]) -> Any:
         placed = [int(platform.placement[d]) if len(platform.placement) else d for d in devices]
@@ -326,9 +344,21 @@ def _engine(
     return live, folds.FoldExchange(live), list(folding.live)
 
 
-def _meters(
-    compute: str, platform: Platform, profile: str | Path | None
-) -> Callable[[int], Meter]:
+def _mode(compute: Any, fold: str | None, fake: bool | None) -> tuple[Any, bool]:
+    """What computing costs, and whether tensors are fake."""
+    if fake is None:
+        fake = fold is not None and compute != "measured"
+    if compute is None:
+        compute = "roofline" if fake else "measured"
+    if fake and compute == "measured":
+        raise ValueError(
+            "compute: got 'measured', but fake tensors compute nothing that could be measured; "
+            "expected 'roofline', 'profiled' or 'none', or fake=False"
+        )
+    return compute, fake
+
+
+def _meters(compute: str, platform: Platform, profile: str | Path | None) -> Callable[[int], Meter]:
     if compute == "none":
         return lambda rank: NoMeter()
     from leeboard.sim.distributed import compute as costs

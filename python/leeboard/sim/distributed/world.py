@@ -20,8 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import device_mesh, distributed_c10d
 
-from leeboard.sim.distributed import store
-from leeboard.sim.distributed.group import SimGroup
+from leeboard.sim.distributed import group, store
 from leeboard.sim.distributed.patches import Patches
 from leeboard.sim.distributed.rank import Rank, find
 from leeboard.sim.distributed.session import session
@@ -126,13 +125,7 @@ def _register(patches: Patches) -> None:
     for name in _TABLES:
         patches.set(backend, name, copy.copy(getattr(backend, name)))
     patches.set(backend, BACKEND.upper(), BACKEND)
-    backend.register_backend(BACKEND, _create, extended_api=True, devices=_DEVICES)
-
-
-def _create(options: Any, _: Any) -> SimGroup:
-    """A group of the calling rank, from c10d's options."""
-    members = list(options.global_ranks_in_group)
-    return SimGroup(session_rank(), options.group_id, members or None)
+    backend.register_backend(BACKEND, group.create, extended_api=True, devices=_DEVICES)
 
 
 def _with_sim(helper: Callable[..., Any]) -> Callable[..., Any]:
