@@ -36,9 +36,11 @@ _HINTS = (
             "CUDA driver",
             "device type cuda",
         ),
-        "this host has no GPU that torch can use, and simulated devices are none: tensors live on "
-        "the host. Take the device from the host (`'cuda' if torch.cuda.is_available() else "
-        "'cpu'`); the platform says how fast the simulated one is",
+        (
+            "this host has no GPU that torch can use, and simulated devices are none: tensors live "
+            "on the host. Take the device from the host (`'cuda' if torch.cuda.is_available() else "
+            "'cpu'`); the platform says how fast the simulated one is"
+        ),
     ),
     (
         ("invalid device ordinal", "device index must be in range"),
@@ -49,13 +51,11 @@ _HINTS = (
         "call torch.distributed.init_process_group() first, on the thread that runs the script",
     ),
     (
-        ("signal only works in main thread",),
-        "a simulated rank is a thread: set signal handlers only under torchrun",
-    ),
-    (
         ("ProcessGroupNCCL", "ProcessGroupGloo", "ProcessGroupMPI", "'SimGroup'", "_get_backend"),
-        "the backend of a simulated run is 'sim', whatever was asked for: calls of one backend's "
-        "own have no meaning here; guard them by dist.get_backend()",
+        (
+            "the backend of a simulated run is 'sim', whatever was asked for: calls of one "
+            "backend's own have no meaning here; guard them by dist.get_backend()"
+        ),
     ),
 )
 
@@ -133,15 +133,13 @@ def raised(run: Session, rank: int, at: int, error: BaseException) -> Simulation
     if isinstance(error, SimulationError):
         return error
     others = lines(run, but=rank)
-    if isinstance(error, SystemExit):
-        what = f"rank {rank} exited with status {error.code} at {text_of(at / _PICOSECONDS, 's')}"
-    else:
-        what = f"rank {rank} raised {_brief(error)} at {text_of(at / _PICOSECONDS, 's')}"
-    parts = [what]
+    exited = isinstance(error, SystemExit)
+    what = f"exited with status {error.code}" if exited else f"raised {_brief(error)}"
+    parts = [f"rank {rank}, at {text_of(at / _PICOSECONDS, 's')}, {what}"]
     advice = hint(error)
     if advice:
         parts.append(advice)
-    if not isinstance(error, SystemExit):
+    if not exited:
         parts.append(_own_traceback(error).rstrip())
     if others:
         parts.append(_table(others))
@@ -200,17 +198,12 @@ def _brief(error: BaseException) -> str:
 
 
 def _own_traceback(error: BaseException) -> str:
-    """The traceback, from the program's first line on."""
+    """The traceback without the frames of this package."""
     told = traceback.TracebackException.from_exception(error)
     told.stack = traceback.StackSummary.from_list(
-        [frame for at, frame in enumerate(told.stack) if not _ours(told.stack, at)]
+        [frame for frame in told.stack if not frame.filename.startswith(_PACKAGE)]
     )
     return "".join(told.format())
-
-
-def _ours(stack: traceback.StackSummary, at: int) -> bool:
-    """Whether a frame belongs to what started the program."""
-    return all(frame.filename.startswith(_PACKAGE) for frame in stack[: at + 1])
 
 
 def forbid_processes(patches: Patches) -> None:
@@ -248,5 +241,5 @@ def _why(frame: FrameType | None) -> str:
         frame = frame.f_back
     return (
         "starts a process, which would be no part of the simulation: do it in the rank itself, or "
-        "start more ranks (--ranks)"
+        "start more ranks (--nproc-per-node)"
     )

@@ -11,11 +11,12 @@ from __future__ import annotations
 import functools
 import os
 import random
+import signal
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from numpy.random import mtrand
 
 from leeboard.sim.distributed.patches import Patches
 from leeboard.sim.distributed.rank import Rank, current, find
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _CONTEXT_PARALLEL = "torch.distributed.tensor.experimental._context_parallel._attention"
 
@@ -198,7 +202,7 @@ class Isolation:
         self._threads = torch.get_num_threads()
         self._set: set[Any] = set()
 
-    def __enter__(self) -> Isolation:
+    def __enter__(self) -> Self:
         _share(self._patches, random, lambda rank: _state(rank).random)
         _share(self._patches, mtrand, lambda rank: mtrand._rand)  # type: ignore[attr-defined]
         for name in vars(mtrand):
@@ -206,6 +210,7 @@ class Isolation:
                 self._patches.set(np.random, name, vars(mtrand)[name])
         for change in ("putenv", "unsetenv"):
             self._patches.set(os, change, self._noted(getattr(os, change)))
+        self._patches.set(signal, "signal", _handled(signal.signal))
         torch.set_num_threads(1)
         self._patches.set(torch, "set_num_threads", _ranks_have_one_thread)
         return self
@@ -238,6 +243,22 @@ class Isolation:
 
 def _ranks_have_one_thread(count: int) -> None:
     """What `torch.set_num_threads` does in a run: nothing. A rank computes on one core."""
+
+
+def _handled(original: Callable[..., Any]) -> Callable[..., Any]:
+    handlers: dict[tuple[int, int], Any] = {}
+
+    @functools.wraps(original)
+    def handle(signum: int, handler: Any) -> Any:
+        rank = find()
+        if rank is None:
+            return original(signum, handler)
+        # No signal is for one rank: handlers are kept, and never called.
+        before = handlers.get((rank.number, signum), signal.SIG_DFL)
+        handlers[rank.number, signum] = handler
+        return before
+
+    return handle
 
 
 def _state(rank: Rank) -> ProcessState:

@@ -216,7 +216,7 @@ class _Crew:
             raise SimulationError(
                 f"{self.script.name}: no rank called torch.distributed.init_process_group(), so "
                 f"that {session.size} copies ran on their own: call it (no arguments are needed), "
-                "or run with --ranks 1"
+                "or run with --nproc-per-node 1"
             )
 
     def _start(self) -> None:
@@ -234,7 +234,7 @@ class _Crew:
 
     def _live(self, rank: Rank, main: Any) -> None:
         """A rank's thread."""
-        number, core, session = rank.number, rank.core, self.session
+        number, core = rank.number, rank.core
         rank.enter()
         try:
             core.enter(number)
@@ -247,13 +247,23 @@ class _Crew:
             else:
                 core.leave(following)
         except _C.SimAborted:
-            session.ended.setdefault(number, "with the run")
+            pass
         except Stuck as error:
             self._end({number: where.line(_innermost(error))})
-        except BaseException as error:
-            if not self._over.is_set():
-                self.error = failures.raised(session, number, core.clock(number), error)
-                self._end()
+        except BaseException as error:  # noqa: BLE001
+            self._fail(rank, error)
+
+    def _fail(self, rank: Rank, error: BaseException) -> None:
+        """A rank's program raised, unless another one did earlier in simulated time."""
+        try:
+            if not isinstance(error, SimulationError):
+                rank.now()
+        except _C.SimAborted:
+            return
+        except Stuck:
+            pass
+        self.error = failures.raised(self.session, rank.number, rank.core.clock(rank.number), error)
+        self._end()
 
     def _call(self, rank: Rank, main: Any) -> Any:
         with ExitStack() as stack:
@@ -312,7 +322,7 @@ def _count(ranks: int | None, platform: Platform) -> int:
     if ranks > room or (len(platform.placement) and ranks != room):
         what = f"places {room} ranks" if len(platform.placement) else f"has {room} devices"
         raise ValueError(
-            f"ranks: got {ranks}, but the platform {what}: use --ranks {room}, or a platform with "
+            f"ranks: got {ranks}, but the platform {what}: use {room} (--nproc-per-node), or a platform with "
             "more (a placement may put several ranks on one device)"
         )
     return ranks

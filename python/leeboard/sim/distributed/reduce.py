@@ -48,12 +48,13 @@ def refused(kind: int, dtype: torch.dtype) -> str:
     return ""
 
 
-def reduced(tensors: Sequence[Tensor], kind: int) -> Tensor:
+def reduced(tensors: Sequence[Tensor], kind: int, to_root: bool = False) -> Tensor:
     """The reduction of equally long tensors, in the shape of the first; a new tensor.
 
     Two ranks give gloo's numbers bit for bit, and so do integers, minima and maxima of any number.
     Sums and products of floating-point numbers over more ranks are taken in the order of gloo's
-    ring: chunk c of P goes from rank c - 1 downwards, and ends at rank c.
+    ring: chunk c of P goes from rank c - 1 downwards, and ends at rank c. Where chunks end differs
+    when only the root gets the result (`to_root`).
     """
     first = tensors[0]
     ranks = len(tensors)
@@ -66,7 +67,7 @@ def reduced(tensors: Sequence[Tensor], kind: int) -> Tensor:
         same = all(other.shape == shape for other in tensors)
         rows = tensors if same else [other.reshape(shape) for other in tensors]
         rounds = kind in (SUM, AVG, PRODUCT) and first.dtype.is_floating_point
-        result = _in_ring_order(rows, kind) if rounds else _in_turn(rows, kind)
+        result = _in_ring_order(rows, kind, to_root) if rounds else _in_turn(rows, kind)
     if kind == AVG:
         if result.dtype.is_floating_point or result.dtype.is_complex:
             return result.div_(ranks)
@@ -87,13 +88,21 @@ def _in_turn(rows: Sequence[Tensor], kind: int) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _chunk(elements: int, size: int, ranks: int) -> int:
-    """Elements of a rank's chunk in gloo's ring."""
-    total = elements * size
-    segments = max(-(-total // _LONGEST_SEGMENT), _SEGMENTS_EACH * ranks)
-    each = -(-segments // ranks)
-    bytes_of_segment = -(-total // (each * ranks))
-    return each * -(-bytes_of_segment // size)
+def _chunk(elements: int, size: int, ranks: int, to_root: bool) -> int:
+    """Elements of a rank's chunk in gloo's ring (gloo/allreduce.cc, gloo/reduce.cc)."""
+    total, fewest = elements * size, _SEGMENTS_EACH * ranks
+    if to_root:
+        segment = min(_parts(total, fewest), _LONGEST_SEGMENT // size * size)
+        segment = _parts(segment, size) * size
+        each = _parts(max(_parts(total, segment), fewest), ranks)
+        return each * (segment // size)
+    each = _parts(max(_parts(total, _LONGEST_SEGMENT), fewest), ranks)
+    return each * _parts(_parts(total, each * ranks), size)
+
+
+def _parts(whole: int, part: int) -> int:
+    """How many parts make up the whole, the last of them perhaps a shorter one."""
+    return -(-whole // part)
 
 
 @lru_cache(maxsize=256)
@@ -103,13 +112,13 @@ def _order(ranks: int, chunks: int) -> tuple[Tensor, Tensor]:
     return (chunk[None, :] - 1 - torch.arange(ranks)[:, None]) % ranks, chunk[None, :]
 
 
-def _in_ring_order(rows: Sequence[Tensor], kind: int) -> Tensor:
+def _in_ring_order(rows: Sequence[Tensor], kind: int, to_root: bool) -> Tensor:
     first, ranks = rows[0], len(rows)
     elements = first.numel()
-    chunk = _chunk(elements, first.element_size(), ranks)
+    chunk = _chunk(elements, first.element_size(), ranks, to_root)
     if elements <= chunk:
         return _in_turn(rows[::-1], kind)
-    chunks = -(-elements // chunk)
+    chunks = _parts(elements, chunk)
     if elements >= _LARGE:
         flat = [row.reshape(-1).split(chunk) for row in rows]
         parts = [

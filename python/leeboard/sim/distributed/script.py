@@ -108,7 +108,7 @@ def _module(name: str, args: tuple[str, ...]) -> Script:
 def _runner(code: types.CodeType) -> Callable[[types.ModuleType | None], None]:
     def call(main: types.ModuleType | None) -> None:
         assert main is not None
-        exec(code, vars(main))
+        exec(code, vars(main))  # noqa: S102
 
     return call
 

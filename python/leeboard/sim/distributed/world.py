@@ -175,7 +175,7 @@ def _rendezvous(
             raise ValueError(
                 f"init_process_group: {name} is {stated}, but {what} {expected}: take it from "
                 f"os.environ[{name.upper()!r}]"
-                + (f", or run with --ranks {stated}" if name == "world_size" else "")
+                + (f", or run with --nproc-per-node {stated}" if name == "world_size" else "")
             )
     table = store.table(session(caller).stores, "store of init_process_group")
     yield store.SimStore(table, timeout), caller.number, caller.size
