@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from leeboard.sim import selector
 from leeboard.sim.faults import changes
-from leeboard.sim.parts import Curve, Device, Link
+from leeboard.sim.parts import PEAKS, Curve, Device, Link
 from leeboard.sim.units import picoseconds
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ def _devices(platform: Platform) -> dict[str, Any]:
 
 
 def _peaks(kinds: tuple[Device, ...], column: NDArray[np.uint32]) -> dict[str, Any]:
-    """FLOP/s of each kind in each precision; nothing where one figure serves for all."""
-    peaks = np.array([kind.peaks for kind in kinds], np.float64)
-    if (peaks == peaks[:, :1]).all():
-        return {}
-    return {"device_kind": column, "kind_peaks": peaks}
+    """FLOP/s in each precision that some kind has a figure of its own for; 0: as `flops`."""
+    columns = {number: _floats(kinds, name) for number, name in enumerate(PEAKS) if number}
+    return {
+        f"device_flops_{number}": peaks[column] for number, peaks in columns.items() if peaks.any()
+    }
 
 
 class _Curves:

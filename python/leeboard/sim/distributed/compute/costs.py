@@ -204,12 +204,20 @@ def cost_of(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
     if rule.count is not None:
         operations = rule.count(values, out)
     elif rule.per_element:
-        of = [*given.values(), made]
-        operations = rule.per_element * max((sum(t.numel() for t in group) for group in of))
+        operations = rule.per_element * _elements(rule, values, out)
     else:
         operations = 0
     precision = _precision(tensor for group in (*given.values(), made) for tensor in group)
     return Cost(operations, _traffic(rule, values, given, made, written), precision)
+
+
+def _elements(rule: Rule, values: dict[str, Any], out: Any) -> int:
+    """Of the largest argument or result, lists taken together."""
+    groups = [*values.values(), *(out if isinstance(out, tuple) else (out,))]
+    if rule.names and rule.name in _SCATTERING:
+        # What is scattered, not what it is scattered over.
+        groups = [*values.values()][1:]
+    return max((sum(t.numel() for t in tensors(group)) for group in groups), default=0)
 
 
 def _traffic(
