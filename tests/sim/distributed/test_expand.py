@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leeboard.sim import Platform, Program, run
+from leeboard.sim import Device, Platform, Program, run
 from leeboard.sim.distributed.expand import expand
 from leeboard.sim.distributed.mesh import FoldError, Mesh
 from leeboard.sim.distributed.witness import check
@@ -17,7 +17,9 @@ from leeboard.sim.ops import OpKind
 
 
 def _platform(ranks: int) -> Platform:
-    return Platform.star(ranks, bandwidth="10 Gbit/s", latency="5 us", flops="1 TFLOP/s")
+    return Platform.star(
+        ranks, bandwidth="10 Gbit/s", latency="5 us", device=Device(flops="1 TFLOP/s")
+    )
 
 
 def _own(program: Program, rank: int) -> Any:

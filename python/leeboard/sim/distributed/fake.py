@@ -22,6 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from leeboard.sim.errors import SimulationError
 
 _ops = torch.ops._c10d_functional
+# Names of torch 2.13, and those before.
+_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_scatter_single = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 # So many collectives may be forgotten without a wait before the list is looked through.
 _MANY = 256
 
@@ -158,7 +161,7 @@ def _broadcast(mode: FakeMode, tensor: Tensor, src: int, group: Any) -> Tensor:
 def _all_gather_out(
     mode: FakeMode, tensor: Tensor, size: int, group: Any, *, out: Tensor
 ) -> Tensor:
-    work = dist.all_gather_into_tensor(out, tensor.contiguous(), _group(group), async_op=True)
+    work = _gather_single(out, tensor.contiguous(), _group(group), async_op=True)
     return mode.start(out, work)
 
 
@@ -169,7 +172,7 @@ def _all_gather(mode: FakeMode, tensor: Tensor, size: int, group: Any) -> Tensor
 def _reduce_scatter_out(
     mode: FakeMode, tensor: Tensor, reduce_op: str, size: int, group: Any, *, out: Tensor
 ) -> Tensor:
-    work = dist.reduce_scatter_tensor(
+    work = _scatter_single(
         out, tensor.contiguous(), _reduction(reduce_op), _group(group), async_op=True
     )
     return mode.start(out, work)
