@@ -226,7 +226,7 @@ def test_bytes() -> None:
         (lambda: torch.empty(5, 5), []),
         (lambda: x[0].sum(), [(10, 44)]),
         (lambda: x + y[:1], [(1000, 2 * size + 40)]),
-        (lambda: (y[:, :1].expand(100, 10) + 1), [(1000, 400 + size)]),
+        (lambda: y[:, :1].expand(100, 10) + 1, [(1000, 400 + size)]),
         (lambda: functional.embedding(index, table), [(0, 2 * 280 + 56)]),
         (lambda: table[index], [(0, 2 * 280 + 56)]),
         (lambda: table.index_select(0, index), [(0, 2 * 280 + 56)]),
@@ -292,7 +292,9 @@ def test_unknown_ops_are_named() -> None:
     rank = metered(meters(), lambda: torch.linalg.svd(x))
     report = report_of("roofline", [rank.meter])
     assert [op.name for op in report.unknown] == ["aten._linalg_svd.default"]
-    assert "without a formula, taken for memory traffic: aten._linalg_svd.default (1)" in str(report)
+    assert "without a formula, taken for memory traffic: aten._linalg_svd.default (1)" in str(
+        report
+    )
 
 
 def test_tables_name_ops_that_there_are() -> None:

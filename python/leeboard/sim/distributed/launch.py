@@ -7,7 +7,7 @@ import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -69,7 +69,7 @@ def launch(
     *,
     ranks: int | None = None,
     args: Sequence[Any] = (),
-    compute: str | Callable[[Platform, int], Meter] = "measured",
+    compute: str | Callable[[Platform, int], Meter] | None = None,
     network: Literal["flow", "alpha-beta"] = "flow",
     seed: int = 0,
     timeline: bool | None = None,
@@ -77,6 +77,8 @@ def launch(
     profile: str | Path | None = None,
     scale: float | Literal["auto"] = "auto",
     fold: str | None = None,
+    fake: bool | None = None,
+    witness: str = "one",
     per_node: int | None = None,
     prefix: bool = False,
     progress: bool = False,
@@ -91,7 +93,8 @@ def launch(
         args: The script's words; the function's arguments.
         compute: What computing costs (docs/sim/compute.md). "measured": the time it takes here,
             times `scale`; "profiled": what `profile` says; "roofline": by flops and bytes; "none":
-            nothing. Or a function of the platform and a rank that makes its meter.
+            nothing. Or a function of the platform and a rank that makes its meter. None: "roofline"
+            where tensors are fake, else "measured".
         network: As of `run`.
         seed: As of `run`; each rank's generators of random numbers start from it and the rank.
         timeline: As of `run`.
@@ -100,6 +103,10 @@ def launch(
         scale: How long a device of speed 1 takes for what takes this host a second, for "measured";
             "auto": 1 where the platform says nothing of the device's speed, else by a calibration.
         fold: Which ranks are alike (docs/sim/folding.md), such as "dp=8 tp=4"; None: each runs.
+        fake: Whether tensors have shapes but no values, and nothing is computed
+            (docs/sim/folding.md). None: if the run is folded, unless `compute` is "measured".
+        witness: Of a folded run: which ranks besides the representatives run, to check that they do
+            the same: "one" of each class, "all", or "none".
         per_node: Ranks of a node, which LOCAL_RANK counts; None: all are on one.
         prefix: Whether a line that rank 3 prints begins with "[rank 3] ".
         progress: Whether to show simulated time on a terminal.
@@ -112,6 +119,7 @@ def launch(
             init_process_group.
         ValueError: An argument is wrong.
     """
+    compute, fake = _mode(compute, fold, fake)
     if not callable(compute) and compute not in COMPUTE:
         raise ValueError(f"compute: got {compute!r}, expected one of {', '.join(COMPUTE)}")
     if network not in NETWORKS:
@@ -122,7 +130,7 @@ def launch(
     script = resolve(target, args)
     core = platform.core()
     options = core_options(core, network, seed, timeline, links)
-    live, exchange, numbers = _engine(platform, core, options, ranks, fold)
+    live, exchange, numbers = _engine(platform, core, options, ranks, fold, fake, witness)
     session = Session(live, exchange, ranks)
     meters = _meters(compute, platform, profile, scale)
     outputs = {number: Prefixed(sys.stdout, number) for number in numbers if prefix}
@@ -131,6 +139,12 @@ def launch(
         clock.install(patches)
         failures.forbid_processes(patches)
         crew = _Crew(session, script)
+        if fake:
+            from leeboard.sim.distributed import fake as fakes
+            from leeboard.sim.distributed import fake_patches
+
+            fake_patches.install(patches.set)
+            crew.modes = fakes.modes
         for number in numbers:
             main = script.main()
             state = ProcessState(
@@ -178,6 +192,8 @@ class _Crew:
         self._ranks: list[Rank] = []
         self._threads: list[threading.Thread] = []
         self._over = threading.Event()
+        # What every rank's thread stays within, besides its meter's modes.
+        self.modes: Callable[[], Sequence[AbstractContextManager[Any]]] = tuple
 
     def add(self, rank: Rank, main: Any) -> None:
         """One rank more, and its `__main__`."""
@@ -267,7 +283,7 @@ class _Crew:
         with ExitStack() as stack:
             # A backward pass stays on the rank's thread.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-            for mode in rank.meter.modes():
+            for mode in (*self.modes(), *rank.meter.modes()):
                 stack.enter_context(mode)
             rank.meter.resume(rank)
             value, how = None, "its program returned"
@@ -333,13 +349,17 @@ def _engine(
     options: dict[str, Any],
     ranks: int,
     fold: str | None,
+    fake: bool,
+    witness: str,
 ) -> tuple[Any, Any, list[int]]:
     """Engine, exchange, and which ranks run."""
-    if fold is None:
+    if fold is None and not fake:
         return _C.SimLive(ranks, core, options), Exchange(), list(range(ranks))
     from leeboard.sim.distributed import fold as folds
 
-    folding = folds.Folding.parse(fold, ranks)
+    if fold is None:
+        return _C.SimLive(ranks, core, options), folds.FakeExchange(), list(range(ranks))
+    folding = folds.Folding.parse(fold, ranks, witness)
 
     def part(count: int, devices: tuple[int, ...]) -> Any:
         placed = [int(platform.placement[d]) if len(platform.placement) else d for d in devices]
@@ -347,6 +367,20 @@ def _engine(
 
     live = folds.FoldCore(part, folding, folds.replay_raw(core, options))
     return live, folds.FoldExchange(live), list(folding.live)
+
+
+def _mode(compute: Any, fold: str | None, fake: bool | None) -> tuple[Any, bool]:
+    """What computing costs, and whether tensors are fake."""
+    if fake is None:
+        fake = fold is not None and compute != "measured"
+    if compute is None:
+        compute = "roofline" if fake else "measured"
+    if fake and compute == "measured":
+        raise ValueError(
+            "compute: got 'measured', but fake tensors compute nothing that could be measured; "
+            "expected 'roofline', 'profiled' or 'none', or fake=False"
+        )
+    return compute, fake
 
 
 def _meters(
