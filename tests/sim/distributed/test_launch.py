@@ -341,7 +341,7 @@ def test_many_ranks() -> None:
 
 
 def test_an_interrupted_run_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from leeboard.sim.distributed import launch
+    from leeboard.sim.distributed import crew
 
     def program() -> None:
         dist.init_process_group()
@@ -359,14 +359,14 @@ def test_an_interrupted_run_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
             raise KeyboardInterrupt
 
     session_seen = threading.Event()
-    original = launch._Crew._call
+    original = crew.Crew._call
 
     def call(self: Any, rank: Any, main: Any) -> Any:
         session_seen.set()
         return original(self, rank, main)
 
-    monkeypatch.setattr(launch._Crew, "_call", call)
-    monkeypatch.setattr(launch.threading, "Event", Interrupted)
+    monkeypatch.setattr(crew.Crew, "_call", call)
+    monkeypatch.setattr(crew.threading, "Event", Interrupted)
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         ran(program, 3)
