@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from leeboard.sim.distributed.rank import Rank, current
 from leeboard.sim.distributed.session import session
@@ -45,13 +46,15 @@ def table(stores: dict[str, Table], name: str) -> Table:
     return stores.setdefault(name, Table(name))
 
 
-class SimStore(dist.Store):
+class SimStore(Store):
     """A `torch.distributed.Store` that lives in the run. Timeouts do not pass: a key that nobody
     ever sets ends the run as a deadlock, which names it."""
 
     def __init__(self, shared: Table, timeout: timedelta | None = None) -> None:
         super().__init__()
         self._table = shared
+        # A PrefixStore holds what it wraps in C++, where Python does not see it.
+        session().kept.append(self)
         if timeout is not None:
             self.set_timeout(timeout)
 
