@@ -18,8 +18,11 @@ OPTIONS = {
     "nodes": "--nnodes",
     "compute": "--compute",
     "profile": "--profile",
+    "scale": "--scale",
     "record": "--record",
     "fold": "--fold",
+    "fake": "--fake",
+    "witness": "--witness",
     "prefix": "--prefix",
 }
 
@@ -51,16 +54,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--compute",
         choices=("measured", "profiled", "roofline", "none"),
         help="what computing costs: the time it takes here, scaled; by --profile; by flops and "
-        "bytes; nothing (default: measured)",
+        "bytes; nothing (default: measured; roofline with fake tensors)",
     )
     group.add_argument(
         "--profile", type=Path, metavar="FILE", help="of `leeboard sim profile`, for profiled"
     )
     group.add_argument(
+        "--scale",
+        type=float,
+        metavar="X",
+        help="how long a device takes for what takes this host a second, for measured (default: 1 if "
+        "the platform says nothing of its speed, else from a calibration)",
+    )
+    group.add_argument(
         "--record", type=Path, metavar="FILE", help="save what the ranks did, as a trace to replay"
     )
     group.add_argument(
-        "--fold", metavar="MESH", help='which ranks are alike, such as "dp=8 pp=4* tp=8"'
+        "--fold",
+        metavar="MESH",
+        help='which ranks are alike, such as "dp=8 pp=4* tp=8" (docs/sim/folding.md)',
+    )
+    group.add_argument(
+        "--fake",
+        action=argparse.BooleanOptionalAction,
+        help="tensors with shapes and no values: nothing is computed (default: with --fold, unless "
+        "compute is measured)",
+    )
+    group.add_argument(
+        "--witness",
+        choices=("one", "all", "none"),
+        help="with --fold: ranks that run to check that they do as those that stand for them "
+        "(default: one of each class)",
     )
     group.add_argument(
         "--prefix", action="store_true", help='begin each line that rank 3 prints with "[rank 3] "'
@@ -120,24 +144,31 @@ def run(args: argparse.Namespace, platform: Platform, target: str, timeline: Any
 
     if args.profile is not None and args.compute != "profiled":
         raise ValueError(f"--profile {args.profile}: is for --compute profiled")
+    if args.scale is not None and args.compute not in (None, "measured"):
+        raise ValueError(f"--scale {args.scale}: is for --compute measured")
     ranks, per_node = _numbers(args.per_node, args.nodes, platform.ranks)
     launched = launch(
         target,
         platform,
         ranks=ranks,
         args=args.words,
-        compute=args.compute or "measured",
+        compute=args.compute,
         network=args.network,
         seed=args.seed,
         timeline=timeline,
         profile=args.profile,
+        scale="auto" if args.scale is None else args.scale,
         fold=args.fold,
+        fake=args.fake,
+        witness=args.witness or "one",
         per_node=per_node,
         prefix=args.prefix,
         progress=True,
     )
     if args.record:
         launched.trace.save(args.record)
+    if not args.json:
+        print(launched.compute, end="\n\n")
     return launched.result
 
 

@@ -123,6 +123,9 @@ class Exchange:
                 f"{shown(out)}{_at(where.here())}: both must have the same dtype and as many "
                 "elements"
             )
+        self._fill(tensor, out)
+
+    def _fill(self, tensor: Tensor, out: Tensor) -> None:
         if torch._C._len_torch_dispatch_stack():
             with torch._C._DisableTorchDispatch():
                 fill(out, tensor)
