@@ -118,9 +118,7 @@ def sequence_parallel(rank: int, size: int) -> Any:
         mesh,
         {
             "norm": SequenceParallel(sequence_dim=0),
-            "mlp": PrepareModuleInput(
-                input_layouts=Shard(0), desired_input_layouts=Replicate()
-            ),
+            "mlp": PrepareModuleInput(input_layouts=Shard(0), desired_input_layouts=Replicate()),
             "mlp.up": ColwiseParallel(),
             "mlp.down": RowwiseParallel(output_layouts=Replicate()),
         },
@@ -139,7 +137,7 @@ def _stage(rank: int, size: int) -> Any:
 
 
 def _pipeline(schedule: str, rank: int, size: int) -> Any:
-    import torch.distributed.pipelining as pipelining
+    from torch.distributed import pipelining
 
     module, stage = _stage(rank, size)
     loss_fn = nn.functional.mse_loss

@@ -60,9 +60,7 @@ def agree(got: Any, expected: Any, exact: bool, where: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_a_program_gives_what_gloo_gives(
-    name: str, real: tuple[int, list[dict[str, Any]]]
-) -> None:
+def test_a_program_gives_what_gloo_gives(name: str, real: tuple[int, list[dict[str, Any]]]) -> None:
     size, outcomes = real
     with warnings.catch_warnings():
         # torch's own, on both sides.
