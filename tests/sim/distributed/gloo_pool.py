@@ -40,7 +40,7 @@ def _work(rank: int, size: int, port: int, folder: str) -> None:
         torch.manual_seed(1234)
         try:
             out[name] = {"value": plain(run(rank, size))}
-        except Exception:
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):
             out[name] = {"error": traceback.format_exc()}
         dist.barrier()
         dist.destroy_process_group()
