@@ -30,6 +30,8 @@ class Table:
         self.values: dict[str, bytes] = {}
         self.queues: dict[str, list[bytes]] = {}
         self.waiting: dict[str, list[int]] = {}
+        # Torch's wrappers hold the C++ half of a store alone, which calls the other.
+        self.opened: list[SimStore] = []
 
     def wake(self, rank: Rank, key: str) -> None:
         """The ranks that wait for `key` go on at the present of `rank`."""
@@ -52,6 +54,7 @@ class SimStore(dist.Store):
     def __init__(self, shared: Table, timeout: timedelta | None = None) -> None:
         super().__init__()
         self._table = shared
+        shared.opened.append(self)
         if timeout is not None:
             self.set_timeout(timeout)
 
