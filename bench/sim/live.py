@@ -81,7 +81,8 @@ def one(kind: str, ranks: int, calls: int) -> Row:
     """The simulator: all ranks share one process, so that a call costs a share of a round."""
     from leeboard import sim
 
-    platform = sim.Platform.star(ranks, bandwidth="10 Gbit/s", latency="10 us", protocol="gloo")
+    def star(size: int) -> sim.Platform:
+        return sim.Platform.star(size, bandwidth="10 Gbit/s", latency="10 us", protocol="gloo")
 
     def idle() -> float:
         dist.init_process_group("gloo")
@@ -93,14 +94,13 @@ def one(kind: str, ranks: int, calls: int) -> Row:
         "timeline": False,
         "links": False,
     }
-    sim.launch(lambda: dist.init_process_group("gloo"), platform.star(2), **options)
+    sim.launch(lambda: dist.init_process_group("gloo"), star(2), **options)
     before, start = _resident(), clock()
-    full = max(sim.launch(idle, platform, **options).values)
+    full = max(sim.launch(idle, star(ranks), **options).values)
     setup = clock() - start
-    launched = sim.launch(program, platform, args=(kind, max(calls // ranks, 4)), **options)
-    best = min(map(min, zip(*[launched.values[0]], strict=True)))
+    launched = sim.launch(program, star(ranks), args=(kind, max(calls // ranks, 4)), **options)
     return {
-        "us": best / ranks,
+        "us": min(launched.values[0]) / ranks,
         "setup_ms": setup / ranks * 1e3,
         "bytes": max(full - before, 0) / ranks,
         "messages": launched.result.messages,
