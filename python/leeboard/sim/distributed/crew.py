@@ -8,8 +8,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from time import monotonic
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Any
 
