@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live_programs import ANY, NO_LIMIT, RandomLive, Turns, drive, on_ranks, options, trace_of
 
 from leeboard import _C, sim
 from leeboard.sim.ops import COLLECTIVES, OpKind
+from live_programs import ANY, NO_LIMIT, RandomLive, Turns, drive, on_ranks, options, trace_of
 
 US = 10**6
 ALL_REDUCE, BARRIER = COLLECTIVES.index("all_reduce"), COLLECTIVES.index("barrier")
