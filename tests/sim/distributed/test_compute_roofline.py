@@ -8,7 +8,6 @@ from contextlib import ExitStack
 import pytest
 import torch
 import torch.distributed as dist
-from compute_core import FakeRank, metered
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -21,6 +20,7 @@ from torch.nn import functional
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 
+from compute_core import FakeRank, metered
 from leeboard.sim.distributed.compute import RooflineMeter, report_of
 from leeboard.sim.distributed.compute.flops import MOVES, PER_ELEMENT
 from leeboard.sim.ops import PRECISIONS
@@ -226,7 +226,7 @@ def test_bytes() -> None:
         (lambda: torch.empty(5, 5), []),
         (lambda: x[0].sum(), [(10, 44)]),
         (lambda: x + y[:1], [(1000, 2 * size + 40)]),
-        (lambda: (y[:, :1].expand(100, 10) + 1), [(1000, 400 + size)]),
+        (lambda: y[:, :1].expand(100, 10) + 1, [(1000, 400 + size)]),
         (lambda: functional.embedding(index, table), [(0, 2 * 280 + 56)]),
         (lambda: table[index], [(0, 2 * 280 + 56)]),
         (lambda: table.index_select(0, index), [(0, 2 * 280 + 56)]),
@@ -307,7 +307,7 @@ def test_leeboards_own_ops() -> None:
     for number, (run, expected) in enumerate(cases):
         rank = metered(meters(), run)
         assert products(rank) == expected, number
-        assert not [op for op in report_of("roofline", [rank.meter]).unknown]
+        assert not report_of("roofline", [rank.meter]).unknown
     (norm,) = metered(meters(), lambda: ops.rms_norm(x, gamma)).computed
     assert norm == (4 * x.numel(), 4 * (2 * x.numel() + 64), FLOAT32)
 
@@ -318,7 +318,9 @@ def test_unknown_ops_are_named() -> None:
     rank = metered(meters(), lambda: torch.linalg.svd(x))
     report = report_of("roofline", [rank.meter])
     assert [op.name for op in report.unknown] == ["aten._linalg_svd.default"]
-    assert "without a formula, taken for memory traffic: aten._linalg_svd.default (1)" in str(report)
+    assert "without a formula, taken for memory traffic: aten._linalg_svd.default (1)" in str(
+        report
+    )
 
 
 def test_tables_name_ops_that_there_are() -> None:

@@ -143,7 +143,9 @@ class Profile:
     def save(self, path: str | Path) -> None:
         """Write the profile to a file, whole or not at all."""
         operators = {
-            name: {key: [e.seconds, e.count, e.flops, e.bytes, e.precision] for key, e in of.items()}
+            name: {
+                key: [e.seconds, e.count, e.flops, e.bytes, e.precision] for key, e in of.items()
+            }
             for name, of in sorted(self.operators.items())
         }
         content = {
