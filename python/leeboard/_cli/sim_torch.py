@@ -21,6 +21,8 @@ OPTIONS = {
     "scale": "--scale",
     "record": "--record",
     "fold": "--fold",
+    "fake": "--fake",
+    "witness": "--witness",
     "prefix": "--prefix",
 }
 
@@ -52,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--compute",
         choices=("measured", "profiled", "roofline", "none"),
         help="what computing costs: the time it takes here, scaled; by --profile; by flops and "
-        "bytes; nothing (default: measured)",
+        "bytes; nothing (default: measured; roofline with fake tensors)",
     )
     group.add_argument(
         "--profile",
@@ -72,7 +74,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--record", type=Path, metavar="FILE", help="save what the ranks did, as a trace to replay"
     )
     group.add_argument(
-        "--fold", metavar="MESH", help='which ranks are alike, such as "dp=8 pp=4* tp=8"'
+        "--fold",
+        metavar="MESH",
+        help='which ranks are alike, such as "dp=8 pp=4* tp=8" (docs/sim/folding.md)',
+    )
+    group.add_argument(
+        "--fake",
+        action=argparse.BooleanOptionalAction,
+        help="tensors with shapes and no values: nothing is computed (default: with --fold, unless "
+        "compute is measured)",
+    )
+    group.add_argument(
+        "--witness",
+        choices=("one", "all", "none"),
+        help="with --fold: ranks that run to check that they do as those that stand for them "
+        "(default: one of each class)",
     )
     group.add_argument(
         "--prefix", action="store_true", help='begin each line that rank 3 prints with "[rank 3] "'
@@ -140,13 +156,15 @@ def run(args: argparse.Namespace, platform: Platform, target: str, timeline: Any
         platform,
         ranks=ranks,
         args=args.words,
-        compute=args.compute or "measured",
+        compute=args.compute,
         network=args.network,
         seed=args.seed,
         timeline=timeline,
         profile=args.profile,
         scale="auto" if args.scale is None else args.scale,
         fold=args.fold,
+        fake=args.fake,
+        witness=args.witness or "one",
         per_node=per_node,
         prefix=args.prefix,
         progress=True,

@@ -77,6 +77,12 @@ def _text(
             text = f"take a request of {queue!r}"
         case OpKind.DONE:
             text = f"answer the request of {queue!r}"
+        case OpKind.SLEEP:
+            text = f"sleep {_time(a)}"
+        case OpKind.SIGNAL:
+            text = f"tell rank {peer}" + (f" (after {_time(a)})" if a else "")
+        case OpKind.AWAIT:
+            text = "wait to be told"
         case _:
             text = f"op of unknown kind {kind}"
     if slot >= 0 and kind != OpKind.WAIT:

@@ -30,6 +30,9 @@ _ALL_TO_ALL = COLLECTIVES.index("all_to_all")
 _BARRIER = COLLECTIVES.index("barrier")
 
 _Kind = dist.ReduceOp.RedOpType
+_AllReduceOptions = dist.AllreduceOptions
+# Kind and dtype of what `refused` has nothing against, as far as it has been asked.
+_REDUCIBLE: set[tuple[int, torch.dtype]] = set()
 
 
 def _is_async(opts: Any) -> bool:
@@ -48,6 +51,7 @@ def _reduction(call: str, opts: Any, given: list[Tensor]) -> tuple[int, list[Ten
         reason = refused(kind, tensor.dtype)
         if reason:
             raise fault(call, reason)
+        _REDUCIBLE.add((kind, tensor.dtype))
     return kind, given
 
 
@@ -92,6 +96,22 @@ class Collectives:
 
     def allreduce(self, given: Any, opts: Any = None, timeout: Any = None) -> dist.Work:
         """Every rank gets the reduction of all ranks' tensors."""
+        # Nearly all calls, and the shortest way for them.
+        if type(opts) is _AllReduceOptions and len(given) == 1:
+            out = given[0].data
+            kind = opts.reduceOp.op.value
+            dtype = out.dtype
+            if (kind, dtype) in _REDUCIBLE:
+                outs = [out]
+                return self._start(
+                    _ALL_REDUCE,
+                    ("all_reduce", kind, -1, dtype, out.numel()),
+                    outs,
+                    outs,
+                    moves.all_reduce,
+                    out.nbytes,
+                    opts.asyncOp,
+                )
         return self._all_reduce("all_reduce", given, opts)
 
     def allreduce_coalesced(self, given: Any, opts: Any = None) -> dist.Work:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from leeboard.sim.distributed import where
+from leeboard.sim.distributed.moves import fill
 from leeboard.sim.distributed.reduce import NAMES
 from leeboard.sim.errors import CollectiveMismatchError, SimulationError
 
@@ -122,11 +123,14 @@ class Exchange:
                 f"{shown(out)}{_at(where.here())}: both must have the same dtype and as many "
                 "elements"
             )
+        self._fill(tensor, out)
+
+    def _fill(self, tensor: Tensor, out: Tensor) -> None:
         if torch._C._len_torch_dispatch_stack():
             with torch._C._DisableTorchDispatch():
-                _fill_from(tensor, out)
+                fill(out, tensor)
         else:
-            _fill_from(tensor, out)
+            fill(out, tensor)
 
     def join(
         self, group: int, number: int, me: int, size: int, signature: Signature, inputs: Any
@@ -149,9 +153,9 @@ class Exchange:
         """Member `me` goes, with what is its in `outs`."""
         if torch._C._len_torch_dispatch_stack():
             with torch._C._DisableTorchDispatch():
-                _moved(meeting, me, move, outs)
+                move(meeting, me, outs)
         else:
-            _moved(meeting, me, move, outs)
+            move(meeting, me, outs)
         left = meeting.left + 1
         meeting.left = left
         if left == meeting.size:
@@ -170,26 +174,6 @@ class Exchange:
             f"{members[other]} calls {first}{_at(line)}, rank {members[me]} calls "
             f"{_call(signature, inputs)}{_at(where.here())}"
         )
-
-
-def _moved(meeting: Meeting, me: int, move: Move, outs: Sequence[Tensor]) -> None:
-    try:
-        move(meeting, me, outs)
-    except RuntimeError:
-        # gloo writes to tensors that were made in inference mode, torch outside of it does not.
-        if not any(out.is_inference() for out in outs):
-            raise
-        with torch.inference_mode():
-            move(meeting, me, outs)
-
-
-def _fill_from(tensor: Tensor, out: Tensor) -> None:
-    value = tensor if tensor.shape == out.shape else tensor.reshape(out.shape)
-    if out.is_inference() and not torch.is_inference_mode_enabled():
-        with torch.inference_mode():
-            out.copy_(value)
-    else:
-        out.copy_(value)
 
 
 def _at(line: str) -> str:

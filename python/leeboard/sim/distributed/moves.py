@@ -22,8 +22,17 @@ Tensors = Sequence[Tensor]
 
 
 def fill(out: Tensor, value: Tensor) -> None:
-    """Copy as many elements as there are, whatever the shapes."""
-    out.copy_(value if out.shape == value.shape else value.reshape(out.shape))
+    """Copy a tensor of as many elements, whatever the shapes."""
+    try:
+        out.copy_(value)
+    except RuntimeError:
+        # Another shape; or made in inference mode: gloo writes to such, torch does not outside it.
+        value = value.reshape(out.shape)
+        if out.is_inference():
+            with torch.inference_mode():
+                out.copy_(value)
+        else:
+            out.copy_(value)
 
 
 def _joined(tensors: Tensors) -> Tensor:
@@ -49,6 +58,9 @@ def all_reduce(meeting: Meeting, me: int, outs: Tensors) -> None:
         else:
             result = [reduced(parts, kind) for parts in zip(*given, strict=True)]
         meeting.result = result
+    if len(outs) == 1:
+        fill(outs[0], result[0])
+        return
     for out, value in zip(outs, result, strict=True):
         fill(out, value)
 
