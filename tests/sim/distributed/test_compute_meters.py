@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from compute_core import FakeRank, metered
 
+from compute_core import FakeRank, metered
 from leeboard.sim import Device, Platform, Program, run
 from leeboard.sim.distributed.compute import (
     MODES,

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from compute_core import metered
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
+from compute_core import metered
 from leeboard.cli import main
 from leeboard.sim import Platform
 from leeboard.sim.distributed.compute import (

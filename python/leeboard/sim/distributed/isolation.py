@@ -141,7 +141,7 @@ class ProcessState:
 
     Args:
         spaces: The module attributes, of all ranks of the run.
-        environ: The rank's environment variables.
+        environ: Environment variables that the rank has beside those of the process.
         seed: Of torch's default generator, `random` and `numpy.random`.
         own: Attributes of `sys` that the rank starts with: argv, path, stdout, stderr.
         main: Its `__main__` module; None: the process's.
@@ -157,7 +157,8 @@ class ProcessState:
     ) -> None:
         encode = os.environ.encodekey
         self._spaces = spaces
-        self._environ = {encode(key): encode(value) for key, value in environ.items()}
+        own_variables = {encode(key): encode(value) for key, value in environ.items()}
+        self._environ = {**os.environ._data, **own_variables}  # type: ignore[attr-defined]
         self._generator = torch.Generator().manual_seed(seed).get_state()
         self._dtype = torch.get_default_dtype()
         self._cuda: list[torch.Tensor] | None = None
