@@ -11,7 +11,7 @@
 namespace leeboard::sim::test {
 
 inline Device device() {
-  return {.flops = 1e12,
+  return {.flops = {1e12},
           .memory_bandwidth = 1e11,
           .memory = 0,
           .speed = 1.0,
