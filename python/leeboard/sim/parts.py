@@ -202,17 +202,17 @@ class Device:
         """FLOP/s in each of `PRECISIONS`."""
         return tuple(getattr(self, name) or self.flops for name in PEAKS)
 
-    def seconds(self, flops: float, bytes: float = 0.0, precision: int = 0) -> float:
+    def seconds(self, flops: float, traffic: float = 0.0, precision: int = 0) -> float:
         """What a compute op takes, without jitter.
 
         Args:
             flops: Of the op.
-            bytes: Its memory traffic.
+            traffic: Bytes of memory traffic.
             precision: Which of `PRECISIONS` it computes in.
         """
         arms = (
             (flops, self.peaks[precision], self.flops_curve),
-            (bytes, self.memory_bandwidth, self.bytes_curve),
+            (traffic, self.memory_bandwidth, self.bytes_curve),
         )
         longest = max(
             amount / (rate * efficiency(curve, amount)) if amount > 0 else 0.0

@@ -83,7 +83,8 @@ class Crew:
             raise SimulationError(
                 f"{self.script.name}: no rank called torch.distributed.init_process_group(), so "
                 f"that {session.size} copies ran on their own: call it (no arguments are needed), "
-                "or run with --nproc-per-node 1"
+                "or run with --nproc-per-node 1; or, for a leeboard.sim.Program, define "
+                "build(args) or program at top level"
             )
 
     def _start(self) -> None:

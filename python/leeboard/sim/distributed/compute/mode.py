@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from leeboard.sim.distributed.compute import propagation
 from leeboard.sim.distributed.compute.costs import Cost, Rule, cost_of, rule_of, tensors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Costs are kept by op and shapes. Programs whose shapes never end start over at so many.
 _MOST = 1 << 16
@@ -55,7 +58,7 @@ class OpMode(TorchDispatchMode):
         self.seen = seen
         self.meta = meta
 
-    def __enter__(self) -> OpMode:
+    def __enter__(self) -> Self:
         """Begin to see the ops of this thread."""
         super().__enter__()
         propagation.watch()
