@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -48,6 +50,7 @@ class Crew:
         self._ranks: list[Rank] = []
         self._threads: list[threading.Thread] = []
         self._over = threading.Event()
+        self._processor = _processor()
         self.modes: Callable[[], Sequence[AbstractContextManager[Any]]] = tuple
 
     def add(self, rank: Rank, main: Any) -> None:
@@ -105,6 +108,8 @@ class Crew:
         """A rank's program, its end, and who is next."""
         number, core = rank.number, rank.core
         rank.enter()
+        if self._processor:
+            os.sched_setaffinity(0, self._processor)
         try:
             core.enter(number)
             if rank.state is not None:
@@ -175,6 +180,18 @@ class Crew:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, until - monotonic()))
+
+
+def _processor() -> set[int]:
+    """The processor that the caller runs on, for all ranks: they take turns, and a turn passes twice
+    as fast to a thread of the same processor. Empty where threads cannot be kept in place."""
+    if not hasattr(os, "sched_setaffinity"):
+        return set()
+    try:
+        fields = Path("/proc/thread-self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return set()
+    return {int(fields[36])} & os.sched_getaffinity(0)
 
 
 def _innermost(error: BaseException) -> FrameType | None:
