@@ -22,6 +22,7 @@ Count = Callable[[Arguments, Any], int]
 PER_ELEMENT: dict[str, int] = {
     "_softmax": 5,
     "_log_softmax": 5,
+    "_safe_softmax": 5,
     "_softmax_backward_data": 4,
     "_log_softmax_backward_data": 4,
     "native_layer_norm": 7,
