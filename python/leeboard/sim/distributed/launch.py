@@ -154,7 +154,7 @@ def launch(
             output.finish()
     crew.check()
     raw = live.outcome()
-    trace = _trace(live, session, script, compute)
+    trace = _trace(live, session, script, compute, fold)
     failures.raise_for(raw, trace, platform, core, session, crew.lines)
     result = Result.from_core(raw, trace, platform, network=network, seed=seed, core=core)
     return Launched(result, trace, [crew.values.get(number) for number in range(ranks)])
@@ -389,7 +389,7 @@ def _own(script: Script, output: Any) -> dict[str, Any]:
     return own
 
 
-def _trace(live: Any, session: Session, script: Script, compute: str) -> Trace:
+def _trace(live: Any, session: Session, script: Script, compute: str, fold: str | None) -> Trace:
     columns = {**live.program()}
     columns["ops"] = np.asarray(columns["ops"]).view(OP)
     return Trace(
@@ -399,6 +399,7 @@ def _trace(live: Any, session: Session, script: Script, compute: str) -> Trace:
             "program": script.name,
             "arguments": shlex.join(script.argv[1:]) if not script.plain else "",
             "compute": compute,
+            **({} if fold is None else {"fold": fold}),
             "torch": torch.__version__,
         },
     )
