@@ -134,8 +134,18 @@ void bind_sim_live(py::module_& module) {
   py::class_<SimLive>(module, "SimLive",
                       "A simulation whose ranks' programs are written while it runs; see "
                       "leeboard.sim.distributed.")
-      .def(py::init<uint32_t, const py::dict&, const py::dict&>(), py::arg("ranks"),
-           py::arg("platform"), py::arg("options"))
+      .def(py::init([](uint32_t ranks, const py::dict& platform, const py::dict& options) {
+             if (ranks == 0 || ranks > kMostDevices) {
+               throw py::value_error("ranks: got " + std::to_string(ranks));
+             }
+             try {
+               return std::make_unique<SimLive>(ranks, platform, options);
+             } catch (const std::runtime_error& error) {
+               // They do not fit together.
+               throw py::value_error(error.what());
+             }
+           }),
+           py::arg("ranks"), py::arg("platform"), py::arg("options"))
       .def("delay", &SimLive::delay, py::arg("rank"), py::arg("ps"))
       .def("sleep", &SimLive::sleep, py::arg("rank"), py::arg("ps"))
       .def("compute", &SimLive::compute, py::arg("rank"), py::arg("flops"), py::arg("bytes"),

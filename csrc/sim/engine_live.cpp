@@ -29,6 +29,7 @@ bool Engine::feed(Process& p) {
 uint32_t Engine::go_on() {
   if (stuck_) return kNil;
   stuck_ = !attempt([&] {
+    if (options_.interrupted && options_.interrupted()) throw Interrupted();
     if (!live_->contradiction.empty()) throw Mismatch(live_->contradiction);
     if (!begun_) {
       begun_ = true;

@@ -63,6 +63,14 @@ void check(const Op& op, uint32_t ranks) {
   }
 }
 
+void check_algorithm(Collective collective, uint32_t algorithm) {
+  if (algorithm == 0) return;
+  if (algorithm >= kAlgorithms || !supports(collective, static_cast<Algorithm>(algorithm))) {
+    refuse(std::string("algorithm: ") + name_of(collective) + " has none of number " +
+           std::to_string(algorithm));
+  }
+}
+
 }  // namespace
 
 Live::Live(uint32_t ranks, Platform platform, Options options)
@@ -148,13 +156,7 @@ int32_t Live::collective(uint32_t rank, Op op, bool blocking) {
   Member& member = member_of(rank, group);
   if (op.flags >= kCollectives) refuse("which: got " + std::to_string(op.flags));
   if (op.a > kMostBytes) refuse("bytes: got " + std::to_string(op.a) + ", more than 2^62");
-  const auto algorithm = static_cast<uint32_t>(op.b);
-  const auto collective = static_cast<Collective>(op.flags);
-  if (algorithm >= kAlgorithms ||
-      (algorithm > 0 && !supports(collective, static_cast<Algorithm>(algorithm)))) {
-    refuse(std::string("algorithm: ") + name_of(collective) + " has none of number " +
-           std::to_string(algorithm));
-  }
+  check_algorithm(static_cast<Collective>(op.flags), static_cast<uint32_t>(op.b));
   if (op.peer < 0 || static_cast<uint32_t>(op.peer) >= size_of(group)) {
     refuse("root: got " + std::to_string(op.peer) + ", expected less than " +
            std::to_string(size_of(group)));
@@ -172,7 +174,7 @@ int32_t Live::collective(uint32_t rank, Op op, bool blocking) {
 }
 
 // The table of this call, in which the rank has told what it knows: number + 1.
-uint32_t Live::table_of(uint32_t rank, uint32_t group, const Member& member, const Op& op,
+uint32_t Live::table_of(uint32_t group, const Member& member, const Op& op,
                         const std::vector<uint64_t>& sends, const std::vector<uint64_t>& recvs) {
   const uint32_t size = size_of(group), me = member.place;
   const auto [it, fresh] = tables_.try_emplace(uint64_t{group} << 32 | member.count, 0);
@@ -203,10 +205,6 @@ uint32_t Live::table_of(uint32_t rank, uint32_t group, const Member& member, con
   };
   for (uint32_t k = 0; k < size; ++k) {
     tell(me, k, sends[k], k);
-    if (k == me && sends[k] != recvs[k]) {
-      refuse("recvs: " + name(me) + " sends itself " + std::to_string(sends[k]) +
-             " bytes and expects " + std::to_string(recvs[k]));
-    }
     tell(k, me, recvs[k], k);
   }
   table.told[me] = true;
@@ -230,6 +228,11 @@ int32_t Live::all_to_all(uint32_t rank, uint32_t group, const std::vector<uint64
       }
     }
   }
+  if (const uint32_t me = member.place; sends[me] != recvs[me]) {
+    refuse("recvs: rank " + std::to_string(rank) + " sends itself " + std::to_string(sends[me]) +
+           " bytes and expects " + std::to_string(recvs[me]));
+  }
+  check_algorithm(Collective::kAllToAll, algorithm);
   if (static_cast<Algorithm>(algorithm) == Algorithm::kHierarchical) {
     refuse("algorithm: hierarchical needs all sizes before all ranks have come");
   }
@@ -241,8 +244,7 @@ int32_t Live::all_to_all(uint32_t rank, uint32_t group, const std::vector<uint64
         kNoSlot,
         total,
         algorithm};
-  if (algorithm >= kAlgorithms) refuse("algorithm: got " + std::to_string(algorithm));
-  const uint32_t table = table_of(rank, group, member, op, sends, recvs);
+  const uint32_t table = table_of(group, member, op, sends, recvs);
   op.b = uint64_t{table} << 32 | ops_.table(table - 1).algorithm;
   return collective(rank, op, blocking);
 }

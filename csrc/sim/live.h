@@ -78,7 +78,7 @@ class Live {
   const Slot& slot_of(uint32_t rank, int32_t slot) const;
   Member& member_of(uint32_t rank, uint32_t group);
   uint32_t size_of(uint32_t group) const;
-  uint32_t table_of(uint32_t rank, uint32_t group, const Member& member, const Op& op,
+  uint32_t table_of(uint32_t group, const Member& member, const Op& op,
                     const std::vector<uint64_t>& sends, const std::vector<uint64_t>& recvs);
   std::vector<uint64_t> layout() const;
 

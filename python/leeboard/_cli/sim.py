@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from leeboard._cli import sim_torch
+from leeboard._cli import sim_profile, sim_torch
 
 _RUN = """\
 Run a script, a program or a recorded trace on a platform, in simulated time.
@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, summary, fill in (
         ("run", "run a program or a trace on a platform", _add_run),
         ("show", "show a result: summary, critical path, tables, pictures", _add_show),
+        ("profile", sim_profile.SUMMARY, sim_profile.add_arguments),
         ("trace", "show what a program or a trace does, or save it as a trace", _add_trace),
         (
             "platforms",
@@ -98,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         from leeboard._cli import sim_commands
 
-        command: Callable[[argparse.Namespace], int] = getattr(sim_commands, name)
+        modules = {"profile": sim_profile}
+        command: Callable[[argparse.Namespace], int]
+        command = modules[name].run if name in modules else getattr(sim_commands, name)
         status = command(args)
         sys.stdout.flush()
     except BrokenPipeError:

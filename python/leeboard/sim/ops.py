@@ -52,6 +52,9 @@ class OpKind(enum.IntEnum):
     FREE = 14
     TAKE = 15
     DONE = 16
+    SLEEP = 17
+    SIGNAL = 18
+    AWAIT = 19
 
 
 class Draw(enum.IntEnum):

@@ -155,6 +155,8 @@ def _blocked(entry: dict[str, Any], trace: Trace) -> Blocked:
             text += f", to which rank(s) {', '.join(map(str, entry['missing']))} have not come"
     elif kind is OpKind.SYNC:
         text = "its streams" if peer < 0 else f"its stream {peer}"
+    elif kind is OpKind.AWAIT:
+        text = "a signal of another rank (it is parked)"
     elif kind is OpKind.TAKE:
         text = f"a request of queue {tag}"
     else:

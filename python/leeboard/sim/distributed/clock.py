@@ -49,7 +49,7 @@ def _nanoseconds(real: Callable[[], int], origin: int) -> Callable[[], int]:
 
 
 def sleep(seconds: Any, /) -> None:
-    """Let the rank be idle for a while, in virtual time."""
+    """Let the rank be idle for a while, in virtual time; others go on meanwhile."""
     rank = find()
     if rank is None:
         _sleep(seconds)
@@ -58,4 +58,5 @@ def sleep(seconds: Any, /) -> None:
         raise ValueError(f"sleep length must be non-negative, got {seconds!r}")
     rank.flush()
     rank.core.sleep(rank.number, round(seconds * _PICOSECONDS))
-    rank.meter.resume(rank)
+    # A program that polls what another rank writes must let it come to that.
+    rank.give(rank.core.run(rank.number))

@@ -34,6 +34,7 @@ _HINTS = (
             "no accelerator support is found",
             "current compilation's accelerator support",
             "CUDA driver",
+            "'torch._C' has no attribute '_cuda",
             "device type cuda",
         ),
         (

@@ -15,7 +15,6 @@ import signal
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,64 +57,71 @@ _LATE: dict[str, dict[str, Callable[[Any], Any]]] = {
 }
 
 
-class _Space:
-    """Attributes of one module, read and written together."""
-
-    __slots__ = ("fresh", "keys", "read", "space")
-
-    def __init__(
-        self,
-        space: dict[str, Any],
-        keys: tuple[str, ...],
-        fresh: Callable[[], tuple[Any, ...]],
-    ) -> None:
-        self.space = space
-        self.keys = keys
-        get = itemgetter(*keys)
-        self.read: Callable[[dict[str, Any]], tuple[Any, ...]] = (
-            get if len(keys) > 1 else lambda values: (get(values),)
-        )
-        self.fresh = fresh
-
-
 class Spaces:
-    """The module attributes that every rank of a run has for itself; it grows with imports."""
+    """The module attributes that every rank of a run has for itself; it grows with imports.
+
+    Attributes:
+        keys: Names of the attributes.
+        read: Gives their values.
+        write: Sets them.
+        clock: A recent simulated time in picoseconds, noted when `asked`: the thread that shows how
+            far the run is may not ask the engine.
+    """
+
+    read: Callable[[], tuple[Any, ...]]
+    write: Callable[[tuple[Any, ...]], None]
 
     def __init__(self) -> None:
-        self.all = [
-            self._of(vars(sys.modules[module]), keys) for module, keys in _SHARED.items() if keys
-        ]
-        self.all.append(self._of(sys.modules, ("__main__",)))
-        self._waiting = dict(_LATE)
-        self._modules = 0
-        # For the line that tells how far the run is: the thread that shows it may not ask the engine.
+        self.keys: list[str] = []
         self.asked = False
         self.clock = 0
+        self._holders: list[dict[str, Any]] = []
+        self._makers: list[Callable[[], Any]] = []
+        self._late = dict(_LATE)
+        self._modules = 0
+        for module, keys in _SHARED.items():
+            for key in keys:
+                self._add(vars(sys.modules[module]), key, _own)
+        self._add(sys.modules, "__main__", _own)
         self.look()
+        self._compile()
 
-    def note(self) -> None:
-        """Keep the clock of the rank that leaves."""
-        rank = current()
-        self.clock, self.asked = rank.core.clock(rank.number), False
+    def fresh(self, begin: int = 0) -> tuple[Any, ...]:
+        """Values for a rank that has none yet, from attribute `begin` on."""
+        return tuple(make() for make in self._makers[begin:])
 
     def look(self) -> None:
         """Add what has been imported since."""
         if len(sys.modules) == self._modules:
             return
         self._modules = len(sys.modules)
-        for name in [name for name in self._waiting if name in sys.modules]:
-            space, makers = vars(sys.modules[name]), self._waiting.pop(name)
-            keys = tuple(key for key in makers if key in space)
-            if keys:
-                makes = [functools.partial(makers[key], space[key]) for key in keys]
-                self.all.append(
-                    _Space(space, keys, lambda makes=makes: tuple(make() for make in makes))
-                )
+        before = len(self.keys)
+        for name in [name for name in self._late if name in sys.modules]:
+            holder = vars(sys.modules[name])
+            for key, start in self._late.pop(name).items():
+                if key in holder:
+                    self._add(holder, key, start)
+        if len(self.keys) > before:
+            self._compile()
 
-    @staticmethod
-    def _of(space: dict[str, Any], keys: tuple[str, ...]) -> _Space:
-        start = tuple(space[key] for key in keys)
-        return _Space(space, keys, lambda: tuple(_own(value) for value in start))
+    def note(self) -> None:
+        """Keep the clock of the rank that leaves."""
+        rank = current()
+        self.clock, self.asked = rank.core.clock(rank.number), False
+
+    def _add(self, holder: dict[str, Any], key: str, start: Callable[[Any], Any]) -> None:
+        self.keys.append(key)
+        self._holders.append(holder)
+        self._makers.append(functools.partial(start, holder[key]))
+
+    def _compile(self) -> None:
+        # Straight code: a loop over the attributes would be half of what a hand-off costs.
+        names = {f"h{at}": holder for at, holder in enumerate(self._holders)}
+        places = "".join(f"h{at}[{key!r}], " for at, key in enumerate(self.keys))
+        exec(  # noqa: S102
+            f"def read(): return ({places})\ndef write(values): ({places}) = values", names
+        )
+        self.read, self.write = names["read"], names["write"]  # type: ignore[assignment]
 
 
 def _own(value: Any) -> Any:
@@ -123,6 +129,10 @@ def _own(value: Any) -> Any:
     if type(value) is list:
         return list(value)
     return OrderedDict(value) if type(value) is OrderedDict else value
+
+
+_get_state, _set_state = torch.default_generator.get_state, torch.default_generator.set_state
+_get_dtype = torch.get_default_dtype
 
 
 class ProcessState:
@@ -154,13 +164,8 @@ class ProcessState:
         started = {"_rand": np.random.RandomState(seed % 2**32), **own}
         if main is not None:
             started["__main__"] = main
-        self._values = [
-            tuple(
-                started.get(key, value)
-                for key, value in zip(space.keys, space.fresh(), strict=True)
-            )
-            for space in spaces.all
-        ]
+        values = zip(spaces.keys, spaces.fresh(), strict=True)
+        self._values = tuple(started.get(key, value) for key, value in values)
 
     def leave(self) -> None:
         """Keep the state as the rank leaves it."""
@@ -168,22 +173,21 @@ class ProcessState:
         if spaces.asked:
             spaces.note()
         spaces.look()
-        self._values = [space.read(space.space) for space in spaces.all]
-        self._generator = torch.default_generator.get_state()
-        self._dtype = torch.get_default_dtype()
+        self._values = spaces.read()
+        self._generator = _get_state()
+        self._dtype = _get_dtype()
         if torch.cuda.is_initialized():
             self._cuda = torch.cuda.get_rng_state_all()
 
     def enter(self) -> None:
         """Put the state back as the rank left it."""
         os.environ._data = self._environ  # type: ignore[attr-defined]
-        spaces, values = self._spaces.all, self._values
-        while len(values) < len(spaces):
-            values.append(spaces[len(values)].fresh())
-        for space, kept in zip(spaces, values, strict=True):
-            space.space.update(zip(space.keys, kept, strict=True))
-        torch.default_generator.set_state(self._generator)
-        if torch.get_default_dtype() is not self._dtype:
+        spaces, values = self._spaces, self._values
+        if len(values) < len(spaces.keys):
+            values += spaces.fresh(len(values))
+        spaces.write(values)
+        _set_state(self._generator)
+        if _get_dtype() is not self._dtype:
             torch.set_default_dtype(self._dtype)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
@@ -196,7 +200,7 @@ class Isolation:
         self.spaces = Spaces()
         self._patches = Patches()
         self._environ = os.environ._data  # type: ignore[attr-defined]
-        self._values = [space.read(space.space) for space in self.spaces.all]
+        self._values = self.spaces.read()
         self._generator = torch.default_generator.get_state()
         self._dtype = torch.get_default_dtype()
         self._threads = torch.get_num_threads()
@@ -217,11 +221,7 @@ class Isolation:
 
     def __exit__(self, *_: object) -> None:
         self._patches.undo()
-        spaces = self.spaces.all
-        for space, kept in zip(spaces, self._values, strict=False):
-            space.space.update(zip(space.keys, kept, strict=True))
-        for space in spaces[len(self._values) :]:
-            space.space.update(zip(space.keys, space.fresh(), strict=True))
+        self.spaces.write(self._values + self.spaces.fresh(len(self._values)))
         torch.default_generator.set_state(self._generator)
         torch.set_default_dtype(self._dtype)
         torch.set_num_threads(self._threads)

@@ -15,6 +15,7 @@ class Session(Run):
 
     Attributes:
         stores: Key-value stores by name.
+        kept: Stores that live as long as the run.
         waits: Of ranks that wait for something the engine knows nothing of: for what.
         ended: Of ranks whose program is over: how.
         joined: Ranks that have called init_process_group.
@@ -23,6 +24,7 @@ class Session(Run):
     def __init__(self, core: Any, exchange: Any, size: int) -> None:
         super().__init__(core, exchange, size)
         self.stores: dict[str, Table] = {}
+        self.kept: list[object] = []
         self.waits: dict[int, str] = {}
         self.ended: dict[int, str] = {}
         self.joined: set[int] = set()

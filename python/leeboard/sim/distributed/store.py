@@ -52,6 +52,8 @@ class SimStore(dist.Store):
     def __init__(self, shared: Table, timeout: timedelta | None = None) -> None:
         super().__init__()
         self._table = shared
+        # A PrefixStore holds what it wraps in C++, where Python does not see it.
+        session().kept.append(self)
         if timeout is not None:
             self.set_timeout(timeout)
 

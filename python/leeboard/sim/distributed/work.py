@@ -311,6 +311,11 @@ def _promise(rank: Rank, future: SimFuture) -> None:
     task = torch._C._current_graph_task_id()
     if task < 0:
         return
+    if torch._C._current_autograd_node() is None:
+        # The end has come: whoever asks here, in a callback, may wait before the next one is called
+        # (the first step of a static graph).
+        future.wait()
+        return
     rank.futures.append(future)
     if rank.promised == task:
         return

@@ -17,6 +17,7 @@ from leeboard.sim.distributed.compute.meters import (
 from leeboard.sim.distributed.compute.profile import Profile, ProfileError
 from leeboard.sim.distributed.compute.report import Report, Tally, report
 from leeboard.sim.names import nearest
+from leeboard.sim.ops import PRECISIONS
 from leeboard.sim.parts import PEAKS, Device
 from leeboard.sim.platform import Platform
 from leeboard.sim.table import text_of
@@ -76,8 +77,7 @@ def meter(
         made.tally.note = f"{_name(device)}: {factor:.4g} times the time on this host ({why})"
     elif spec == "roofline":
         made = RooflineMeter(meta=meta)
-        peak, memory = text_of(device.flops / 1e12), text_of(device.memory_bandwidth / 1e9)
-        made.tally.note = f"{_name(device)}: at most {peak} TFLOP/s and {memory} GB/s"
+        made.tally.note = f"{_name(device)}: {_speeds(device)}"
     else:
         made = NoneMeter()
     made.tally.device = device
@@ -119,6 +119,17 @@ def scale_of(device: Device, scale: float | str = "auto") -> tuple[float, str]:
 
 
 _NOTHING_SAID = Device()
+
+
+def _speeds(device: Device) -> str:
+    own = [
+        f"{precision} {text_of(peak / 1e12)}"
+        for precision, peak in zip(PRECISIONS, device.peaks, strict=True)
+        if peak != device.flops
+    ]
+    shown = f" ({', '.join(own)})" if own else ""
+    peak, memory = text_of(device.flops / 1e12), text_of(device.memory_bandwidth / 1e9)
+    return f"at most {peak} TFLOP/s{shown} and {memory} GB/s"
 
 
 def _name(device: Device) -> str:

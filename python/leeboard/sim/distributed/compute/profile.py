@@ -16,11 +16,13 @@ from leeboard.sim.distributed.compute.mode import Call
 from leeboard.sim.distributed.compute.report import ESTIMATED, EXACT, ROOFLINE, Found
 from leeboard.sim.ops import PRECISIONS
 from leeboard.sim.parts import Device
+from leeboard.sim.table import aligned, text_of
 from leeboard.sim.units import PICOSECONDS
 
 FORMAT = "leeboard-profile"
 VERSION = 1
 _MOST_BYTES = 256 << 20
+_SHOWN = 12
 
 
 class ProfileError(ValueError):
@@ -76,9 +78,30 @@ class Profile:
     def add(self, call: Call, seconds: float, count: int) -> None:
         """Put a timed call in, in place of what was known of it."""
         cost = call.cost
-        entry = Entry(seconds, count, cost.flops, cost.bytes, cost.precision)
-        self.operators.setdefault(str(call.rule.func), {})[signature(call)] = entry
+        entries, key = self.operators.setdefault(str(call.rule.func), {}), signature(call)
+        if key in entries:
+            # Alike in all that a signature holds.
+            count += entries[key].count
+        entries[key] = Entry(seconds, count, cost.flops, cost.bytes, cost.precision)
         self._found.clear()
+
+    def __str__(self) -> str:
+        lines = [
+            f"device          {self.device}: {self.flops / 1e9:.4g} GFLOP/s in a float32 product, "
+            f"{self.memory_bandwidth / 1e9:.4g} GB/s",
+            f"operators       {len(self.operators)}, with {len(self)} shapes",
+        ]
+        lines += [f"  {key:<13} {value}" for key, value in self.host.items()]
+        totals = [
+            (name, len(of), sum(e.count for e in of.values()), sum(map(_total, of.values())))
+            for name, of in self.operators.items()
+        ]
+        totals.sort(key=lambda row: (-row[3], row[0]))
+        rows = [(n, f"{s:,}", f"{c:,}", text_of(t, "s")) for n, s, c, t in totals[:_SHOWN]]
+        lines.append(aligned(("operator", "shapes", "calls", "time of the calls"), rows))
+        if len(totals) > _SHOWN:
+            lines.append(f"... and {len(totals) - _SHOWN:,} more")
+        return "\n".join(lines)
 
     def merge(self, other: Profile) -> None:
         """Put all entries of another profile in, in place of what was known."""
@@ -170,6 +193,10 @@ class Profile:
                 for name, of in _operators(file, content)
             },
         )
+
+
+def _total(entry: Entry) -> float:
+    return entry.count * entry.seconds
 
 
 def _distance(entry: Entry, flops: int, size: int) -> float:
