@@ -49,7 +49,8 @@ void bind_relay(py::module_& module) {
            }),
            py::arg("ports"), py::arg("framing") = 0)
       .def("offer", &Star::offer, py::arg("now"), py::arg("source"), py::arg("target"),
-           py::arg("bytes"), py::arg("packet"), "False: the queue was full, and it is dropped.")
+           py::arg("bytes"), py::arg("packet"), py::arg("flow") = 0,
+           "False: the queue was full, and it is dropped.")
       .def("next", &Star::next)
       .def(
           "advance",

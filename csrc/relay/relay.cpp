@@ -41,6 +41,16 @@ Nanoseconds read_clock(clockid_t clock) {
   throw std::runtime_error(std::string(what) + ": " + std::strerror(errno));
 }
 
+// A number of the packet's connection: target, protocol and ports.
+uint64_t flow_of(const uint8_t* packet, size_t size) {
+  uint64_t flow = uint64_t{packet[19]} << 8 | packet[9];
+  const size_t header = (packet[0] & 15u) * size_t{4};
+  const bool ports = packet[9] == 6 || packet[9] == 17;
+  if (!ports || size < header + 4) return flow;
+  for (size_t i = 0; i < 4; ++i) flow = flow << 8 | packet[header + i];
+  return flow;
+}
+
 void watch(int epoll, int descriptor, uint64_t data) {
   epoll_event event{};
   event.events = EPOLLIN;
@@ -128,10 +138,12 @@ bool Relay::read_all(uint32_t port) {
     const ssize_t size = read(descriptors_[port], buffer, sizeof buffer);
     if (size <= 0) return false;
     uint32_t target = star_.ports();
+    uint64_t flow = 0;
     if (size >= 20 && buffer[0] >> 4 == 4) {
       uint32_t address;
       std::memcpy(&address, buffer + 16, sizeof address);
       target = ntohl(address) - network_ - 1;
+      flow = flow_of(buffer, static_cast<size_t>(size));
     }
     if (target >= star_.ports()) {
       ++totals_.not_ours;
@@ -142,7 +154,7 @@ bool Relay::read_all(uint32_t port) {
     packet.bytes.assign(buffer, buffer + size);
     packet.size = static_cast<uint32_t>(size);
     const Nanoseconds now = read_clock(CLOCK_MONOTONIC);
-    if (!star_.offer(now, port, target, packet.size, place)) free_.push_back(place);
+    if (!star_.offer(now, port, target, packet.size, place, flow)) free_.push_back(place);
   }
   return true;
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <queue>
+#include <unordered_map>
 #include <vector>
 
 namespace leeboard::relay {
@@ -40,13 +41,19 @@ struct Delivery {
 
 // A packet of n bytes takes (n + framing) * 8 / rate on a link, one after the other in each
 // direction. The switch forwards as it receives (cut-through): a packet that waits for nobody pays
-// the slower of its two links once, and both delays. What arrives first at a link goes first.
+// the slower of its two links once, and both delays.
+//
+// On the way up the flows of a host take turns, as under fq_codel, what most Linux distributions
+// put on their interfaces (deficit round robin; one that begins goes first); a flow's packets stay
+// in order. On the way down, what arrives first at the switch goes first.
 class Star {
  public:
   Star(std::vector<PortOptions> ports, uint32_t framing);
 
-  // A packet of `bytes` leaves a host, not before any that has been offered. False: it is dropped.
-  bool offer(Nanoseconds now, uint32_t source, uint32_t target, uint32_t bytes, uint64_t packet);
+  // A packet of `bytes` of a `flow` (any number) leaves a host, not before any that was offered,
+  // nor before what advance() was told. False: it is dropped.
+  bool offer(Nanoseconds now, uint32_t source, uint32_t target, uint32_t bytes, uint64_t packet,
+             uint64_t flow);
   // When something next happens; INT64_MAX: never.
   Nanoseconds next() const;
   // Moves time on; what is due by then is appended to `out` in the order in which it is due, and
@@ -57,31 +64,51 @@ class Star {
   uint32_t ports() const { return static_cast<uint32_t>(ports_.size()); }
 
  private:
-  // One direction of a link. What waits: end and size of each packet.
-  struct Line {
+  struct Packet {
+    Nanoseconds came;
+    uint64_t packet;
+    uint32_t target, size;
+  };
+  struct Flow {
+    std::deque<Packet> packets;
+    int64_t credit = 0;
+    bool listed = false;
+  };
+  // What waits in one direction.
+  struct Up {
+    bool sending = false;
+    uint64_t waiting = 0;
+    std::unordered_map<uint64_t, Flow> flows;
+    std::deque<uint64_t> fresh, old;  // flows, in the order of their turns
+  };
+  struct Down {
     Nanoseconds free = INT64_MIN;
     uint64_t waiting = 0;
-    std::deque<std::pair<Nanoseconds, uint32_t>> packets;
-
-    void forget(Nanoseconds now);
+    std::deque<std::pair<Nanoseconds, uint32_t>> packets;  // end and size
   };
   struct Port {
     PortOptions options;
-    Line up, down;
+    Up up;
+    Down down;
     PortCounters counters;
   };
-  // A packet on its way: to the switch's port (then `end` is when its last bit gets there), or to
-  // its host.
+  // A link up is free; or a packet is at the switch (all of it at `end`), or at its host.
+  enum class What : uint8_t { kFree, kAtSwitch, kAtHost };
   struct Event {
     Nanoseconds at, end;
     uint64_t order, packet;
-    uint32_t target, size;
-    bool at_host;
+    uint32_t port, size;
+    What what;
 
     bool operator>(const Event& other) const {
       return at != other.at ? at > other.at : order > other.order;
     }
   };
+
+  void send_next(uint32_t port, Nanoseconds now);
+  bool take_turn(Up& up, Packet& out);
+  void push(Nanoseconds at, Nanoseconds end, uint64_t packet, uint32_t port, uint32_t size,
+            What what);
 
   std::vector<Port> ports_;
   uint32_t framing_;

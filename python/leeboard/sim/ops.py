@@ -83,6 +83,7 @@ ALGORITHMS = (
     "pairwise",
     "hierarchical",
     "gloo_ring",
+    "gloo_tree",
 )
 ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
 

@@ -32,14 +32,14 @@ class Links:
             them + 14 of Ethernet's header) * 8 / bandwidth; no preamble, no gap.
         delay: Seconds from host to host, one way; half of it on each of the two links.
         queue: Bytes that may wait on a link before packets are dropped.
-        window: Bytes that a TCP connection may have under way; None: twice what the links hold, and
-            at least 128 KiB.
+        window: Bytes that a TCP connection may have under way, about. Wide enough that the
+            acknowledgements' delay does not slow it down.
     """
 
     bandwidth: float
     delay: float
     queue: int = 64 << 20
-    window: int | None = None
+    window: int = 4 << 20
 
     def __post_init__(self) -> None:
         if not self.bandwidth > 0:
@@ -53,13 +53,6 @@ class Links:
         rate = 8 * float(units.parse("bandwidth", bandwidth, units.BANDWIDTH))
         return cls(rate, float(units.parse("delay", delay, units.TIME)))
 
-    @property
-    def bytes_in_window(self) -> int:
-        """Of a TCP connection."""
-        if self.window is not None:
-            return self.window
-        return max(128 << 10, int(2 * self.bandwidth / 8 * 2 * self.delay))
-
     def ports(self, ranks: int) -> list[tuple[float, float, int, int, int]]:
         """As the relay takes them."""
         half = round(self.delay * 1e9 / 2)
@@ -69,7 +62,7 @@ class Links:
     def tcp(self) -> dict[str, str]:
         """What is set in each namespace (net.ipv4)."""
         # Of the receive buffer the kernel counts the packets' whole memory, about twice the bytes.
-        memory = 2 * self.bytes_in_window
+        memory = 2 * self.window
         return {
             "tcp_congestion_control": "reno",
             "tcp_slow_start_after_idle": "0",

@@ -1,7 +1,7 @@
 """Messages and collectives, each timed from a common beginning to the last rank's end.
 
-The one argument is a JSON object: "cases" (a list of [what, bytes]), "repeats", "warm", and "notice"
-(seconds that news of the next beginning may take).
+The one argument is a JSON object: "cases" (a list of [what, bytes]), "repeats", "warm", "notice"
+(seconds that news of the next beginning may take), and "open" (bytes sent between all ranks first).
 """
 
 from __future__ import annotations
@@ -166,16 +166,20 @@ CASES: dict[str, Callable[[int], Act]] = {
 }  # fmt: skip
 
 
+def open_windows(bytes_: int) -> None:
+    """Send so many bytes between all ranks, so that no connection is slow because it is new."""
+    ranks = dist.get_world_size()
+    out, back = _numbers(bytes_).repeat(ranks), _numbers(bytes_).repeat(ranks)
+    for _ in range(3):
+        dist.all_to_all_single(out, back)
+
+
 def main() -> None:
     """Run the cases, in their order."""
     order = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    # All connections are there, and their windows wide, before anything is timed.
-    ranks = dist.get_world_size()
-    for _ in range(2):
-        out, back = torch.zeros(ranks << 14), torch.zeros(ranks << 14)
-        dist.all_to_all_single(out, back)
+    open_windows(order["open"])
     for what, bytes_ in order["cases"]:
         timed(
             f"{what} {bytes_}",

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 # Ranks get the time of the next beginning this long before it.
-_NOTICE = 0.004
+_NOTICE = 0.012
 
 
 def together(notice: float = 0.0) -> float:
