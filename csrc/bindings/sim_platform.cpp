@@ -60,8 +60,10 @@ std::vector<Device> devices_of(const py::dict& dict, Platform& platform) {
   const auto bytes_curve = curves("device_bytes_curve");
   std::vector<Device> devices(count);
   for (size_t i = 0; i < count; ++i) {
-    devices[i] = {{finite(flops[i], "device_flops", 1e-9, kLargest), rates[1][i], rates[2][i],
-                   rates[3][i]},
+    std::array<double, kRates> peaks;
+    for (size_t k = 0; k < kRates; ++k) peaks[k] = rates[k][i];
+    finite(peaks[0], "device_flops", 1e-9, kLargest);
+    devices[i] = {peaks,
                   finite(bandwidth[i], "device_memory_bandwidth", 1e-9, kLargest),
                   memory[i],
                   finite(speed[i], "device_speed", 1e-9, 1e9),

@@ -17,7 +17,8 @@ struct Change {
   double factor;
 };
 
-inline constexpr size_t kRates = 4;
+// Any, float64, float32, 16-bit floats, 8-bit floats, int8: PRECISIONS of leeboard.sim.ops.
+inline constexpr size_t kRates = 6;
 
 struct Device {
   // A second, by the kind of numbers that a compute op names in its flags; 0: the first.

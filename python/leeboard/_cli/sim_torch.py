@@ -18,6 +18,7 @@ OPTIONS = {
     "nodes": "--nnodes",
     "compute": "--compute",
     "profile": "--profile",
+    "scale": "--scale",
     "record": "--record",
     "fold": "--fold",
     "prefix": "--prefix",
@@ -55,6 +56,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--profile", type=Path, metavar="FILE", help="of `leeboard sim profile`, for profiled"
+    )
+    group.add_argument(
+        "--scale",
+        type=float,
+        metavar="X",
+        help="how long a device takes for what takes this host a second, for measured (default: 1 if "
+        "the platform says nothing of its speed, else from a calibration)",
     )
     group.add_argument(
         "--record", type=Path, metavar="FILE", help="save what the ranks did, as a trace to replay"
@@ -120,6 +128,8 @@ def run(args: argparse.Namespace, platform: Platform, target: str, timeline: Any
 
     if args.profile is not None and args.compute != "profiled":
         raise ValueError(f"--profile {args.profile}: is for --compute profiled")
+    if args.scale is not None and args.compute not in (None, "measured"):
+        raise ValueError(f"--scale {args.scale}: is for --compute measured")
     ranks, per_node = _numbers(args.per_node, args.nodes, platform.ranks)
     launched = launch(
         target,
@@ -131,6 +141,7 @@ def run(args: argparse.Namespace, platform: Platform, target: str, timeline: Any
         seed=args.seed,
         timeline=timeline,
         profile=args.profile,
+        scale="auto" if args.scale is None else args.scale,
         fold=args.fold,
         per_node=per_node,
         prefix=args.prefix,
@@ -138,6 +149,8 @@ def run(args: argparse.Namespace, platform: Platform, target: str, timeline: Any
     )
     if args.record:
         launched.trace.save(args.record)
+    if not args.json:
+        print(launched.compute, end="\n\n")
     return launched.result
 
 

@@ -9,6 +9,7 @@ from leeboard.sim.ops import (
     ALGORITHMS,
     COLLECTIVES,
     ENDLESS,
+    PRECISIONS,
     ROOTED,
     UNKNOWN,
     Draw,
@@ -41,7 +42,8 @@ def _text(
     queue = trace.queues[tag]["name"] if kind in (OpKind.TAKE, OpKind.DONE) else ""
     match kind:
         case OpKind.COMPUTE:
-            text = f"compute {show(a, FLOP, digits=4)}, {_size(b)} of memory traffic"
+            what = f" in {PRECISIONS[flags]}" if flags else ""
+            text = f"compute {show(a, FLOP, digits=4)}{what}, {_size(b)} of memory traffic"
         case OpKind.DELAY:
             text = f"compute {_time(a)}"
         case OpKind.RANDOM:

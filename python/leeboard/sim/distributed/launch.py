@@ -20,6 +20,7 @@ import torch
 from leeboard import _C
 from leeboard._progress import progress_line
 from leeboard.sim.distributed import clock, failures, where, world
+from leeboard.sim.distributed import compute as costs
 from leeboard.sim.distributed.exchange import Exchange
 from leeboard.sim.distributed.isolation import Isolation, ProcessState, Spaces
 from leeboard.sim.distributed.patches import Patches
@@ -38,7 +39,7 @@ from leeboard.sim.trace import COLUMNS, Trace
 if TYPE_CHECKING:
     from leeboard.sim.platform import Platform
 
-COMPUTE = ("measured", "profiled", "roofline", "none")
+COMPUTE = costs.MODES
 # Address space of a rank's stack; only what is touched takes memory.
 _STACK = 16 << 20
 _POLL = 0.2
@@ -53,11 +54,13 @@ class Launched:
         result: What the run took.
         trace: The program that the ranks turned out to be, for `replay`.
         values: What the function returned on each rank; of a script None.
+        compute: What computing was charged for, by op where ops were seen.
     """
 
     result: Result
     trace: Trace
     values: list[Any] = field(default_factory=list)
+    compute: costs.Report | None = None
 
 
 def launch(
@@ -66,12 +69,13 @@ def launch(
     *,
     ranks: int | None = None,
     args: Sequence[Any] = (),
-    compute: Literal["measured", "profiled", "roofline", "none"] = "measured",
+    compute: str | Callable[[Platform, int], Meter] = "measured",
     network: Literal["flow", "alpha-beta"] = "flow",
     seed: int = 0,
     timeline: bool | None = None,
     links: bool = True,
     profile: str | Path | None = None,
+    scale: float | Literal["auto"] = "auto",
     fold: str | None = None,
     per_node: int | None = None,
     prefix: bool = False,
@@ -86,13 +90,15 @@ def launch(
         ranks: How many; None: as many as the platform has room for.
         args: The script's words; the function's arguments.
         compute: What computing costs (docs/sim/compute.md). "measured": the time it takes here,
-            scaled by the device's speed; "profiled": what `profile` says; "roofline": by flops and
-            bytes; "none": nothing.
+            times `scale`; "profiled": what `profile` says; "roofline": by flops and bytes; "none":
+            nothing. Or a function of the platform and a rank that makes its meter.
         network: As of `run`.
         seed: As of `run`; each rank's generators of random numbers start from it and the rank.
         timeline: As of `run`.
         links: As of `run`.
         profile: A file of `leeboard sim profile`, for "profiled".
+        scale: How long a device of speed 1 takes for what takes this host a second, for "measured";
+            "auto": 1 where the platform says nothing of the device's speed, else by a calibration.
         fold: Which ranks are alike (docs/sim/folding.md), such as "dp=8 tp=4"; None: each runs.
         per_node: Ranks of a node, which LOCAL_RANK counts; None: all are on one.
         prefix: Whether a line that rank 3 prints begins with "[rank 3] ".
@@ -106,7 +112,7 @@ def launch(
             init_process_group.
         ValueError: An argument is wrong.
     """
-    if compute not in COMPUTE:
+    if not callable(compute) and compute not in COMPUTE:
         raise ValueError(f"compute: got {compute!r}, expected one of {', '.join(COMPUTE)}")
     if network not in NETWORKS:
         raise ValueError(f"network: got {network!r}, expected one of {', '.join(NETWORKS)}")
@@ -118,7 +124,7 @@ def launch(
     options = core_options(core, network, seed, timeline, links)
     live, exchange, numbers = _engine(platform, core, options, ranks, fold)
     session = Session(live, exchange, ranks)
-    meters = _meters(compute, platform, profile)
+    meters = _meters(compute, platform, profile, scale)
     outputs = {number: Prefixed(sys.stdout, number) for number in numbers if prefix}
     with Patches() as patches, Isolation() as isolation:
         world.install(patches)
@@ -141,10 +147,12 @@ def launch(
             output.finish()
     crew.check()
     raw = live.outcome()
-    trace = _trace(live, session, script, compute)
+    report = costs.report_of(compute, [rank.meter for rank in session.ranks.values()])
+    trace = _trace(live, session, script, report)
     failures.raise_for(raw, trace, platform, core, session, crew.lines)
     result = Result.from_core(raw, trace, platform, network=network, seed=seed, core=core)
-    return Launched(result, trace, [crew.values.get(number) for number in range(ranks)])
+    values = [crew.values.get(number) for number in range(ranks)]
+    return Launched(result, trace, values, report)
 
 
 def record(target: str | Path | Callable[..., Any], platform: Platform, **options: Any) -> Trace:
@@ -335,12 +343,15 @@ def _engine(
     return live, folds.FoldExchange(live), list(folding.live)
 
 
-def _meters(compute: str, platform: Platform, profile: str | Path | None) -> Callable[[int], Meter]:
+def _meters(
+    compute: str | Callable[[Platform, int], Meter],
+    platform: Platform,
+    profile: str | Path | None,
+    scale: float | Literal["auto"],
+) -> Callable[[int], Meter]:
     if compute == "none":
         return lambda rank: NoMeter()
-    from leeboard.sim.distributed import compute as costs
-
-    return lambda rank: costs.meter(compute, platform, rank, profile=profile)
+    return lambda rank: costs.meter(compute, platform, rank, profile=profile, scale=scale)
 
 
 def _seed(seed: int, rank: int) -> int:
@@ -356,7 +367,7 @@ def _own(script: Script, output: Any) -> dict[str, Any]:
     return own
 
 
-def _trace(live: Any, session: Session, script: Script, compute: str) -> Trace:
+def _trace(live: Any, session: Session, script: Script, report: costs.Report) -> Trace:
     columns = {**live.program()}
     columns["ops"] = np.asarray(columns["ops"]).view(OP)
     return Trace(
@@ -365,7 +376,7 @@ def _trace(live: Any, session: Session, script: Script, compute: str) -> Trace:
         metadata={
             "program": script.name,
             "arguments": shlex.join(script.argv[1:]) if not script.plain else "",
-            "compute": compute,
+            **report.metadata(),
             "torch": torch.__version__,
         },
     )
