@@ -38,12 +38,26 @@ def integers(text: str) -> list[int]:
 def add_options(arguments: argparse.ArgumentParser) -> None:
     """What a pipeline can be told."""
     arguments.add_argument(
-        "--schedule", choices=(*SCHEDULES, "none"), default="gpipe", help="of the prefill (gpipe)"
+        "--schedule",
+        choices=(*SCHEDULES, "none"),
+        help="of the prefill (gpipe; with --no-sampling none, since torch's look at a value)",
     )
     arguments.add_argument("--micro-batches", type=int, help="parts of the batch (all stages busy)")
     arguments.add_argument(
         "--split", type=integers, metavar="N,N,...", help="layers of each stage (equally many)"
     )
+
+
+def schedule_of(options: argparse.Namespace) -> str | None:
+    """The schedule of the prefill; None: sends and receives.
+
+    Raises:
+        SystemExit: one of torch's for tensors without values: it looks at one to warm up.
+    """
+    if options.no_sampling and options.schedule in SCHEDULES:
+        raise SystemExit(f"--schedule {options.schedule} looks at values: with --no-sampling, none")
+    name = options.schedule or ("none" if options.no_sampling else "gpipe")
+    return None if name == "none" else str(name)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -62,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         )
         parts = micro_batches(options.batch, place.size, options.micro_batches)
         pipeline = Pipeline(place, model, None, None, parts)
-        schedule = None if options.schedule == "none" else options.schedule
-        done = pipeline.generate(place.prompts(), schedule, dist.barrier)
+        done = pipeline.generate(place.prompts(), schedule_of(options), dist.barrier)
         figures: dict[str, Any] = {"micro_batches": parts}
         logits = pipeline.first_logits(done) if options.check else None
         if done.tokens is not None:

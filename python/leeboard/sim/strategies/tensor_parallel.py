@@ -66,7 +66,7 @@ def by_dtensor(
     """The same by `parallelize_module`: the undivided model, its weights made DTensors."""
     Share(mesh.get_local_rank(), mesh.size()).check(config)
     with torch.device("meta"):
-        model = Llama(config, layers).to(dtype)
+        model = Llama(config, layers)
     plan: dict[str, ParallelStyle] = {}
     for number in model.layers:
         for name in ("attention.query", "attention.key", "attention.value"):
@@ -82,7 +82,7 @@ def by_dtensor(
     # On "meta" nothing is sent; afterwards each rank fills in its own share.
     parallelized: nn.Module = parallelize_module(model, mesh, plan)
     assert isinstance(parallelized, Llama)
-    return settle(parallelized, mesh.get_local_rank(), mesh.size(), seed, device)
+    return settle(parallelized, mesh.get_local_rank(), mesh.size(), seed, device, dtype)
 
 
 def pick(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -28,7 +28,7 @@ from leeboard.sim.strategies.deployment import (
 )
 from leeboard.sim.strategies.llama import Llama
 from leeboard.sim.strategies.pipeline import Pipeline, micro_batches, stage_layers
-from leeboard.sim.strategies.pipeline_parallel import add_options
+from leeboard.sim.strategies.pipeline_parallel import add_options, schedule_of
 from leeboard.sim.strategies.tensor_parallel import by_dtensor, by_hand
 from leeboard.sim.strategies.weights import tokens
 
@@ -74,8 +74,7 @@ def fixed_batch(place: Place, mesh: DeviceMesh) -> dict[str, Any]:
     prompts = tokens(
         place.config, options.batch, options.prompt, options.seed + replica, place.device
     )
-    schedule = None if options.schedule == "none" else options.schedule
-    done = pipeline.generate(prompts, schedule, dist.barrier)
+    done = pipeline.generate(prompts, schedule_of(options), dist.barrier)
     figures: dict[str, Any] = {"mesh": [options.dp, options.pp, options.tp], "micro_batches": parts}
     logits = pipeline.first_logits(done) if options.check else None
     if done.tokens is not None:

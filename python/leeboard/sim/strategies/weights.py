@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
@@ -123,17 +123,27 @@ def build(
         ValueError: the model does not divide over `share.count` devices.
     """
     with torch.device("meta"):
-        model = Llama(config, layers, share).to(dtype)
-    return settle(model, model.share.index, model.share.count, seed, device)
+        model = Llama(config, layers, share)
+    return settle(model, model.share.index, model.share.count, seed, device, dtype)
 
 
-def settle(model: Llama, index: int, count: int, seed: int, device: torch.device | str) -> Llama:
+def settle(
+    model: Llama,
+    index: int,
+    count: int,
+    seed: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Llama:
     """A model made on "meta", put on a device with share `index` of `count` of the weights."""
-    if str(device) != "meta":
-        model.to_empty(device=device)
-        model.tie()
-        fill_all(model, index, count, seed)
-    return model.requires_grad_(False).eval()
+    # Not by to_empty(): it swaps tensors in place, which fake ones and DTensors of them refuse.
+    for module in model.modules():
+        for name, old in list(module.named_parameters(recurse=False)):
+            new = torch.empty_like(old, device=device, dtype=dtype)
+            setattr(module, name, nn.Parameter(new, requires_grad=False))
+    model.tie()
+    fill_all(model, index, count, seed)
+    return model.eval()
 
 
 def tokens(config: Config, rows: int, count: int, seed: int, device: torch.device | str) -> Tensor:
