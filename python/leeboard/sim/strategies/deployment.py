@@ -50,6 +50,14 @@ def parser(program: str, text: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def integers(text: str) -> list[int]:
+    """`3,1` as [3, 1]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected numbers such as 3,1") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """Where this process is, and what it was asked to run."""

@@ -301,5 +301,5 @@ class Llama(nn.Module):
             x = layer(x, turn, int(name), cache)
         cache.advance(count)
         if self.norm is not None and self.head is not None:
-            x = self.head(self.norm(x[:, -keep:]))
+            x = self.head(self.norm(x[:, count - keep :]))
         return x

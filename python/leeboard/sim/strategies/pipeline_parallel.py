@@ -22,17 +22,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from leeboard.sim.strategies.deployment import compared, joined, parser, report, timings
+from leeboard.sim.strategies.deployment import compared, integers, joined, parser, report, timings
 from leeboard.sim.strategies.pipeline import SCHEDULES, Pipeline, micro_batches, stage_layers
 from leeboard.sim.strategies.weights import build
-
-
-def integers(text: str) -> list[int]:
-    """`3,1` as [3, 1]."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected numbers such as 3,1") from None
 
 
 def add_options(arguments: argparse.ArgumentParser) -> None:
