@@ -134,18 +134,18 @@ def joined(options: argparse.Namespace) -> Iterator[Place]:
             dist.destroy_process_group()
 
 
-def greedy(place: Place) -> tuple[Tensor, Tensor]:
-    """What the undivided model generates on this process alone.
+def greedy(place: Place, prompts: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What the undivided model generates on this process alone: `count` tokens after each prompt.
 
     Returns:
-        Tokens [batch, tokens] and the first token's logits [batch, vocab].
+        Tokens [batch, count] and the first token's logits [batch, vocab].
     """
-    options = place.options
-    model = build(place.config, seed=options.seed, device=place.device, dtype=place.dtype)
-    cache = Cache(options.prompt + options.tokens)
-    logits = model(place.prompts(), cache)[:, -1]
+    seed = place.options.seed
+    model = build(place.config, seed=seed, device=place.device, dtype=place.dtype)
+    cache = Cache(prompts.shape[1] + count)
+    logits = model(prompts, cache)[:, -1]
     first, found = logits, [logits.argmax(-1)]
-    for _ in range(options.tokens - 1):
+    for _ in range(count - 1):
         found.append(model(found[-1][:, None], cache)[:, -1].argmax(-1))
     return torch.stack(found, dim=1), first
 
@@ -161,7 +161,7 @@ def compared(place: Place, found: Tensor, logits: Tensor | None) -> dict[str, An
     Raises:
         SystemExit: they differ.
     """
-    tokens_expected, logits_expected = greedy(place)
+    tokens_expected, logits_expected = greedy(place, place.prompts(), place.options.tokens)
     error = 0.0
     if logits is not None:
         gap = (logits.float() - logits_expected.float()).abs().max()

@@ -36,7 +36,7 @@ from leeboard.sim.strategies.deployment import (
     report,
     timings,
 )
-from leeboard.sim.strategies.llama import Cache, Llama, attend, rotate, rotations
+from leeboard.sim.strategies.llama import Cache, Layer, Llama, attend, rotate, rotations
 from leeboard.sim.strategies.weights import build
 
 
@@ -49,9 +49,8 @@ def positions_of(count: int, ranks: int, shares: Sequence[int] | None) -> list[r
     shares = [1] * ranks if shares is None else shares
     if len(shares) != ranks or min(shares) < 1:
         raise SystemExit(f"--shares: got {list(shares)}; expected {ranks} numbers, 1 or more each")
-    ends = [0]
-    for number in range(ranks):
-        ends.append(count * sum(shares[: number + 1]) // sum(shares))
+    total = sum(shares)
+    ends = [count * sum(shares[:number]) // total for number in range(ranks + 1)]
     found = [range(start, stop) for start, stop in itertools.pairwise(ends)]
     if min(map(len, found)) < 1:
         raise SystemExit(f"--prompt {count}: a rank of {ranks} would get no position")
@@ -138,6 +137,7 @@ def prefill_by_hidden(model: Llama, tokens: Tensor, cache: Cache, exchange: Exch
     x: Tensor = model.embedding(tokens[:, :end])
     last = len(model.layers) - 1
     for number, layer in enumerate(model.layers.values()):
+        assert isinstance(layer, Layer)
         mine = x[:, own.start :]
         seen = layer.attention_norm(x)
         attention = layer.attention
