@@ -175,6 +175,16 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = 
     return mixed.transpose(1, 2).reshape(batch, count, heads * width)
 
 
+class Linear(nn.Linear):
+    """A projection without bias, whose weights are set later."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Nothing: torch's would take as long as a good part of the run, on every rank."""
+
+
 class Attention(nn.Module):
     """Self-attention over the heads of a share."""
 
@@ -184,10 +194,10 @@ class Attention(nn.Module):
         groups = config.kv_heads * config.head_width // share.count
         self.head_width = config.head_width
         self.share = share
-        self.query = nn.Linear(config.width, queries, bias=False)
-        self.key = nn.Linear(config.width, groups, bias=False)
-        self.value = nn.Linear(config.width, groups, bias=False)
-        self.output = nn.Linear(queries, config.width, bias=False)
+        self.query = Linear(config.width, queries)
+        self.key = Linear(config.width, groups)
+        self.value = Linear(config.width, groups)
+        self.output = Linear(queries, config.width)
 
     def heads(self, projected: Tensor) -> Tensor:
         """[B, T, H * D] as [B, H, T, D]; as many heads as there are."""
@@ -208,9 +218,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: Config, share: Share) -> None:
         super().__init__()
         self.share = share
-        self.gate = nn.Linear(config.width, config.hidden // share.count, bias=False)
-        self.up = nn.Linear(config.width, config.hidden // share.count, bias=False)
-        self.down = nn.Linear(config.hidden // share.count, config.width, bias=False)
+        self.gate = Linear(config.width, config.hidden // share.count)
+        self.up = Linear(config.width, config.hidden // share.count)
+        self.down = Linear(config.hidden // share.count, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.share.add(self.down(F.silu(self.gate(x)) * self.up(x)))
@@ -238,6 +248,9 @@ class Embedding(nn.Embedding):
     def __init__(self, config: Config, share: Share) -> None:
         super().__init__(config.vocab // share.count, config.width)
         self.share = share
+
+    def reset_parameters(self) -> None:
+        """Nothing, as in Linear."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.share.count == 1:
@@ -272,9 +285,7 @@ class Llama(nn.Module):
         self.embedding = Embedding(config, share) if self.first else None
         self.layers = nn.ModuleDict({str(number): Layer(config, share) for number in here})
         self.norm = nn.RMSNorm(config.width, config.eps) if self.last else None
-        self.head = (
-            nn.Linear(config.width, config.vocab // share.count, bias=False) if self.last else None
-        )
+        self.head = Linear(config.width, config.vocab // share.count) if self.last else None
         self.tie()
 
     def tie(self) -> None:
