@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from leeboard.sim.validate import namespaces
+from leeboard.sim.validate import namespaces, traffic_control
 
 DEVICE = "leeboard0"
 _DIE_WITH_PARENT = 1
@@ -63,19 +63,16 @@ def environment(spec: dict[str, Any], rank: int) -> dict[str, str]:
     }
 
 
-def start_ranks(spec: dict[str, Any], networks: list[int]) -> list[subprocess.Popen[bytes]]:
-    """The ranks' processes, each in its network, on its core."""
-    return [
-        subprocess.Popen(
-            spec["command"],
-            env=environment(spec, rank),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=_entering(networks[rank], spec["cores"][rank]),
-        )
-        for rank in range(spec["ranks"])
-    ]
+def start_rank(spec: dict[str, Any], networks: list[int], rank: int) -> subprocess.Popen[bytes]:
+    """A rank's process, in its network, on its core."""
+    return subprocess.Popen(
+        spec["command"],
+        env=environment(spec, rank),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=_entering(networks[rank], spec["cores"][rank]),
+    )
 
 
 def gather(
@@ -141,11 +138,10 @@ def _parent_lives() -> bool:
         return not (selector.select(0) and not os.read(0, 1))
 
 
-def relayed(spec: dict[str, Any]) -> int:
+def relayed(spec: dict[str, Any], rights: str) -> None:
     """Namespaces, a relay between them, and a run of the ranks."""
     from leeboard import _C
 
-    rights = namespaces.become_free()
     networks, tuns, tcp = [], [], {}
     own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     for rank in range(spec["ranks"]):
@@ -155,20 +151,35 @@ def relayed(spec: dict[str, Any]) -> int:
     namespaces.enter_network(own)
     ports = [tuple(port) for port in spec["ports"]]
     relay = _C.Relay(tuns, ports, spec["framing"], namespaces.network_number())
-    _tell(event="ready", rights=rights, real_time=relay.real_time(), tcp=tcp)
-    if not spec["command"]:
+    try:
+        _tell(event="ready", rights=rights, real_time=relay.real_time(), tcp=tcp)
+        conduct(spec, networks, relay.report)
+    finally:
         relay.stop()
-        return 0
+
+
+def controlled(spec: dict[str, Any], rights: str) -> None:
+    """The same with the kernel's traffic control."""
+    networks, tcp = traffic_control.build(spec)
+    _tell(event="ready", rights=rights, tcp=tcp)
+    conduct(spec, networks, dict)
+
+
+def conduct(
+    spec: dict[str, Any], networks: list[int], report: Callable[[], dict[str, Any]]
+) -> None:
+    """Run the ranks, if there is a command, and tell how it went."""
+    if not spec["command"]:
+        return
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        processes = start_ranks(spec, networks)
+        for rank in range(spec["ranks"]):
+            processes.append(start_rank(spec, networks, rank))
         until = time.monotonic() + spec["seconds"]
         why, statuses, out, err = gather(processes, until, _parent_lives)
     finally:
         stop(processes)
-        relay.stop()
-    _tell(event="done", why=why, statuses=statuses, out=out, err=err, relay=relay.report())
-    return 0
+    _tell(event="done", why=why, statuses=statuses, out=out, err=err, relay=report())
 
 
 def main() -> int:
@@ -178,14 +189,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     spec = json.loads(sys.stdin.buffer.readline())
     try:
-        if spec["means"] == "traffic-control":
-            from leeboard.sim.validate import traffic_control
-
-            return traffic_control.controlled(spec)
-        return relayed(spec)
-    except namespaces.NoNamespaces as error:
+        rights = namespaces.become_free()
+        (controlled if spec["means"] == "traffic-control" else relayed)(spec, rights)
+    except (namespaces.NoNamespaces, OSError) as error:
         _tell(event="refused", message=str(error))
         return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -111,9 +111,13 @@ def open_tun(name: str, host: str) -> int:
     try:
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        hint = "load the module tun" if error.errno in (errno.ENOENT, errno.ENODEV) else (
-            "make /dev/net/tun readable and writable for this user, or run as root (in a "
-            "container: --device /dev/net/tun --cap-add NET_ADMIN)"
+        hint = (
+            "load the module tun"
+            if error.errno in (errno.ENOENT, errno.ENODEV)
+            else (
+                "make /dev/net/tun readable and writable for this user, or run as root (in a "
+                "container: --device /dev/net/tun --cap-add NET_ADMIN)"
+            )
         )
         raise NoNamespaces(f"/dev/net/tun: {error.strerror}: {hint}") from error
     try:

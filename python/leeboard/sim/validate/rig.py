@@ -164,7 +164,7 @@ class Rig:
     ) -> Outcome:
         from leeboard.sim.validate.traffic_control import available
 
-        means = self.means or ("relay" if available() is not None else "traffic-control")
+        means = self.means or ("traffic-control" if available() is None else "relay")
         spec = {
             "means": means,
             "ranks": self.ranks,

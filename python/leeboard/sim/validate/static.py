@@ -52,7 +52,9 @@ COLLECTIVES = (
 
 
 def _pairs(made: Program, pairs: list[tuple[int, int]], size: int) -> None:
-    handles = {rank: [made[rank].irecv(a) for a, b in pairs if b == rank] for rank in range(len(made))}
+    handles = {
+        rank: [made[rank].irecv(a) for a, b in pairs if b == rank] for rank in range(len(made))
+    }
     for a, b in pairs:
         handles[a].append(made[a].isend(b, bytes=size))
     for rank, some in handles.items():

@@ -16,15 +16,13 @@ import torch.distributed as dist
 _NOTICE = 0.012
 
 
-def together(notice: float = 0.0) -> float:
-    """Return on all ranks at about the same time; when this rank did."""
-    ranks, rank = dist.get_world_size(), dist.get_rank()
-    dist.barrier()
-    times = [torch.zeros(1, dtype=torch.float64) for _ in range(ranks)] if rank == 0 else None
-    dist.gather(torch.tensor([time.perf_counter()], dtype=torch.float64), times, 0)
+def together(notice: float) -> float:
+    """Return on all ranks at about the same time; when this rank did.
+
+    Rank 0 sets the time: it calls this when it has heard of all the others that they are ready.
+    """
     start = torch.zeros(1, dtype=torch.float64)
-    if times is not None:
-        # The slowest way of the time to a rank is that of one message, which `notice` covers.
+    if dist.get_rank() == 0:
         start[0] = time.perf_counter() + notice + _NOTICE
     dist.broadcast(start, 0)
     wait = float(start) - time.perf_counter()
@@ -38,10 +36,12 @@ def timed(
 ) -> None:
     """Run `act` on all ranks, and print on rank 0 what it took: from begin to the last rank's end.
 
-    Times that could not be had because a rank got the beginning too late are counted as "late".
+    What `act` did before it is timed (`warm` times) is thrown away; all that is timed is printed.
     """
     ranks, rank = dist.get_world_size(), dist.get_rank()
     seconds, spread = [], []
+    # Nobody is late for the first time because its case took long to set up.
+    dist.barrier()
     for repeat in range(warm + repeats):
         begin = together(notice)
         act()
