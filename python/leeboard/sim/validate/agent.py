@@ -71,7 +71,8 @@ def start_rank(spec: dict[str, Any], networks: list[int], rank: int) -> subproce
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=_entering(networks[rank], spec["cores"][rank]),
+        # No other thread of this process runs Python, and the relay's holds none of its locks.
+        preexec_fn=_entering(networks[rank], spec["cores"][rank]),  # noqa: PLW1509
     )
 
 
@@ -174,7 +175,8 @@ def conduct(
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(spec["ranks"]):
-            processes.append(start_rank(spec, networks, rank))
+            # One by one: those before one that cannot be started are to be stopped.
+            processes.append(start_rank(spec, networks, rank))  # noqa: PERF401
         until = time.monotonic() + spec["seconds"]
         why, statuses, out, err = gather(processes, until, _parent_lives)
     finally:
@@ -191,7 +193,7 @@ def main() -> int:
     try:
         rights = namespaces.become_free()
         (controlled if spec["means"] == "traffic-control" else relayed)(spec, rights)
-    except (namespaces.NoNamespaces, OSError) as error:
+    except (namespaces.NoNamespacesError, OSError) as error:
         _tell(event="refused", message=str(error))
         return 2
     return 0

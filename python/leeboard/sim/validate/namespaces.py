@@ -25,7 +25,7 @@ _SET_ADDRESS, _SET_MASK, _SET_MTU, _SET_QUEUE = 0x8916, 0x891C, 0x8922, 0x8943
 _UP = 0x1
 
 
-class NoNamespaces(RuntimeError):
+class NoNamespacesError(RuntimeError):
     """This process may not make network namespaces or TUN devices; it says what would help."""
 
 
@@ -55,17 +55,17 @@ def become_free() -> str:
     Only for a process of its own with one thread: the user namespace stays for its life.
 
     Raises:
-        NoNamespaces: Neither root nor allowed to make a user namespace.
+        NoNamespacesError: Neither root nor allowed to make a user namespace.
     """
     if not sys.platform.startswith("linux"):
-        raise NoNamespaces(f"network namespaces need Linux, and this is {sys.platform}")
+        raise NoNamespacesError(f"network namespaces need Linux, and this is {sys.platform}")
     if os.geteuid() == 0 and _may_make_networks():
         return "root"
     user, group = os.geteuid(), os.getegid()
     try:
         _call("unshare", _NEW_USER)
     except OSError as error:
-        raise NoNamespaces(
+        raise NoNamespacesError(
             f"no user namespace may be made here ({error.strerror}): run as root, or allow them "
             "(sysctl user.max_user_namespaces; on Debian kernel.unprivileged_userns_clone=1; on "
             "Ubuntu kernel.apparmor_restrict_unprivileged_userns=0; in a container "
@@ -106,7 +106,7 @@ def open_tun(name: str, host: str) -> int:
     """Make a TUN device in this namespace, up, with the address `host`; its descriptor.
 
     Raises:
-        NoNamespaces: There is no /dev/net/tun, or it may not be opened.
+        NoNamespacesError: There is no /dev/net/tun, or it may not be opened.
     """
     try:
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -119,7 +119,7 @@ def open_tun(name: str, host: str) -> int:
                 "container: --device /dev/net/tun --cap-add NET_ADMIN)"
             )
         )
-        raise NoNamespaces(f"/dev/net/tun: {error.strerror}: {hint}") from error
+        raise NoNamespacesError(f"/dev/net/tun: {error.strerror}: {hint}") from error
     try:
         fcntl.ioctl(
             descriptor, _TUN_SET, struct.pack("16sH22x", name.encode(), _TUN | _NO_PACKET_INFO)
@@ -127,7 +127,7 @@ def open_tun(name: str, host: str) -> int:
         _configure(name, host)
     except OSError as error:
         os.close(descriptor)
-        raise NoNamespaces(f"TUN device {name}: {error.strerror}; run as root") from error
+        raise NoNamespacesError(f"TUN device {name}: {error.strerror}; run as root") from error
     return descriptor
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from leeboard.sim import units
 from leeboard.sim.validate.agent import DEVICE
-from leeboard.sim.validate.namespaces import NoNamespaces
+from leeboard.sim.validate.namespaces import NoNamespacesError
 
 FRAMING = 14
 _PORT = 29511
@@ -125,7 +125,7 @@ class Rig:
         """Make the rig and take it down again; how it was made.
 
         Raises:
-            NoNamespaces: It may not be made here; the message says what would help.
+            NoNamespacesError: It may not be made here; the message says what would help.
         """
         return self._run([], {}, 30.0, [None] * self.ranks).rig
 
@@ -148,7 +148,7 @@ class Rig:
 
         Raises:
             RigError: A rank failed, or it took too long; all that was started is gone.
-            NoNamespaces: The rig may not be made here.
+            NoNamespacesError: The rig may not be made here.
         """
         if cores is None:
             own = sorted(os.sched_getaffinity(0))
@@ -204,7 +204,7 @@ class Rig:
             for pipe in (agent.stdout, agent.stderr):
                 if pipe is not None:
                     pipe.close()
-        return _outcome(means, out, err)
+        return _outcome(means, out, err, agent.returncode)
 
 
 def _read_both(agent: subprocess.Popen[bytes]) -> tuple[str, str]:
@@ -220,20 +220,20 @@ def _read_both(agent: subprocess.Popen[bytes]) -> tuple[str, str]:
     return out.decode(errors="replace"), b"".join(errors).decode(errors="replace")
 
 
-def _outcome(means: str, out: str, err: str) -> Outcome:
+def _outcome(means: str, out: str, err: str, status: int) -> Outcome:
     rig: dict[str, Any] = {"means": means}
     done: dict[str, Any] | None = None
     for line in out.splitlines():
         event = json.loads(line)
         kind = event.pop("event")
         if kind == "refused":
-            raise NoNamespaces(event["message"])
+            raise NoNamespacesError(event["message"])
         if kind == "ready":
             rig.update(event)
         else:
             done = event
     if done is None:
-        if "rights" in rig and not err:
+        if "rights" in rig and status == 0:
             return Outcome([], [], {}, rig)
         raise RigError(f"the rig ended early: {err.strip()[-2000:]}")
     if done["why"] != "done":

@@ -51,7 +51,7 @@ def validate_script(
     Raises:
         ValueError: More ranks than cores, or the two runs print different scenarios.
         RigError: A rank failed.
-        NoNamespaces: The rig may not be made here.
+        NoNamespacesError: The rig may not be made here.
     """
     model = Setting(bandwidth, delay, ranks, "model", (("compute", 64),))
     refuse_crowding([model], oversubscribe)

@@ -99,6 +99,8 @@ def _run(command: list[str]) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
     except subprocess.CalledProcessError as error:
-        raise namespaces.NoNamespaces(f"{' '.join(command)}: {error.stderr.strip()}") from error
+        raise namespaces.NoNamespacesError(
+            f"{' '.join(command)}: {error.stderr.strip()}"
+        ) from error
     except FileNotFoundError as error:
-        raise namespaces.NoNamespaces(f"there is no {command[0]}: install iproute2") from error
+        raise namespaces.NoNamespacesError(f"there is no {command[0]}: install iproute2") from error
