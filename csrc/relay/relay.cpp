@@ -82,6 +82,9 @@ Relay::Relay(std::vector<int> descriptors, std::vector<PortOptions> ports, uint3
   watch(epoll_, wake_, kWake);
   for (size_t i = 0; i < descriptors_.size(); ++i) watch(epoll_, descriptors_[i], i);
   thread_ = std::thread([this] { run(); });
+  sched_param priority{};
+  priority.sched_priority = 1;
+  real_time_ = pthread_setschedparam(thread_.native_handle(), SCHED_FIFO, &priority) == 0;
 }
 
 Relay::~Relay() {
@@ -182,9 +185,6 @@ void Relay::deliver() {
 void Relay::run() {
   pthread_setname_np(pthread_self(), "relay");
   prctl(PR_SET_TIMERSLACK, 1UL);
-  sched_param priority{};
-  priority.sched_priority = 1;
-  real_time_ = pthread_setschedparam(pthread_self(), SCHED_FIFO, &priority) == 0;
   std::vector<epoll_event> events(descriptors_.size() + 2);
   const Nanoseconds begun = read_clock(CLOCK_THREAD_CPUTIME_ID);
   while (!stopping_) {

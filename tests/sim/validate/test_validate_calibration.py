@@ -48,7 +48,7 @@ def test_a_send_is_over_when_its_socket_has_taken_it() -> None:
     for buffer, expected in ((1 << 22, 2e-3), (0, 2e-3 + (1 << 20) / 12.5e6)):
         given = Calibration(2e-3, 1.0, 0.0, 0.0, buffer, 0.0)
         result = sim.run(program("message", 1 << 20, 2), given.platform(2, LINKS))
-        assert result.ranks["finished"][0] == pytest.approx(expected, rel=1e-6)
+        assert result.ranks["finish"][0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_medians_are_read_from_lines() -> None:
