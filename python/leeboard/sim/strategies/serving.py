@@ -261,7 +261,8 @@ class Serving:
                     continue
                 if turn is None and self.waiting:
                     due = self.began + self.waiting[0].arrival
-                    time.sleep(max(0.0, due - self.place.now()))
+                    # At least a microsecond: a rounded clock may stand just before the arrival.
+                    time.sleep(max(1e-6, due - self.place.now()))
                     continue
                 turn = turn or (0, STOP)
             group, what = self.shared(turn)
