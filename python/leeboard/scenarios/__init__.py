@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 from leeboard.scenarios.acceptance import Acceptance, acceptance_of
+from leeboard.scenarios.edge import (
+    Choice,
+    EdgePlan,
+    NothingMeetsError,
+    Trial,
+    plan_edge,
+)
+from leeboard.scenarios.edge_plans import EdgeCandidate, Plans, Sensor, plans_of
+from leeboard.scenarios.edge_study import plans_of_study
 from leeboard.scenarios.models import DRAFTERS, TARGETS, Drafter, Target
 from leeboard.scenarios.sensitivity import Flip, Sensitivity, Swing
-from leeboard.scenarios.speculation import Candidate, SpeculationPlan, plan_speculation
+from leeboard.scenarios.speculation import (
+    Candidate,
+    NothingFitsError,
+    SpeculationPlan,
+    plan_speculation,
+)
 
 __all__ = [
     "DRAFTERS",
     "TARGETS",
     "Acceptance",
     "Candidate",
+    "Choice",
     "Drafter",
+    "EdgeCandidate",
+    "EdgePlan",
     "Flip",
+    "NothingFitsError",
+    "NothingMeetsError",
+    "Plans",
     "Sensitivity",
+    "Sensor",
     "SpeculationPlan",
     "Swing",
     "Target",
+    "Trial",
     "acceptance_of",
+    "plan_edge",
     "plan_speculation",
+    "plans_of",
+    "plans_of_study",
 ]

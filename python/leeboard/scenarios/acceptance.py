@@ -16,8 +16,9 @@ class Acceptance:
     """Shares of tested drafts that are accepted; depth 1 is index 0.
 
     Attributes:
-        by_depth: Conditional on all before being accepted, 0 to 1 each. Deeper drafts are accepted
-            as the last one here.
+        by_depth: Conditional on all before being accepted, 0 to 1 each. Deeper drafts are taken to
+            be accepted as the least one of these: drafters drift, and few rounds reach the last
+            depths of a measurement.
         source: Where the figures come from, for people.
     """
 
@@ -29,7 +30,7 @@ class Acceptance:
             raise ValueError("acceptance: got none, expected a share for depth 1 and on")
         for depth, share in enumerate(self.by_depth, start=1):
             if isinstance(share, bool) or not isinstance(share, int | float):
-                raise ValueError(
+                raise ValueError(  # noqa: TRY004
                     f"acceptance: got {share!r} at depth {depth}, expected a share from 0 to 1"
                 )
             if not 0.0 <= share <= 1.0:
@@ -40,7 +41,7 @@ class Acceptance:
 
     def at(self, depth: int) -> float:
         """Of the draft at this depth, from 1 on."""
-        return self.by_depth[min(depth, len(self.by_depth)) - 1]
+        return self.by_depth[depth - 1] if depth <= len(self.by_depth) else min(self.by_depth)
 
     def tau(self, depth: int) -> float:
         """Expected tokens of a round that drafts `depth`: the accepted ones and the target's own."""
@@ -102,7 +103,7 @@ def _read(content: Any, way: str | None, source: str) -> Acceptance:
     if way is not None:
         raise ValueError(f"way: got {way!r}, but {source} holds one drafter only")
     if not isinstance(content, Sequence) or isinstance(content, str | bytes):
-        raise ValueError(f"acceptance: {source}: got {content!r}, expected a list of shares")
+        raise ValueError(f"acceptance: {source}: got {content!r}, expected a list of shares")  # noqa: TRY004
     shares = list(content)
     # Depths that no chain reached are written as null.
     while shares and shares[-1] is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from leeboard.scenarios.sensitivity import (
     write_report,
 )
 from leeboard.scenarios.site import Site, site
-from leeboard.sim import ArrivalTimes, Device, Platform, run
+from leeboard.sim import ArrivalTimes, Device, Platform, Trace, run
 from leeboard.sim.table import Table, aligned, text_of
 from leeboard.sim.units import BANDWIDTH, POWER, RATIO, TIME, parse
 
@@ -58,7 +57,7 @@ class Trial:
     latency: float
     energy: float
     fails: str = ""
-    # How far it is from what is asked, times what is allowed; 0: it meets it.
+    # By what share it misses what is asked; 0: it meets it.
     miss: float = 0.0
 
 
@@ -101,6 +100,10 @@ class EdgeQuestion:
     runs: dict[tuple[str, int], tuple[float, float, str]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    # Compiled programs, where the same ones run on many platforms.
+    traces: dict[tuple[str, int], tuple[Trace, int]] | None = field(
+        default=None, compare=False, repr=False
+    )
 
     @cached_property
     def times(self) -> ArrivalTimes:
@@ -120,9 +123,9 @@ class EdgeQuestion:
     def trial(self, placement: EdgePlacement, number: int) -> Trial:
         """Simulate plan `number` in a placement, once."""
         plan = self.plans.rows[number]
-        key = (placement, number)
+        key: tuple[EdgePlacement, int] = (placement, number)
         if key not in self.runs:
-            self.runs[key] = self._simulate(placement, plan)
+            self.runs[key] = self._simulate(plan, *self._compiled(key))
         latency, energy, memory = self.runs[key]
         fails, miss = [], 0.0
         if memory:
@@ -137,10 +140,19 @@ class EdgeQuestion:
             miss = max(miss, energy / self.energy - 1.0) if math.isfinite(energy) else math.inf
         return Trial(placement, plan, latency, energy, "; ".join(fails), miss)
 
-    def _simulate(self, placement: EdgePlacement, plan: EdgeCandidate) -> tuple[float, float, str]:
-        made, queue = program(self.wiring, self.plans.sensors, plan, placement, self.times)
+    def _compiled(self, key: tuple[EdgePlacement, int]) -> tuple[Trace, int]:
+        if self.traces is not None and key in self.traces:
+            return self.traces[key]
+        plan = self.plans.rows[key[1]]
+        made, queue = program(self.wiring, self.plans.sensors, plan, key[0], self.times)
+        compiled = made.trace()
+        if self.traces is not None:
+            self.traces[key] = (compiled, queue)
+        return compiled, queue
+
+    def _simulate(self, plan: EdgeCandidate, trace: Trace, queue: int) -> tuple[float, float, str]:
         result = run(
-            made,
+            trace,
             self.site.platform,
             network=self.network,
             seed=self.seed,
@@ -152,7 +164,7 @@ class EdgeQuestion:
         out = result.out_of_memory
         memory = ""
         if out:
-            needed = text_of(out[0].in_use + out[0].requested, "B")
+            needed = text_of(out[0].in_use, "B")
             device = list(self.site.roles)[out[0].rank]
             memory = f"memory: {needed} on {device}, which has {text_of(out[0].limit, 'B')}"
         return latency, self._joules(plan, result), memory
@@ -223,7 +235,7 @@ class EdgeQuestion:
             moved = {n: min(1.0, p * factor) for n, p in self.dropout.items()}
             return replace(self, dropout=moved)
         if name == "arrival rate":
-            return replace(self, rate=self.rate * factor, runs={})
+            return replace(self, rate=self.rate * factor, runs={}, traces=None)
         if name == "link bandwidth":
             return replace(self, site=self.site.scaled(bandwidth=factor), runs={})
         if name == "link latency":
@@ -251,13 +263,18 @@ class EdgeQuestion:
         if math.isfinite(self.energy):
             found.append(Input("energy budget", lambda f: f"{text_of(self.energy * f)} J"))
         if likely > 0:
-            show = lambda f: f"{100 * min(1.0, likely * f):.3g} %"  # noqa: E731
+            show = lambda f: f"{100 * min(1.0, likely * f):.3g} %"
             found.append(Input("sensor dropout", show, most=1.0 / likely))
         return found
 
 
+def _first(choice: Choice) -> Trial:
+    """What runs on the largest set for which there is something."""
+    return next(trial for trial in choice.plans.values() if trial is not None)
+
+
 def _merit(choice: Choice) -> tuple[float, float, float]:
-    first = next(trial for trial in choice.plans.values() if trial is not None)
+    first = _first(choice)
     energy = first.energy if math.isfinite(first.energy) else 0.0
     return (round(choice.accuracy, 12), -energy, -first.latency)
 
@@ -284,20 +301,7 @@ class EdgePlan:
     def table(self) -> Table:
         """A row a plan and placement: placement, sensors, plan, accuracy, latency (at the quantile),
         energy (joules a window), chosen (for some set in the best placement), note (why it fails)."""
-        rows = self.trials
-        return Table(
-            {
-                "placement": [t.placement for t in rows],
-                "sensors": [t.plan.set_name for t in rows],
-                "plan": [t.plan.name for t in rows],
-                "accuracy": [t.plan.accuracy for t in rows],
-                "latency": [t.latency for t in rows],
-                "energy": [t.energy for t in rows],
-                "chosen": [self._chosen(t) for t in rows],
-                "note": [self._note(t) for t in rows],
-            },
-            _UNITS,
-        )
+        return _table(self.trials, [self._note(t) for t in self.trials])
 
     @property
     def sets(self) -> Table:
@@ -330,7 +334,7 @@ class EdgePlan:
         own = next(c for c in self.choices if c.placement == trial.placement)
         used = any(t is not None and t.plan is trial.plan for t in own.plans.values())
         if used:
-            return f"the best here; {self.best.placement} is better over all sets"
+            return f"would be chosen here, but {self.best.placement} is better"
         return "less accurate than another plan"
 
     def plot(self, path: str | Path | None = None) -> Any:
@@ -409,8 +413,10 @@ class EdgePlan:
             "expected accuracy over all sets of sensors (* best)",
             self._placements(),
             "",
-            f"what runs on which set ({self.best.placement})",
+            f"what runs on which set that may occur ({self.best.placement})",
             self._sets(),
+            "",
+            self._verdict(),
         ]
         if self.sensitivity is not None:
             parts += ["", str(self.sensitivity)]
@@ -448,8 +454,22 @@ class EdgePlan:
         return aligned(("placement", "accuracy", "answered", "where"), rows)
 
     def _sets(self) -> str:
-        lines = str(self.sets).split("\n")
-        return "\n".join(lines)
+        likely = self.sets.take(np.argsort(-self.sets["chance"], kind="stable"))
+        return str(likely.take(likely["chance"] > 0.0))
+
+    def _verdict(self) -> str:
+        best = self.best
+        words = f"Best: {best.placement}, {text_of(best.accuracy, '%')} expected"
+        equal = [
+            c.placement
+            for c in self.choices
+            if c is not best and math.isclose(c.accuracy, best.accuracy, rel_tol=1e-12)
+        ]
+        if equal:
+            known = math.isfinite(_first(best).energy)
+            what = "takes less energy" if known else "answers sooner"
+            words += f"; {', '.join(equal)} as accurate, but {best.placement} {what}"
+        return f"{words}."
 
 
 class NothingMeetsError(ValueError):
@@ -462,6 +482,27 @@ class NothingMeetsError(ValueError):
     def __init__(self, message: str, trials: tuple[Trial, ...]) -> None:
         super().__init__(message)
         self.trials = trials
+
+    @property
+    def table(self) -> Table:
+        """As `EdgePlan.table`."""
+        return _table(self.trials, [t.fails for t in self.trials])
+
+
+def _table(rows: Sequence[Trial], notes: Sequence[str]) -> Table:
+    return Table(
+        {
+            "placement": [t.placement for t in rows],
+            "sensors": [t.plan.set_name for t in rows],
+            "plan": [t.plan.name for t in rows],
+            "accuracy": [t.plan.accuracy for t in rows],
+            "latency": [t.latency for t in rows],
+            "energy": [t.energy for t in rows],
+            "chosen": [note == "best" for note in notes],
+            "note": list(notes),
+        },
+        _UNITS,
+    )
 
 
 def plan_edge(
@@ -621,8 +662,10 @@ def _sensitivity(
     share: float,
     advance: Callable[[int], object],
 ) -> Sensitivity:
+    kept = replace(asked, traces={})
+
     def evaluate(name: str, factor: float) -> Outcome:
-        moved = asked.moved(name, factor)
+        moved = kept.moved(name, factor)
         now = moved.best()
         keeping = moved.keeping(best)
         if now is None:
@@ -704,8 +747,3 @@ def _devices(given: Mapping[str, str] | None, names: Sequence[str]) -> dict[str,
     if "hub" in found.values():
         raise ValueError("devices: a sensor is on 'hub', which is the hub's name")
     return found
-
-
-def as_dict(trial: Trial) -> dict[str, Any]:
-    """A trial as plain values."""
-    return dataclasses.asdict(trial)

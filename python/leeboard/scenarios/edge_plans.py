@@ -171,7 +171,7 @@ def _parsed(content: Any, source: str) -> Plans:
         )
     for key, kind in (("sensors", Mapping), ("plans", Sequence)):
         if not isinstance(content.get(key), kind) or isinstance(content.get(key), str):
-            raise ValueError(f"plans: {source}: {key!r} is missing or no {kind.__name__.lower()}")
+            raise ValueError(f"plans: {source}: {key!r} is missing, or no list or object")  # noqa: TRY004
     sensors = {}
     for name, entry in content["sensors"].items():
         _keys(entry, ("bytes", "features"), (), f"sensors.{name}")
@@ -223,7 +223,9 @@ def _keys(entry: Any, needed: Sequence[str], known: Sequence[str], where: str) -
             raise ValueError(f"{where}: {key!r} is missing")
     for key in entry:
         if key not in (*needed, *known):
-            raise ValueError(f"{where}: unknown key {key!r}; expected {', '.join([*needed, *known])}")
+            raise ValueError(
+                f"{where}: unknown key {key!r}; expected {', '.join([*needed, *known])}"
+            )
 
 
 def _number(value: Any, where: str) -> float:

@@ -163,9 +163,7 @@ class _Times:
             )
         return found
 
-    def of(
-        self, present: tuple[str, ...], share: float
-    ) -> tuple[dict[str, float] | None, float]:
+    def of(self, present: tuple[str, ...], share: float) -> tuple[dict[str, float] | None, float]:
         """Seconds of each encoder, or None, and of the whole."""
         tokens = self.units.tokens(present)
         own, total = dict.fromkeys(present, 0.0), self.table.rest(present)

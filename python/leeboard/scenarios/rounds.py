@@ -143,9 +143,7 @@ class Decoding:
     def down(self, accepted: int, *, states: bool) -> int:
         """Bytes of what the target says: the tokens, and their states where the drafter is away."""
         rows = accepted + 1
-        return round(
-            self.header + _TOKEN * rows + (self.drafter.message(rows) if states else 0.0)
-        )
+        return round(self.header + _TOKEN * rows + (self.drafter.message(rows) if states else 0.0))
 
 
 def program(

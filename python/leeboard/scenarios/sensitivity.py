@@ -10,7 +10,7 @@ from typing import Any
 from leeboard.sim.table import Table, aligned, text_of
 
 # How far an input is moved in search of another decision, and how exactly that place is found.
-_STEPS = (1.1, 1.2, 1.5, 2.0, 3.0, 4.0)
+_STEPS = (1.6, 2.5, 4.0)
 _CLOSE = 1.02
 
 
@@ -206,9 +206,7 @@ def analyse(
     for given in inputs:
         seen: dict[float, Outcome] = {1.0: base}
 
-        def at(
-            factor: float, name: str = given.name, seen: dict[float, Outcome] = seen
-        ) -> Outcome:
+        def at(factor: float, name: str = given.name, seen: dict[float, Outcome] = seen) -> Outcome:
             if factor not in seen:
                 seen[factor] = evaluate(name, factor)
             return seen[factor]
@@ -222,8 +220,8 @@ def analyse(
                 high.value,
                 low.keeping,
                 high.keeping,
-                _flip(at, given, base.decision, up=False),
-                _flip(at, given, base.decision, up=True),
+                _flip(at, given, base.decision, 1.0 - share),
+                _flip(at, given, base.decision, 1.0 + share),
             )
         )
         advance(1)
@@ -231,14 +229,16 @@ def analyse(
     return Sensitivity(share, base.value, quantity, tuple(rows))
 
 
-def _flip(at: Callable[[float], Outcome], given: Input, decision: str, *, up: bool) -> Flip | None:
+def _flip(at: Callable[[float], Outcome], given: Input, decision: str, first: float) -> Flip | None:
     """The nearest factor beyond which the decision differs, by steps and then by bisection."""
+    up = first > 1.0
+    further = [step if up else 1.0 / step for step in _STEPS]
     same = 1.0
-    for step in _STEPS:
-        factor = min(step, given.most) if up else 1.0 / step
+    for step in (first, *(f for f in further if (f > first) == up)):
+        factor = min(step, given.most)
+        if factor == same:
+            break
         if at(factor).decision == decision:
-            if factor == given.most:
-                return None
             same = factor
             continue
         other = factor

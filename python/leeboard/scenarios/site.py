@@ -87,7 +87,9 @@ def site(
     """
     if platform is None:
         if not 0.0 < efficiency <= 1.0:
-            raise ValueError(f"efficiency: got {efficiency!r}, expected a share of the peak, 0 to 1")
+            raise ValueError(
+                f"efficiency: got {efficiency!r}, expected a share of the peak, 0 to 1"
+            )
         *ends, hub = roles
         link = Link(bandwidth, latency)
         made = Platform.custom(

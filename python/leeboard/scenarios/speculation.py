@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from leeboard._progress import progress_bar
 from leeboard.scenarios.acceptance import Acceptance, acceptance_of
 from leeboard.scenarios.models import Drafter, Target, find
-from leeboard.scenarios.rounds import EDGE, PLACEMENTS, SERVER, Decoding, Placement, Reply, Round
+from leeboard.scenarios.rounds import (
+    EDGE,
+    PLACEMENTS,
+    SERVER,
+    Decoding,
+    Placement,
+    Reply,
+    Round,
+    program,
+)
 from leeboard.scenarios.rounds import draw as draw_rounds
-from leeboard.scenarios.rounds import program
 from leeboard.scenarios.sensitivity import (
     Input,
     Outcome,
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
 FORMAT = "leeboard.plan.speculation"
 _DEEPEST = 32
+_ROOM = 1.25
 _UNITS = {"seconds": "s", "energy": "J"}
 
 
@@ -145,7 +154,7 @@ class Question:
 
     def _memory(self, entry: Any) -> str:
         role = ("edge", "server")[entry.rank]
-        needed = text_of(entry.in_use + entry.requested, "B")
+        needed = text_of(entry.in_use, "B")
         return f"memory: {needed} on the {role}, which has {text_of(entry.limit, 'B')}"
 
     def moved(self, name: str, factor: float) -> Question:
@@ -230,20 +239,7 @@ class SpeculationPlan:
     def table(self) -> Table:
         """A row a candidate: placement, depth, rate (tokens a second), seconds (a token), tau,
         energy (joules a token), best, note (why it fails, or how much slower it is)."""
-        rows = self.candidates
-        return Table(
-            {
-                "placement": [c.placement for c in rows],
-                "depth": [c.depth for c in rows],
-                "rate": [c.rate for c in rows],
-                "seconds": [1.0 / c.rate for c in rows],
-                "tau": [c.tau for c in rows],
-                "energy": [c.energy for c in rows],
-                "best": [c is self.best for c in rows],
-                "note": [self._note(c) for c in rows],
-            },
-            _UNITS,
-        )
+        return _table(self.candidates, [self._note(c) for c in self.candidates])
 
     def _note(self, candidate: Candidate) -> str:
         if candidate.fails:
@@ -343,6 +339,39 @@ class SpeculationPlan:
         return words + "."
 
 
+class NothingFitsError(ValueError):
+    """No candidate fits into the devices' memory.
+
+    Attributes:
+        candidates: All of them, and why they fail.
+    """
+
+    def __init__(self, message: str, candidates: tuple[Candidate, ...]) -> None:
+        super().__init__(message)
+        self.candidates = candidates
+
+    @property
+    def table(self) -> Table:
+        """As `SpeculationPlan.table`."""
+        return _table(self.candidates, [c.fails for c in self.candidates])
+
+
+def _table(rows: Sequence[Candidate], notes: Sequence[str]) -> Table:
+    return Table(
+        {
+            "placement": [c.placement for c in rows],
+            "depth": [c.depth for c in rows],
+            "rate": [c.rate for c in rows],
+            "seconds": [1.0 / c.rate for c in rows],
+            "tau": [c.tau for c in rows],
+            "energy": [c.energy for c in rows],
+            "best": [note == "best" for note in notes],
+            "note": list(notes),
+        },
+        _UNITS,
+    )
+
+
 def _rate(rate: float) -> str:
     return f"{rate:.4g}" if rate < 1e4 else f"{rate:,.0f}"
 
@@ -403,8 +432,8 @@ def plan_speculation(
         progress: Whether to draw a progress bar.
 
     Raises:
-        ValueError: An argument is wrong, or nothing fits into the devices' memory; then it says what
-            is nearest.
+        NothingFitsError: Nothing fits into the devices' memory; it says what is nearest.
+        ValueError: An argument is wrong.
         FileNotFoundError: There is no such file.
     """
     read = acceptance_of(acceptance, way)
@@ -455,11 +484,11 @@ def plan_speculation(
         candidates = tuple(asked.try_(*c) for c in asked.candidates())
         best = _best(candidates)
         if best is None:
-            raise ValueError(_nothing(candidates))
+            raise NothingFitsError(_nothing(candidates), candidates)
         bar.update(1)
         found = None
         if sensitivity:
-            found = _sensitivity(asked, best, inputs, share, bar.update)
+            found = _sensitivity(asked, candidates, best, inputs, share, bar.update)
     return SpeculationPlan(asked, candidates, best, found)
 
 
@@ -481,17 +510,30 @@ def _nothing(candidates: Sequence[Candidate]) -> str:
 
 def _sensitivity(
     asked: Question,
+    candidates: Sequence[Candidate],
     best: Candidate,
     inputs: list[Input],
     share: float,
     advance: Callable[[int], object],
 ) -> Sensitivity:
+    rates = {(c.placement, c.depth): c.rate for c in candidates}
+    order = sorted(rates, key=lambda c: c != (best.placement, best.depth))
+
     def evaluate(name: str, factor: float) -> Outcome:
         moved = asked.moved(name, factor)
-        found = [moved.try_(*c) for c in moved.candidates()]
+        found: list[Candidate] = []
+        fastest = 0.0
+        # Times that are not moved stay and the others grow by the factor, so no rate grows by more.
+        # Acceptance moves otherwise; overlap wastes other numbers of steps, for which there is room.
+        most = math.inf if name == "acceptance" else _ROOM * max(factor, 1.0 / factor)
+        for candidate in order:
+            if rates[candidate] * most < fastest:
+                continue
+            found.append(moved.try_(*candidate))
+            if not found[-1].fails:
+                fastest = max(fastest, found[-1].rate)
         now = _best(found)
-        kept = next(c for c in found if (c.placement, c.depth) == (best.placement, best.depth))
-        keeping = 0.0 if kept.fails else kept.rate
+        keeping = 0.0 if found[0].fails else found[0].rate
         if now is None:
             return Outcome("nothing fits", 0.0, keeping)
         return Outcome(now.name, now.rate, keeping)
