@@ -62,9 +62,7 @@ def by_hand(placement: str, candidate: EdgeCandidate, sensors: dict[str, Sensor]
         return max(LATENCY + s.raw / BANDWIDTH for s in own) + candidate.seconds / HUB
     if placement == "split":
         assert candidate.encoders is not None
-        sent = [
-            candidate.encoders[s.name] / NODE + LATENCY + s.features / BANDWIDTH for s in own
-        ]
+        sent = [candidate.encoders[s.name] / NODE + LATENCY + s.features / BANDWIDTH for s in own]
         return max(sent) + candidate.fusion / HUB
     # Through the hub: two links.
     others = sorted(own, key=lambda s: -s.raw)[1:]
@@ -210,9 +208,7 @@ def test_sensors_of_one_device_and_a_shared_platform(tmp_path: Path) -> None:
     found = plan(platform=tmp_path / "two.yaml", devices=on, hub="phone")
     full = {t.placement: t for t in found.trials if t.plan is ROWS[0]}
     raw = sum(s.raw for s in SENSORS.values())
-    assert full["hub"].latency == pytest.approx(
-        LATENCY + raw / BANDWIDTH + ROWS[0].seconds / HUB
-    )
+    assert full["hub"].latency == pytest.approx(LATENCY + raw / BANDWIDTH + ROWS[0].seconds / HUB)
     features = sum(s.features for s in SENSORS.values())
     assert full["split"].latency == pytest.approx(
         4e-3 / NODE + LATENCY + features / BANDWIDTH + 3e-3 / HUB
@@ -235,7 +231,7 @@ def test_a_deadline_that_nothing_meets_names_the_nearest() -> None:
     assert all(note.startswith("deadline") for note in caught.value.table["note"])
     with pytest.raises(NothingMeetsError, match="energy: power not known"):
         plan(energy="1 J")
-    with pytest.raises(NothingMeetsError, match="and 1e-06 J a window.*energy"):
+    with pytest.raises(NothingMeetsError, match=r"and 1e-06 J a window.*energy"):
         plan(energy="1 uJ", node_power=(0, 1), hub_power=(0, 1))
 
 

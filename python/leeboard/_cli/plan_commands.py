@@ -73,7 +73,7 @@ def edge(args: argparse.Namespace) -> int:
         for name in ("raw", "features")
         if (text := getattr(args, name)) is not None
     }
-    powers = {
+    powers: dict[str, Any] = {
         name: _pair(f"--{name.replace('_', '-')}", text)
         for name in ("node_power", "hub_power")
         if (text := getattr(args, name)) is not None

@@ -118,7 +118,9 @@ class Plans:
 
     def sized(self, raw: float | None = None, features: float | None = None) -> Plans:
         """The same with every sensor's bytes replaced."""
-        changes = {k: v for k, v in (("raw", raw), ("features", features)) if v is not None}
+        changes: dict[str, Any] = {
+            k: v for k, v in (("raw", raw), ("features", features)) if v is not None
+        }
         for name, value in changes.items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}: got {value!r}, expected bytes from 0 on")

@@ -187,4 +187,6 @@ class _Times:
         single = mean(self.table.rest((name,)) for name in self.order)
         grown = (self.table.rest(self.order) - single) / (len(self.order) - 1)
         least = min(self.table.rests.values(), default=0.0) / 2
-        return max(0.0, min(grown, least))
+        # Noise must not make an encoder take more than there is.
+        rest: float = max(0.0, min(grown, least))
+        return rest

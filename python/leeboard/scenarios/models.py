@@ -8,9 +8,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 Model = TypeVar("Model", "Target", "Drafter")
+
+
+class Work(TypedDict):
+    """What a pass costs: FLOP, and bytes of memory traffic."""
+
+    flops: float
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Target:
         """Bytes of the key-value cache of one sequence."""
         return 2.0 * self.layers * self.kv_width * self.kv_bytes * context
 
-    def work(self, rows: int, context: int, batch: int = 1) -> dict[str, float]:
+    def work(self, rows: int, context: int, batch: int = 1) -> Work:
         """FLOP and bytes of a pass over `rows` tokens of each of `batch` sequences."""
         read = self.parameters - self.embedding
         attention = 4.0 * self.layers * self.q_width * context
@@ -117,7 +124,7 @@ class Drafter:
         """Bytes of the key-value cache of one sequence."""
         return 2.0 * self.layers * self.kv_width * self.kv_bytes * self._rows(context)
 
-    def work(self, rows: int, context: int, batch: int = 1) -> dict[str, float]:
+    def work(self, rows: int, context: int, batch: int = 1) -> Work:
         """FLOP and bytes of a step over `rows` tokens of each of `batch` sequences."""
         attention = 4.0 * self.layers * self.q_width * self._rows(context)
         return {
@@ -125,7 +132,7 @@ class Drafter:
             "bytes": round(self.step * self.bytes_per_weight + batch * self.cache(context)),
         }
 
-    def entry_work(self, rows: int, batch: int = 1) -> dict[str, float]:
+    def entry_work(self, rows: int, batch: int = 1) -> Work:
         """FLOP and bytes of taking in the target's states of `rows` tokens."""
         return {
             "flops": batch * rows * 2.0 * self.entry,
@@ -257,7 +264,7 @@ DRAFTERS = {
 }
 
 
-def find(kind: type[Model], given: Model | str | Path | Mapping[str, Any]) -> Model:
+def find(kind: type[Model], given: object) -> Model:
     """The model that an argument means: a preset's name, a JSON file of fields, or the fields.
 
     Raises:

@@ -11,9 +11,9 @@ from leeboard._files import replacing
 from leeboard.sim.table import text_of
 
 if TYPE_CHECKING:
-    from leeboard.scenarios.edge import EdgePlan
+    from leeboard.scenarios.edge_plan import EdgePlan
     from leeboard.scenarios.sensitivity import Sensitivity
-    from leeboard.scenarios.speculation import SpeculationPlan
+    from leeboard.scenarios.speculation_plan import SpeculationPlan
 
 # Okabe and Ito's colours, told apart with any colour vision; markers differ, too.
 _STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -250,29 +250,3 @@ def _flip(at: Callable[[float], Outcome], given: Input, decision: str, first: fl
                 other = middle
         return Flip(other, given.show(other), at(other).decision)
     return None
-
-
-def check_share(share: float) -> float:
-    """The share by which inputs are moved, if it is one."""
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 < share < 1.0:
-        raise ValueError(f"share: got {share!r}, expected a number above 0 and below 1")
-    return float(share)
-
-
-def write_report(path: Any, format_: str, content: Mapping[str, Any]) -> None:
-    """Write a plan as JSON, whole or not at all; NaN becomes null."""
-    from pathlib import Path
-
-    from leeboard._files import write_json
-
-    write_json(Path(path), {"format": format_, "version": 1, **_plain(dict(content))})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
