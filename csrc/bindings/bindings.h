@@ -19,6 +19,7 @@ void bind_panel(py::module_& module, const TensorReader& reader);
 void bind_saliency(py::module_& module, const TensorReader& reader);
 void bind_sim(py::module_& module);
 void bind_sim_collective(py::module_& module);
+void bind_sim_live(py::module_& module);
 void bind_sim_network(py::module_& module);
 void bind_sim_queue(py::module_& module);
 void bind_sparse(py::module_& module, const TensorReader& reader);

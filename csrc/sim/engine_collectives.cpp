@@ -104,18 +104,22 @@ uint32_t Engine::instance_of(const Op& op, uint32_t number) {
     }
     instance.islands = std::make_unique<Islands>(island_of, size);
   }
-  std::span<const uint64_t> sizes;
-  if (const uint64_t table = op.b >> 32; table > 0) {
-    sizes = {program_.sizes.data() + program_.size_offsets[table - 1], uint64_t{size} * size};
-  }
   instance.schedule = {collective,
                        algorithm,
                        size,
                        static_cast<uint32_t>(std::max(op.peer, 0)),
                        op.a,
-                       sizes,
+                       sizes_of(op, size),
                        instance.islands.get()};
   return it->second;
+}
+
+// The table of an uneven all-to-all, if it is one.
+std::span<const uint64_t> Engine::sizes_of(const Op& op, uint32_t ranks) const {
+  const uint64_t table = op.b >> 32;
+  if (table == 0) return {};
+  if (live_ != nullptr) return live_->table(table - 1).sizes;
+  return {program_.sizes.data() + program_.size_offsets[table - 1], uint64_t{ranks} * ranks};
 }
 
 bool Engine::join(uint32_t index, const Op& op) {
@@ -126,7 +130,9 @@ bool Engine::join(uint32_t index, const Op& op) {
   p.me = op.tag == 0 ? p.rank : member_of(p.rank, op).place;
   Instance& instance = instances_[p.instance];
   const Op& first = *instance.op;
-  if (first.flags != op.flags || first.a != op.a || first.peer != op.peer || first.b != op.b) {
+  // A rank of an uneven all-to-all need not know what all of them send.
+  const bool differ = first.a != op.a && op.b >> 32 == 0;
+  if (first.flags != op.flags || differ || first.peer != op.peer || first.b != op.b) {
     std::string agree;
     for (uint32_t k = 0; k < instance.here.size(); ++k) {
       if (!instance.here[k] || agree.size() > 60) continue;

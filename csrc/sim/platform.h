@@ -1,6 +1,7 @@
 // What programs run on: devices, a graph of links, protocols, a table of collective algorithms.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -16,8 +17,12 @@ struct Change {
   double factor;
 };
 
+// Any, float64, float32, 16-bit floats, 8-bit floats, int8: PRECISIONS of leeboard.sim.ops.
+inline constexpr size_t kRates = 6;
+
 struct Device {
-  double flops;             // a second
+  // A second, by the kind of numbers that a compute op names in its flags; 0: the first.
+  std::array<double, kRates> flops;
   double memory_bandwidth;  // bytes a second
   uint64_t memory;          // bytes; 0: not limited
   double speed;             // divides every time on the device

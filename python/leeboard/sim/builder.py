@@ -92,6 +92,24 @@ class Builder(CollectiveBuilder):
         length = picoseconds(parse(self._at("compute", "seconds"), seconds, TIME))
         return {"kind": OpKind.DELAY, "a": length}
 
+    def sleep(self, seconds: Value) -> None:
+        """Do nothing for a time, which leaves the device to others and knows no device's speed."""
+        length = picoseconds(parse(self._at("sleep", "seconds"), seconds, TIME))
+        self._add(OpKind.SLEEP, a=length)
+
+    def signal(self, to: int, delay: Value = 0) -> None:
+        """Tell another rank, by no network, that it may go on, `delay` seconds from now.
+
+        For what deployments arrange beside their network model: a key-value store, a launcher.
+        """
+        target = self._rank("signal", "to", to)
+        length = picoseconds(parse(self._at("signal", "delay"), delay, TIME))
+        self._add(OpKind.SIGNAL, peer=target, a=length)
+
+    def await_signal(self) -> None:
+        """Go on when another rank has told this one to; every `signal` serves one of these."""
+        self._add(OpKind.AWAIT)
+
     def send(self, to: int, bytes: Value, tag: int = 0, *, stream: int = 0) -> None:  # noqa: A002
         """Send a message and go on when it has left (a small one: at once).
 

@@ -52,6 +52,9 @@ class OpKind(enum.IntEnum):
     FREE = 14
     TAKE = 15
     DONE = 16
+    SLEEP = 17
+    SIGNAL = 18
+    AWAIT = 19
 
 
 class Draw(enum.IntEnum):
@@ -84,6 +87,8 @@ ALGORITHMS = (
     "hierarchical",
     "gloo_ring",
 )
+# What a compute op's `flags` says it computes in; each may have a peak of its own (`Device`).
+PRECISIONS = ("any", "float64", "float32", "float16", "float8", "int8")
 ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
 
 
