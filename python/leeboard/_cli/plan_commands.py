@@ -53,7 +53,7 @@ def speculation(args: argparse.Namespace) -> int:
             seed=args.seed,
             sensitivity=not args.no_sensitivity,
             share=args.share,
-            progress=True,
+            progress=sys.stderr.isatty(),
             **models,
             **_given(args, bandwidth="bandwidth", link_latency="latency"),
         )
@@ -97,7 +97,7 @@ def edge(args: argparse.Namespace) -> int:
             seed=args.seed,
             sensitivity=not args.no_sensitivity,
             share=args.share,
-            progress=True,
+            progress=sys.stderr.isatty(),
             **powers,
             **_given(
                 args,

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from leeboard._progress import progress_bar
 from leeboard.scenarios.edge_arguments import devices_of, dropouts, joules, power
 from leeboard.scenarios.edge_plan import EdgePlan, NothingMeetsError
 from leeboard.scenarios.edge_plans import Plans, plans_of
 from leeboard.scenarios.edge_programs import EDGE_PLACEMENTS, EdgePlacement, Wiring
 from leeboard.scenarios.edge_question import Choice, EdgeQuestion, Trial
-from leeboard.scenarios.report import check_integer, check_share
+from leeboard.scenarios.report import advancing, check_integer, check_share
 from leeboard.scenarios.sensitivity import Input, Outcome, Sensitivity, analyse
 from leeboard.scenarios.site import site
 from leeboard.sim import Device, Platform
@@ -159,18 +158,18 @@ def plan_edge(
             "placements: only 'split' is asked for, but the plans have no times of their encoders"
         )
     inputs = asked.inputs() if sensitivity else []
-    with progress_bar("planning", len(order) + 10 * len(inputs), quiet=not progress) as bar:
+    with advancing(len(order) + 10 * len(inputs), wanted=progress) as advance:
         trials = []
         for placement, number in order:
             trials.append(asked.trial(placement, number))
-            bar.update(1)
+            advance(1)
         best = asked.best()
         if best is None:
             raise NothingMeetsError(_nothing(asked, trials), tuple(trials))
         choices = tuple(best if p == best.placement else asked.choose(p) for p in chosen)
         found = None
         if inputs:
-            found = _sensitivity(asked, best, inputs, share, lambda n: bar.update(10 * n))
+            found = _sensitivity(asked, best, inputs, share, lambda n: advance(10 * n))
     return EdgePlan(asked, tuple(trials), choices, best, found)
 
 

@@ -271,7 +271,7 @@ def find(kind: type[Model], given: object) -> Model:
         ValueError: An unknown name or field, or a value out of range.
     """
     what = kind.__name__.lower()
-    table: Mapping[str, Any] = TARGETS if kind is Target else DRAFTERS
+    table: Mapping[str, Any] = TARGETS if what == "target" else DRAFTERS
     if isinstance(given, kind):
         return given
     if isinstance(given, str) and given in table:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from leeboard._files import write_json
+from leeboard._progress import progress_bar
+
+
+@contextmanager
+def advancing(total: int, *, wanted: bool) -> Iterator[Callable[[int], object]]:
+    """A function to call with every advance: draws if that is wanted and tqdm is installed."""
+    if not wanted or find_spec("tqdm") is None:
+        yield lambda n: None
+        return
+    with progress_bar("planning", total) as bar:
+        yield bar.update
 
 
 def check_share(share: object) -> float:

@@ -179,7 +179,7 @@ class Sensitivity:
                     text = "all" if kept == 0.0 else f"{100 * (1 - kept / best):.1f} %"
                     lost.append((1 - kept / best, f"{row.name} {side}: {text}"))
         if not lost:
-            return [f"Within {100 * self.share:g} % the decision stays the best one."]
+            return [f"Within {100 * self.share:g} %, keeping the decision loses nothing."]
         worst = [text for _, text in sorted(lost, key=lambda item: -item[0])]
         return [f"Keeping the decision although an input moved loses: {', '.join(worst)}."]
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from leeboard._progress import progress_bar
 from leeboard.scenarios.acceptance import Acceptance, acceptance_of
 from leeboard.scenarios.decoding import Candidate, Question, fastest
 from leeboard.scenarios.models import Drafter, Target, find
-from leeboard.scenarios.report import check_integer, check_share
+from leeboard.scenarios.report import advancing, check_integer, check_share
 from leeboard.scenarios.rounds import PLACEMENTS, Decoding, Placement
 from leeboard.scenarios.sensitivity import Input, Outcome, Sensitivity, analyse
 from leeboard.scenarios.site import EFFICIENCY, site
@@ -129,15 +128,15 @@ def plan_speculation(
     if not any(True for _ in asked.candidates()):
         raise ValueError("depth: got 0, but the placements given all need a drafter")
     inputs = asked.inputs() if sensitivity else []
-    with progress_bar("planning", 1 + len(inputs), quiet=not progress) as bar:
+    with advancing(1 + len(inputs), wanted=progress) as advance:
         candidates = tuple(asked.try_(*c) for c in asked.candidates())
         best = fastest(candidates)
         if best is None:
             raise NothingFitsError(_nothing(candidates), candidates)
-        bar.update(1)
+        advance(1)
         found = None
         if sensitivity:
-            found = _sensitivity(asked, candidates, best, inputs, share, bar.update)
+            found = _sensitivity(asked, candidates, best, inputs, share, advance)
     return SpeculationPlan(asked, candidates, best, found)
 
 
