@@ -121,6 +121,11 @@ def test_the_quantile_is_of_a_queue() -> None:
     share = (1 - load) * math.exp(load * inside)
     found = plan(one, quantile=share, **given)
     assert found.trials[0].latency == pytest.approx(service * (1 + inside), rel=0.03)
+    # Half the load: what was simulated for the whole is not used again.
+    half = found.question.moved("arrival rate", 0.5).trial("hub", 0)
+    again = plan(one, quantile=share, **(given | {"rate": load / service / 2}))
+    assert half == again.trials[0]
+    assert half.latency < found.trials[0].latency
     none = plan(one, quantile=1 - load - 0.02, **given)
     assert none.trials[0].latency == pytest.approx(service, rel=1e-3)
 

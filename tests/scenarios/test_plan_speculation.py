@@ -75,9 +75,11 @@ class Times:
         return self.up + self.verify + self.entry + self.down(accepted, states=True)
 
 
-def simulated(placement: Any, depth: int, reply: Reply, wasted: int = 0) -> float:
+def simulated(
+    placement: Any, depth: int, reply: Reply, wasted: int = 0, edge: Device = EDGE
+) -> float:
     where = site(
-        None, {"edge": EDGE, "server": SERVER}, bandwidth=BANDWIDTH, latency=LATENCY
+        None, {"edge": edge, "server": SERVER}, bandwidth=BANDWIDTH, latency=LATENCY
     ).platform
     return run(program(DECODING, placement, depth, reply, lambda a: wasted), where).makespan
 
@@ -97,9 +99,12 @@ def test_rounds_take_what_arithmetic_says(depth: int) -> None:
     assert simulated("split", depth, reply) == pytest.approx(split, rel=1e-9)
 
 
-@pytest.mark.parametrize("wasted", [0, 2, 40])
-def test_overlap_hides_drafting_behind_the_verdict(wasted: int) -> None:
+@pytest.mark.parametrize(("wasted", "slower"), [(0, 1), (2, 1), (40, 1), (1, 10)])
+def test_overlap_hides_drafting_behind_the_verdict(wasted: int, slower: int) -> None:
+    """Or the verdict behind drafting, where a step takes long."""
     depth, times = 2, Times(2)
+    times.step *= slower
+    assert ((depth + 1) * times.step > times.wait(depth)) == (slower > 1)
     episode = (Round(2, True), Round(2, True), Round(1))
     reply = Reply({episode: 3, (Round(0),): 2})
 
@@ -111,7 +116,8 @@ def test_overlap_hides_drafting_behind_the_verdict(wasted: int) -> None:
         return total
 
     expected = 3 * once(episode) + 2 * once((Round(0),))
-    found = simulated("split+overlap", depth, reply, wasted)
+    edge = replace(EDGE, speed=1 / slower)
+    found = simulated("split+overlap", depth, reply, wasted, edge)
     assert found == pytest.approx(expected, rel=1e-9)
 
 
@@ -282,6 +288,21 @@ def test_sensitivity_is_what_trying_everything_gives(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     found.plot(tmp_path / "plan.svg")
     assert b"</svg>" in (tmp_path / "plan.svg").read_bytes()
+
+
+def test_a_rival_that_is_slower_now_is_tried_where_it_may_win() -> None:
+    near = replace(SERVER, memory_bandwidth="220 GB/s")
+    found = plan((0.5,), server=near, tokens=40, placements=("server", "edge"), sensitivity=True)
+    assert found.best.placement == "server"
+    assert found.sensitivity is not None
+    rows = {row.name: row for row in found.sensitivity.rows}
+    flip = rows["edge speed"].above
+    assert flip is not None
+    assert flip.factor == pytest.approx(1.1, rel=0.03)
+    assert flip.decision.startswith("edge")
+    back = rows["server speed"].below
+    assert back is not None
+    assert back.factor == pytest.approx(1 / 1.1, rel=0.03)
 
 
 @pytest.mark.parametrize(
