@@ -64,6 +64,7 @@ class Spaces:
         keys: Names of the attributes.
         read: Gives their values.
         write: Sets them.
+        holder: The rank that has the baton.
         clock: A recent simulated time in picoseconds, noted when `asked`: the thread that shows how
             far the run is may not ask the engine.
     """
@@ -73,6 +74,7 @@ class Spaces:
 
     def __init__(self) -> None:
         self.keys: list[str] = []
+        self.holder: Rank | None = None
         self.asked = False
         self.clock = 0
         self._holders: list[dict[str, Any]] = []
@@ -185,6 +187,7 @@ class ProcessState:
         """Put the state back as the rank left it."""
         os.environ._data = self._environ  # type: ignore[attr-defined]
         spaces, values = self._spaces, self._values
+        spaces.holder = find()
         if len(values) < len(spaces.keys):
             values += spaces.fresh(len(values))
         spaces.write(values)
