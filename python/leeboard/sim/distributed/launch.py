@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from leeboard import _C
-from leeboard.sim.distributed import clock, failures, world
+from leeboard.sim.distributed import clock, failures, futures, world
 from leeboard.sim.distributed import compute as costs
 from leeboard.sim.distributed.compute.make import Profiles
 from leeboard.sim.distributed.crew import Crew, told
@@ -128,6 +128,7 @@ def launch(
     with Patches() as patches, Isolation() as isolation:
         world.install(patches)
         clock.install(patches)
+        futures.install(patches)
         failures.forbid_processes(patches)
         crew = Crew(session, script)
         if fake:
