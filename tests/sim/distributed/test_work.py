@@ -288,15 +288,16 @@ def test_ranks_with_fewer_batches() -> None:
         return torch.cat([gradient.flatten() for gradient in gradients])
 
     def expected(rank: int) -> Tensor:
-        # The mean over both for two steps; then rank 1 goes on, and rank 0 gives nothing.
+        # The mean over both for two steps. Then rank 0 gives zeros, and half of what rank 1 has
+        # gathered is the mean.
         module = model()
         for step in range(2):
             for other in range(2):
                 (module(batch(other, step)).square().mean() / 2).backward()
         if rank == 1:
-            (module(batch(1, 2)).square().mean() / 2).backward()
+            module(batch(1, 2)).square().mean().backward()
         gradients = [value.grad for value in module.parameters() if value.grad is not None]
-        return torch.cat([gradient.flatten() for gradient in gradients])
+        return torch.cat([gradient.flatten() for gradient in gradients]) / (1 + rank)
 
     for rank, value in enumerate(run(2, program)):
         torch.testing.assert_close(value, expected(rank))
