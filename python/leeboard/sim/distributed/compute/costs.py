@@ -204,7 +204,8 @@ def cost_of(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
         kwargs: Likewise.
         out: What it returned.
     """
-    values = bound(rule, args, kwargs) if rule.names else dict(enumerate(args)) | kwargs
+    unnamed = {str(number): value for number, value in enumerate(args)}
+    values = bound(rule, args, kwargs) if rule.names else unnamed | kwargs
     given = {name: list(tensors(value)) for name, value in values.items()}
     made = list(tensors(out))
     written = [tensor for name in rule.written for tensor in given[name]]

@@ -40,7 +40,7 @@ class Call:
 _calls: dict[tuple[Any, ...], Call] = {}
 
 
-class OpMode(TorchDispatchMode):
+class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tells `seen` of every op that computes something, after the op has run.
 
     Not seen: views and what is free, communication, what DTensor's sharding propagation runs to
@@ -54,20 +54,20 @@ class OpMode(TorchDispatchMode):
     """
 
     def __init__(self, seen: Callable[[Call, Any, Any], None], *, meta: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = seen
         self.meta = meta
 
     def __enter__(self) -> Self:
         """Begin to see the ops of this thread."""
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         propagation.watch()
         return self
 
     def __exit__(self, *error: object) -> None:
         """See no more."""
         propagation.unwatch()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -106,7 +106,8 @@ def _thread_time(func: Any, sets: list[tuple[Any, dict[str, Any]]], repeats: int
 
 
 def _cuda_time(func: Any, sets: list[tuple[Any, dict[str, Any]]], repeats: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    made: Any = torch.cuda.Event
+    start, end = (made(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
     _repeated(func, sets, repeats)
