@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -20,6 +22,7 @@ from leeboard.sim.distributed.isolation import Spaces
 from leeboard.sim.distributed.rank import Rank, Stuck
 from leeboard.sim.distributed.script import Script
 from leeboard.sim.distributed.session import Session
+from leeboard.sim.distributed.watch import Watch
 from leeboard.sim.errors import SimulationError
 from leeboard.sim.table import text_of
 
@@ -48,6 +51,7 @@ class Crew:
         self._ranks: list[Rank] = []
         self._threads: list[threading.Thread] = []
         self._over = threading.Event()
+        self._processor = _processor()
         self.modes: Callable[[], Sequence[AbstractContextManager[Any]]] = tuple
 
     def add(self, rank: Rank, main: Any) -> None:
@@ -80,7 +84,8 @@ class Crew:
             raise SimulationError(
                 f"{self.script.name}: no rank called torch.distributed.init_process_group(), so "
                 f"that {session.size} copies ran on their own: call it (no arguments are needed), "
-                "or run with --nproc-per-node 1"
+                "or run with --nproc-per-node 1; or, for a leeboard.sim.Program, define "
+                "build(args) or program at top level"
             )
 
     def _start(self) -> None:
@@ -105,6 +110,8 @@ class Crew:
         """A rank's program, its end, and who is next."""
         number, core = rank.number, rank.core
         rank.enter()
+        if self._processor:
+            os.sched_setaffinity(0, self._processor)
         try:
             core.enter(number)
             if rank.state is not None:
@@ -177,6 +184,18 @@ class Crew:
                 thread.join(max(0.0, until - monotonic()))
 
 
+def _processor() -> set[int]:
+    """The processor that the caller runs on, for all ranks: they take turns, and a turn passes twice
+    as fast to a thread of the same processor. Empty where threads cannot be kept in place."""
+    if not hasattr(os, "sched_setaffinity"):
+        return set()
+    try:
+        fields = Path("/proc/thread-self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return set()
+    return {int(fields[36])} & os.sched_getaffinity(0)
+
+
 def _innermost(error: BaseException) -> FrameType | None:
     trace, frame = error.__traceback__, None
     while trace is not None:
@@ -186,13 +205,16 @@ def _innermost(error: BaseException) -> FrameType | None:
 
 @contextmanager
 def told(spaces: Spaces, progress: bool) -> Iterator[Callable[[], None]]:
-    """What to call now and then, to show simulated time on a terminal."""
+    """What to call now and then: it notices ranks that stand still, and shows simulated time on a
+    terminal."""
+    watch = Watch(spaces)
     if not (progress and sys.stderr.isatty()):
-        yield lambda: None
+        yield watch.look
         return
     with progress_line("simulating") as line:
 
         def tell() -> None:
+            watch.look()
             line.set_postfix_str(f"{text_of(spaces.clock / 1e12, 's')} simulated", refresh=True)
             spaces.asked = True
 
