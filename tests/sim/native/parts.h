@@ -27,6 +27,7 @@ inline Device device() {
 inline Protocol protocol(uint64_t eager_limit = UINT64_MAX) {
   return {.eager_limit = eager_limit,
           .handshake = Handshake::kNotify,
+          .send_buffer = 0,
           .send_overhead = 0,
           .recv_overhead = 0,
           .goodput = 1.0,
