@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live_programs import ANY, NO_LIMIT, RandomLive, Turns, drive, on_ranks, options, trace_of
 
 from leeboard import _C, sim
 from leeboard.sim.ops import COLLECTIVES, OpKind
+from live_programs import ANY, NO_LIMIT, RandomLive, Turns, drive, on_ranks, options, trace_of
 
 US = 10**6
 ALL_REDUCE, BARRIER = COLLECTIVES.index("all_reduce"), COLLECTIVES.index("barrier")
@@ -321,7 +321,7 @@ def test_what_cannot_be_meant_is_refused_and_changes_nothing() -> None:
         "peer: got -2": lambda: core.irecv(0, -2, 0, 1),
         "bytes": lambda: core.isend(0, 1, 0, 2**63),
         "106 days": lambda: core.delay(0, 2**64 - 1),
-        "dtype": lambda: core.compute(0, 1, 1, 4),
+        "dtype": lambda: core.compute(0, 1, 1, 6),
         "rank: got 2": lambda: core.sleep(2, 1),
         "group": lambda: core.collective(0, 1, 0, 0),
         "which": lambda: core.collective(0, 0, 9, 0),

@@ -85,9 +85,12 @@ class Exchange:
     """Moves the tensors of all ranks of a run.
 
     Attributes:
+        values: Whether tensors have values to move.
         members: Ranks of each group, by the engine's number of the group.
         threads: Of ranks, to say at which line of the program they are.
     """
+
+    values = True
 
     def __init__(self) -> None:
         self.members: dict[int, Sequence[int]] = {}

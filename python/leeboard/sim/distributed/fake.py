@@ -8,14 +8,22 @@ It also leaves tensors that have values alone: meshes, sizes and pickled objects
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+import torch.distributed.tensor
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -38,12 +46,17 @@ def modes() -> Sequence[AbstractContextManager[Any]]:
     return FakeTensorMode(allow_non_fake_inputs=True), FakeMode()
 
 
-def active() -> bool:
-    """Whether the calling thread's tensors are fake."""
-    return any(
-        isinstance(mode, FakeMode)
-        for mode in torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-    )
+class _Here(threading.local):
+    mode: FakeMode | None = None
+
+
+_here = _Here()
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
+
+
+def active() -> FakeMode | None:
+    """The calling thread's mode, if its tensors are fake."""
+    return None if torch._C._get_dispatch_mode(_FAKE) is None else _here.mode
 
 
 def is_fake(tensor: object) -> bool:
@@ -56,7 +69,7 @@ def really(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not active():
+        if active() is None:
             return function(*args, **kwargs)
         with _disable_current_modes():
             return function(*args, **kwargs)
@@ -71,6 +84,27 @@ class FakeMode(TorchDispatchMode):
         super().__init__()
         # Collectives under way by the storage that they fill.
         self.works: dict[int, tuple[StorageWeakRef, Any]] = {}
+        self._real_integers = False
+
+    def __enter__(self) -> FakeMode:  # noqa: PYI034
+        """Of the calling thread."""
+        _here.mode = self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """No more."""
+        super().__exit__(*error)
+        _here.mode = None
+
+    @contextmanager
+    def real_integers(self) -> Iterator[None]:
+        """New tensors of integers are real: C++ looks into those it makes for itself."""
+        self._real_integers = True
+        try:
+            yield
+        finally:
+            self._real_integers = False
 
     def __torch_dispatch__(
         self,
@@ -88,9 +122,19 @@ class FakeMode(TorchDispatchMode):
             if _has_tensor(args) or _has_tensor((kwargs or {}).values()):
                 with _disable_current_modes():
                     return func(*args, **(kwargs or {}))
-        elif func in _VALUES:
-            return _VALUES[func](*args)
-        return func(*args, **(kwargs or {}))
+            if self._real_integers and func is _EMPTY and kwargs and kwargs["dtype"] in _INTEGERS:
+                with _disable_current_modes():
+                    return func(*args, **kwargs)
+        elif func is _SCALAR:
+            return _scalar(*args)
+        try:
+            return func(*args, **(kwargs or {}))
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise NoValueError(
+                f"the program makes a tensor whose shape depends on values ({error.func}; nonzero, "
+                "unique, indexing by a mask), but tensors have no values in this run (fake tensors):"
+                " use torch.where or fixed shapes, or run with fake=False"
+            ) from None
 
     def start(self, filled: Tensor, work: Any) -> Tensor:
         """Note that `work` fills a tensor."""
@@ -237,29 +281,68 @@ def _wait(mode: FakeMode, tensor: Tensor) -> Tensor:
     return mode.wait(tensor)
 
 
-def _each(handler: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
-    """The same for each of several tensors, under way together."""
+def _together(mode: FakeMode, outs: list[Tensor], work: Any) -> list[Tensor]:
+    for out in outs:
+        mode.start(out, work)
+    return outs
 
-    def call(mode: FakeMode, tensors: list[Tensor], *rest: Any) -> list[Tensor]:
-        return [handler(mode, tensor, *rest) for tensor in tensors]
 
-    return call
+def _all_reduce_coalesced_(
+    mode: FakeMode, tensors: list[Tensor], reduce_op: str, group: Any
+) -> list[Tensor]:
+    given = dist.AllreduceCoalescedOptions()
+    given.reduceOp = _reduction(reduce_op)
+    given.asyncOp = True
+    return _together(mode, tensors, _group(group).allreduce_coalesced(tensors, given))
+
+
+def _all_reduce_coalesced(
+    mode: FakeMode, tensors: list[Tensor], reduce_op: str, group: Any
+) -> list[Tensor]:
+    return _all_reduce_coalesced_(mode, list(map(torch.empty_like, tensors)), reduce_op, group)
+
+
+def _all_gather_coalesced(
+    mode: FakeMode, tensors: list[Tensor], size: int, group: Any
+) -> list[Tensor]:
+    outs = [_grown(tensor, size) for tensor in tensors]
+    given = dist.AllgatherOptions()
+    given.asyncOp = True
+    inputs = [tensor.contiguous() for tensor in tensors]
+    return _together(mode, outs, _group(group).allgather_into_tensor_coalesced(outs, inputs, given))
+
+
+def _reduce_scatter_coalesced(
+    mode: FakeMode, tensors: list[Tensor], reduce_op: str, size: int, group: Any
+) -> list[Tensor]:
+    outs = [_shrunk(tensor, size) for tensor in tensors]
+    given = dist.ReduceScatterOptions()
+    given.reduceOp = _reduction(reduce_op)
+    given.asyncOp = True
+    inputs = [tensor.contiguous() for tensor in tensors]
+    work = _group(group).reduce_scatter_tensor_coalesced(outs, inputs, given)
+    return _together(mode, outs, work)
+
+
+def _wrapped(mode: FakeMode, tensor: Tensor) -> Tensor:
+    """Waits when it is used."""
+    return functional.AsyncCollectiveTensor(tensor)
 
 
 def _handlers() -> dict[Any, Callable[..., Any]]:
     named: dict[str, Callable[..., Any]] = {
         "all_reduce": _all_reduce,
         "all_reduce_": _all_reduce_,
-        "all_reduce_coalesced": _each(_all_reduce),
-        "all_reduce_coalesced_": _each(_all_reduce_),
+        "all_reduce_coalesced": _all_reduce_coalesced,
+        "all_reduce_coalesced_": _all_reduce_coalesced_,
         "broadcast": _broadcast,
         "broadcast_": _broadcast_,
         "all_gather_into_tensor": _all_gather,
         "all_gather_into_tensor_out": _all_gather_out,
-        "all_gather_into_tensor_coalesced": _each(_all_gather),
+        "all_gather_into_tensor_coalesced": _all_gather_coalesced,
         "reduce_scatter_tensor": _reduce_scatter,
         "reduce_scatter_tensor_out": _reduce_scatter_out,
-        "reduce_scatter_tensor_coalesced": _each(_reduce_scatter),
+        "reduce_scatter_tensor_coalesced": _reduce_scatter_coalesced,
         "all_to_all_single": _all_to_all,
         "isend": _isend,
         "irecv": _irecv,
@@ -272,8 +355,9 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         for name, handler in named.items()
         if hasattr(_ops, name)
     }
-    import torch.distributed.tensor
-
+    wrap = getattr(functional, "_wrap_tensor_autograd", None)
+    if wrap is not None:
+        found[wrap._opoverload] = _wrapped
     if hasattr(torch.ops._dtensor, "shard_dim_alltoall"):
         found[torch.ops._dtensor.shard_dim_alltoall.default] = _shard_dim_alltoall
     return found
@@ -290,20 +374,7 @@ def _scalar(tensor: Tensor) -> float:
     )
 
 
-def _unknown_shape(*args: Any) -> Any:
-    raise NoValueError(
-        "the program makes a tensor whose shape depends on values (nonzero, unique, "
-        "masked_select, indexing by a mask), but tensors have no values in this run (fake "
-        "tensors): use torch.where or fixed shapes, or run with fake=False"
-    )
-
-
-_aten = torch.ops.aten
-_VALUES: dict[Any, Callable[..., Any]] = {
-    _aten._local_scalar_dense.default: _scalar,
-    _aten.nonzero.default: _unknown_shape,
-    _aten.masked_select.default: _unknown_shape,
-    _aten._unique2.default: _unknown_shape,
-    _aten.unique_consecutive.default: _unknown_shape,
-}
+_SCALAR = torch.ops.aten._local_scalar_dense.default
+_EMPTY = torch.ops.aten.empty.memory_format
+_INTEGERS = (torch.int32, torch.int64)
 _HANDLERS = _handlers()

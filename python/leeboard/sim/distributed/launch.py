@@ -153,7 +153,7 @@ def launch(
     crew.check()
     raw = live.outcome()
     report = costs.report_of(compute, [rank.meter for rank in session.ranks.values()])
-    trace = _trace(live, session, script, report)
+    trace = _trace(live, session, script, report, fold)
     failures.raise_for(raw, trace, platform, core, session, crew.lines)
     result = Result.from_core(raw, trace, platform, network=network, seed=seed, core=core)
     values = [crew.values.get(number) for number in range(ranks)]
@@ -249,7 +249,9 @@ def _own(script: Script, output: Any) -> dict[str, Any]:
     return own
 
 
-def _trace(live: Any, session: Session, script: Script, report: costs.Report) -> Trace:
+def _trace(
+    live: Any, session: Session, script: Script, report: costs.Report, fold: str | None
+) -> Trace:
     columns = {**live.program()}
     columns["ops"] = np.asarray(columns["ops"]).view(OP)
     return Trace(
@@ -259,6 +261,7 @@ def _trace(live: Any, session: Session, script: Script, report: costs.Report) ->
             "program": script.name,
             "arguments": shlex.join(script.argv[1:]) if not script.plain else "",
             **report.metadata(),
+            **({} if fold is None else {"fold": fold}),
             "torch": torch.__version__,
         },
     )

@@ -11,6 +11,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from leeboard.sim.errors import SimulationError
+
 Ranks = NDArray[np.int64]
 
 _AXIS = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([0-9]+)(\*?)", re.ASCII)
@@ -18,7 +20,7 @@ _MOST_RANKS = 2**24
 WITNESSES = ("one", "all", "none")
 
 
-class FoldError(ValueError):
+class FoldError(SimulationError, ValueError):
     """A run that cannot be folded as asked: which rank, which op, and what to change."""
 
 

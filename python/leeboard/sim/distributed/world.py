@@ -149,7 +149,7 @@ def _with_sim(helper: Callable[..., Any]) -> Callable[..., Any]:
 
 def _rendezvous(
     url: str, rank: int = -1, world_size: int = -1, timeout: timedelta | None = None, **_: Any
-) -> Iterator[tuple[dist.Store, int, int]]:
+) -> Iterator[tuple[store.SimStore, int, int]]:
     """The run's own store, whatever the address; number and size as the run has them."""
     if not isinstance(url, str):
         raise TypeError(f"init_method: got {url!r}, expected text such as env://")
