@@ -100,11 +100,8 @@ def cells(row: Row) -> list[str]:
 
 
 def summary(rows: list[Row]) -> list[str]:
-    runs = sorted({row["direct"] for row in rows})
-    return [
-        f"A direct run is the mean of {' or '.join(map(str, runs))}; each gave the events of its "
-        "replay."
-    ]
+    runs = " or ".join(str(count) for count in sorted({row["direct"] for row in rows}))
+    return [f"A direct run is the mean of {runs}; each gave the events of its replay."]
 
 
 PART = Part(
