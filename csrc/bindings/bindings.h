@@ -16,6 +16,7 @@ void bind_norm(py::module_& module, const TensorReader& reader);
 void bind_draft(py::module_& module, const TensorReader& reader);
 void bind_linear(py::module_& module, const TensorReader& reader);
 void bind_panel(py::module_& module, const TensorReader& reader);
+void bind_relay(py::module_& module);
 void bind_saliency(py::module_& module, const TensorReader& reader);
 void bind_sim(py::module_& module);
 void bind_sim_collective(py::module_& module);

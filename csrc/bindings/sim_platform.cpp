@@ -114,6 +114,7 @@ Protocol protocol_of(const py::dict& dict) {
   protocol.eager_limit = scalar<uint64_t>(dict, "eager_limit");
   protocol.handshake =
       static_cast<Handshake>(below(scalar<uint64_t>(dict, "handshake"), 2, "handshake"));
+  protocol.send_buffer = scalar<uint64_t>(dict, "send_buffer");
   protocol.send_overhead = time("send_overhead");
   protocol.recv_overhead = time("recv_overhead");
   protocol.goodput = real("goodput", 1e-6, 1.0);

@@ -263,8 +263,9 @@ class Engine final : public NetworkSink {
     uint32_t told = kNil;     // which one it was last told of, or told its thread
     uint32_t sync_waiter = kNil;
     // The collective it is in.
-    uint32_t instance = kNil, me = 0, round = 0, rounds = 0, posted = 0;
-    uint64_t reduced = 0;
+    uint32_t instance = kNil, me = 0, rounds = 0;
+    uint32_t round = 0, over = 0;  // rounds that have begun, that were waited for
+    uint64_t reduced[kLanes] = {};
   };
 
   struct Rank {

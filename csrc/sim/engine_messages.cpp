@@ -164,6 +164,11 @@ void Engine::leave(uint32_t index) {
   Message& m = messages_[index];
   const Protocol& protocol = platform_.protocol;
   m.ready = now_;
+  if (m.bytes <= protocol.send_buffer) {
+    const Endpoint sender = m.sender;
+    m.sender = {};
+    resolve(sender, now_, m.sender_record, kNil);
+  }
   const uint32_t a = ranks_[m.source].device, b = ranks_[m.target].device;
   if (a == b) {
     const double rate = protocol.loopback_bandwidth;

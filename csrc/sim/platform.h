@@ -58,6 +58,9 @@ struct Protocol {
   // Messages up to this many bytes leave without a handshake; 0: not even empty ones.
   uint64_t eager_limit;
   Handshake handshake;
+  // Messages up to this many bytes are sent, for their sender, when they begin to leave: its host
+  // has taken them over. 0: only empty ones.
+  uint64_t send_buffer;
   Time send_overhead;         // the sending rank's own time a message
   Time recv_overhead;         // the receiving rank's own time a message
   double goodput;             // payload share of the bandwidth, 0 < goodput <= 1

@@ -29,10 +29,8 @@ def drive(core: _C.SimLive, bodies: list[Turns], first: int = 0) -> None:
     """Run ranks as their turns come, until nothing can go on."""
     turn = first
     while turn >= 0:
-        try:
-            turn = next(bodies[turn])
-        except StopIteration:
-            turn = core.finish(turn)
+        after = next(bodies[turn], None)
+        turn = core.finish(turn) if after is None else after
 
 
 def trace_of(core: _C.SimLive, names: tuple[str, ...] = ()) -> sim.Trace:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live_programs import ANY, NO_LIMIT, RandomLive, Turns, drive, on_ranks, options, trace_of
 
 from leeboard import _C, sim
 from leeboard.sim.ops import COLLECTIVES, OpKind
+from live_programs import ANY, NO_LIMIT, RandomLive, Turns, drive, on_ranks, options, trace_of
 
 US = 10**6
 ALL_REDUCE, BARRIER = COLLECTIVES.index("all_reduce"), COLLECTIVES.index("barrier")
@@ -152,6 +152,35 @@ def test_receives_from_anywhere_tell_whose_message_they_met() -> None:
     assert len({serial for _, serial in met}) == 4
     for rank, sent in serials.items():
         assert [serial for source, serial in met if source == rank] == sent
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000])
+def test_what_waits_when_a_rank_first_receives_from_anywhere_comes_by_arrival(size: int) -> None:
+    """With and without a handshake; what it received before was matched by name."""
+    core = live(4)
+    met = []
+
+    def body(rank: int) -> Turns:
+        if rank > 0:
+            core.delay(rank, (10 - rank) * 50 * US)
+            for tag in (5, 4):
+                core.isend(rank, 0, tag, size)
+            yield core.run(rank)
+            return
+        named = core.irecv(0, 1, 4, NO_LIMIT)
+        core.delay(0, 3000 * US)
+        slots = [core.irecv(0, ANY, ANY, NO_LIMIT) for _ in range(5)]
+        for slot in (named, *slots):
+            core.wait(0, slot)
+        yield core.run(0)
+        met.extend(core.met(0, slot) for slot in (named, *slots))
+
+    on_ranks(core, 4, body)
+    outcome = core.outcome()
+    assert outcome["status"] == "done"
+    # A rank's ops: a delay, then its two sends.
+    sent = [(source, serial - (source << 32)) for source, serial in met]
+    assert sent == [(1, 2), (3, 1), (3, 2), (2, 1), (2, 2), (1, 1)]
 
 
 def test_slots_are_used_again_after_a_wait() -> None:
@@ -321,7 +350,7 @@ def test_what_cannot_be_meant_is_refused_and_changes_nothing() -> None:
         "peer: got -2": lambda: core.irecv(0, -2, 0, 1),
         "bytes": lambda: core.isend(0, 1, 0, 2**63),
         "106 days": lambda: core.delay(0, 2**64 - 1),
-        "dtype": lambda: core.compute(0, 1, 1, 4),
+        "dtype": lambda: core.compute(0, 1, 1, 6),
         "rank: got 2": lambda: core.sleep(2, 1),
         "group": lambda: core.collective(0, 1, 0, 0),
         "which": lambda: core.collective(0, 0, 9, 0),

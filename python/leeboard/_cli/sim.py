@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from leeboard._cli import sim_profile, sim_torch
+from leeboard._cli import sim_profile, sim_torch, sim_validate
 
 _RUN = """\
 Run a script, a program or a recorded trace on a platform, in simulated time.
@@ -81,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "platforms",
             "list the devices, links, protocols and topologies there are",
             _add_platforms,
+        ),
+        (
+            "validate",
+            "compare predictions with real gloo on links of known figures",
+            sim_validate.add_options,
         ),
     ):
         sub = commands.add_parser(

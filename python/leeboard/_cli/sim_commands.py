@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from leeboard._cli import sim_torch
+from leeboard._cli import sim_torch, sim_validate
 from leeboard.sim import Platform, Program, Trace, presets
 from leeboard.sim.chakra import Costs, load_chakra
 from leeboard.sim.describe import fields
@@ -90,6 +90,11 @@ def platforms(args: argparse.Namespace) -> int:
         print(f"topologies\n  {', '.join(GENERATORS)}")
         print("`leeboard sim platforms NAME` tells where figures come from")
     return 0
+
+
+def validate(args: argparse.Namespace) -> int:
+    """Real gloo on links of known figures, against the prediction."""
+    return sim_validate.run(args)
 
 
 def load(file: str, words: Sequence[str], form: str = "auto", costs: Costs = "auto") -> Trace:

@@ -96,9 +96,7 @@ def _write(args: argparse.Namespace, target: str, old: object) -> int:
     if not examples:
         raise ValueError(f"{target}: no operator was called")
     with progress_bar("timing", len(examples)) as bar:
-        profile, failed = profiled(
-            examples, device=args.device, seconds=args.seconds, progress=bar
-        )
+        profile, failed = profiled(examples, device=args.device, seconds=args.seconds, progress=bar)
     if isinstance(old, Profile):
         old.merge(profile)
         profile = old

@@ -57,7 +57,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "bytes; nothing (default: measured; roofline with fake tensors)",
     )
     group.add_argument(
-        "--profile", type=Path, metavar="FILE", help="of `leeboard sim profile`, for profiled"
+        "--profile",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="of `leeboard sim profile`, for profiled; several: each for the devices it names",
     )
     group.add_argument(
         "--scale",
@@ -143,7 +147,7 @@ def run(args: argparse.Namespace, platform: Platform, target: str, timeline: Any
     from leeboard.sim.distributed.launch import launch
 
     if args.profile is not None and args.compute != "profiled":
-        raise ValueError(f"--profile {args.profile}: is for --compute profiled")
+        raise ValueError(f"--profile {args.profile[0]}: is for --compute profiled")
     if args.scale is not None and args.compute not in (None, "measured"):
         raise ValueError(f"--scale {args.scale}: is for --compute measured")
     ranks, per_node = _numbers(args.per_node, args.nodes, platform.ranks)

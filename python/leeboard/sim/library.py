@@ -44,13 +44,14 @@ def _nvidia(
     source: str,
     **peaks: str,
 ) -> Preset:
+    given: dict[str, Any] = {f"flops_{precision}": peak for precision, peak in peaks.items()}
     device = Device(
         name,
         flops=flops,
         memory_bandwidth=bandwidth,
         memory=memory,
         active_power=active_power,
-        **{f"flops_{precision}": peak for precision, peak in peaks.items()},
+        **given,
     )
     return Preset(name, device, f"{source}; dense FP16 with FP32 accumulation, board power limit")
 

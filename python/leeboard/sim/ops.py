@@ -86,6 +86,7 @@ ALGORITHMS = (
     "pairwise",
     "hierarchical",
     "gloo_ring",
+    "gloo_tree",
 )
 # What a compute op's `flags` says it computes in; each may have a peak of its own (`Device`).
 PRECISIONS = ("any", "float64", "float32", "float16", "float8", "int8")

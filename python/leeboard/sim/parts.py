@@ -202,17 +202,17 @@ class Device:
         """FLOP/s in each of `PRECISIONS`."""
         return tuple(getattr(self, name) or self.flops for name in PEAKS)
 
-    def seconds(self, flops: float, bytes: float = 0.0, precision: int = 0) -> float:
+    def seconds(self, flops: float, traffic: float = 0.0, precision: int = 0) -> float:
         """What a compute op takes, without jitter.
 
         Args:
             flops: Of the op.
-            bytes: Its memory traffic.
+            traffic: Bytes of memory traffic.
             precision: Which of `PRECISIONS` it computes in.
         """
         arms = (
             (flops, self.peaks[precision], self.flops_curve),
-            (bytes, self.memory_bandwidth, self.bytes_curve),
+            (traffic, self.memory_bandwidth, self.bytes_curve),
         )
         longest = max(
             amount / (rate * efficiency(curve, amount)) if amount > 0 else 0.0
@@ -251,6 +251,8 @@ class Protocol:
             empty ones; "unlimited": all.
         handshake: "notify": the receiver tells when it is ready (two latencies unless it told
             before); "request": the sender asks and is told (three latencies).
+        send_buffer: Messages up to this many bytes are sent, for their sender, when they begin to
+            leave: its host has taken them over (a socket's buffer). Larger ones when they have left.
         send_overhead: Seconds of the sending rank's own time a message.
         recv_overhead: Seconds of the receiving rank's own time a message.
         goodput: Payload's share of the bandwidth, in (0, 1].
@@ -266,6 +268,7 @@ class Protocol:
     name: str = ""
     eager_limit: Quantity = Quantity(SIZE, "unlimited", unlimited=UNLIMITED)
     handshake: str = "notify"
+    send_buffer: Quantity = Quantity(SIZE, 0, unlimited=UNLIMITED)
     send_overhead: Quantity = Quantity(TIME, 0.0, most=_MOST_SECONDS)
     recv_overhead: Quantity = Quantity(TIME, 0.0, most=_MOST_SECONDS)
     goodput: Quantity = Quantity(RATIO, 1.0, least=1e-6, most=1.0)

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 import pytest
 import torch
 import torch.distributed as dist
-from compute_core import FakeRank, metered
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -21,7 +20,8 @@ from torch.nn import functional
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 
-from leeboard.sim.distributed.compute import RooflineMeter
+from compute_core import FakeRank, metered
+from leeboard.sim.distributed.compute import RooflineMeter, report_of
 from leeboard.sim.distributed.compute.flops import MOVES, PER_ELEMENT
 from leeboard.sim.ops import PRECISIONS
 
@@ -284,10 +284,36 @@ def test_meta_tensors_count_on_request() -> None:
     assert products(metered(RooflineMeter(meta=True), lambda: x @ x)) == 2000
 
 
+def test_leeboards_own_ops() -> None:
+    """Products of the fused ops: two FLOP a weight and row, and weights read once."""
+    from leeboard import ops
+    from leeboard.reference import FeedForwardWeights
+
+    x, gamma = torch.randn(3, 64), torch.ones(64)
+    gate, up, head = (torch.randn(n, 64) for n in (160, 160, 500))
+    down = torch.randn(64, 160)
+    panels = torch.tensor([0, 3], dtype=torch.int32)
+    wide = torch.randn(64, 3 * 64)
+    cases: list[tuple[Callable[[], object], int]] = [
+        (lambda: ops.qlinear(x, up), 2 * 3 * 64 * 160),
+        (lambda: ops.linear_argmax(x, head), 2 * 3 * 64 * 500),
+        (lambda: ops.linear_topk(x, head, 4), 2 * 3 * 64 * 500),
+        (lambda: ops.swiglu_linear(x, gate, up, down), 2 * 3 * 64 * 480),
+        (lambda: ops.panel_linear(x, up, panels), 2 * 3 * 64 * 32),
+        (lambda: ops.panel_ffn(x, FeedForwardWeights(up, down), panels), 2 * 2 * 3 * 64 * 32),
+        (lambda: ops.panel_ffn(x, FeedForwardWeights(up, down)), 2 * 2 * 3 * 64 * 160),
+        (lambda: ops.aux_norm_linear([x] * 3, [gamma] * 3, wide), (2 * 3 * 64 + 4 * 3) * 192),
+    ]
+    for number, (run, expected) in enumerate(cases):
+        rank = metered(meters(), run)
+        assert products(rank) == expected, number
+        assert not report_of("roofline", [rank.meter]).unknown
+    (norm,) = metered(meters(), lambda: ops.rms_norm(x, gamma)).computed
+    assert norm == (4 * x.numel(), 4 * (2 * x.numel() + 64), FLOAT32)
+
+
 def test_unknown_ops_are_named() -> None:
     """An op without a formula is counted as traffic, and said to be."""
-    from leeboard.sim.distributed.compute import report_of
-
     x = torch.eye(6)
     rank = metered(meters(), lambda: torch.linalg.svd(x))
     report = report_of("roofline", [rank.meter])

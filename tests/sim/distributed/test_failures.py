@@ -20,6 +20,8 @@ import torch.multiprocessing
 from torch.utils.data import DataLoader
 
 from leeboard import sim
+from leeboard.sim.distributed import watch
+from leeboard.sim.distributed.clock import EPOCH
 from leeboard.sim.distributed.failures import RankError, hint, ranks
 
 HERE = Path(__file__).name
@@ -264,6 +266,76 @@ def test_methods_of_one_backend_alone() -> None:
 )
 def test_processes_are_refused(program: Callable[[], Any], message: str) -> None:
     assert message in error_of(program)
+
+
+def test_reading_the_clock_in_an_import_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reads_the_clock.py").write_text(
+        "import time\nBEGAN = time.time()\ntime.sleep(1)\nNOW = time.perf_counter()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def program() -> float:
+        import reads_the_clock  # type: ignore[import-not-found]
+
+        dist.init_process_group()
+        assert reads_the_clock.BEGAN == EPOCH
+        return time.perf_counter()
+
+    # The module is imported once, by the rank that is first.
+    assert sorted(ran(program)) == [0.0, 0.0, 1.0]
+
+
+def test_communicating_in_an_import_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "communicates.py").write_text(
+        "import torch.distributed as dist\ndist.init_process_group()\ndist.barrier()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(watch, "IMPORT", 0.3)
+
+    def program() -> None:
+        import communicates  # type: ignore[import-not-found]  # noqa: F401
+
+    with pytest.raises(sim.SimulationError) as caught:
+        ran(program)
+    assert "no rank may communicate while it imports" in str(caught.value)
+    assert line_of(program, "import communicates") in str(caught.value)
+
+
+def test_a_rank_that_waits_for_a_lock_is_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "IMPORT", 0.2)
+    monkeypatch.setattr(watch, "ANYTHING", 0.3)
+    lock = threading.Lock()
+
+    def program() -> bool:
+        dist.init_process_group()
+        if dist.get_rank() == 0:
+            with lock:
+                dist.barrier()
+            return True
+        taken = lock.acquire(timeout=1.0)
+        dist.barrier()
+        return taken
+
+    assert ran(program, 2) == [True, False]
+    error = capfd.readouterr().err
+    assert "rank 1" in error
+    assert line_of(program, "lock.acquire") in error
+    assert error.count("has computed nothing") == 1
+
+
+def test_rpc_is_refused() -> None:
+    def program() -> None:
+        from torch.distributed import rpc
+
+        rpc.init_rpc("worker", rank=0, world_size=3)
+
+    assert "torch.distributed.rpc is not simulated" in error_of(program)
 
 
 def test_another_thread_cannot_communicate() -> None:

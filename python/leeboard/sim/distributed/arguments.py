@@ -87,17 +87,13 @@ def splits(call: str, name: str, given: Sequence[int], tensor: Tensor, size: int
     return result
 
 
-def has_values(call: str, tensor: Tensor) -> None:
-    """A tensor without memory cannot be communicated, unless the run goes without values."""
-    if tensor.is_meta and type(tensor) is Tensor:
+def movable(call: str, tensor: Tensor) -> None:
+    """A tensor must have dense memory: there are no values to move elsewhere."""
+    if tensor.is_meta:
         raise fault(
             call,
             f"{shown(tensor)} is on the meta device and has no values: move it to the CPU, or run "
-            "the program under fake tensors (compute='roofline')",
+            "the program under fake tensors",
         )
-
-
-def no_sparse(call: str, tensor: Tensor) -> None:
-    """Sparse tensors are not moved."""
     if tensor.layout is not torch.strided:
         raise fault(call, f"a tensor of layout {tensor.layout}: only dense ones are supported")

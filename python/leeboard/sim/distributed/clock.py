@@ -6,18 +6,23 @@ name before the run (`from time import perf_counter`) keeps the real one.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from functools import wraps
+from types import FrameType
 from typing import Any
 
 from leeboard.sim.distributed.patches import Patches
-from leeboard.sim.distributed.rank import find
+from leeboard.sim.distributed.rank import Rank, find
 
 # Seconds since 1970 at which every run begins: 2025-01-01, so that runs are equal.
 EPOCH = 1_735_689_600
 _PICOSECONDS = 10**12
 _ORIGINS = {"time": EPOCH, "perf_counter": 0, "monotonic": 0, "process_time": 0}
+# Their own reading of the clock must not let another rank go on: they may hold a lock.
+_LIBRARIES = frozenset(sys.stdlib_module_names) - {"test"} | {"torch"}
+_IMPORT = "<frozen importlib._bootstrap>"
 _sleep = time.sleep
 
 
@@ -34,7 +39,7 @@ def _seconds(real: Callable[[], float], origin: int) -> Callable[[], float]:
     @wraps(real)
     def read() -> float:
         rank = find()
-        return real() if rank is None else origin + rank.now() / _PICOSECONDS
+        return real() if rank is None else origin + _now(rank) / _PICOSECONDS
 
     return read
 
@@ -43,7 +48,7 @@ def _nanoseconds(real: Callable[[], int], origin: int) -> Callable[[], int]:
     @wraps(real)
     def read() -> int:
         rank = find()
-        return real() if rank is None else origin * 10**9 + rank.now() // 1000
+        return real() if rank is None else origin * 10**9 + _now(rank) // 1000
 
     return read
 
@@ -58,5 +63,25 @@ def sleep(seconds: Any, /) -> None:
         raise ValueError(f"sleep length must be non-negative, got {seconds!r}")
     rank.flush()
     rank.core.sleep(rank.number, round(seconds * _PICOSECONDS))
-    # A program that polls what another rank writes must let it come to that.
-    rank.give(rank.core.run(rank.number))
+    if _free(sys._getframe(1)):
+        # A program that polls what another rank writes must let it come to that.
+        rank.give(rank.core.run(rank.number))
+    else:
+        rank.meter.resume(rank)
+
+
+def _now(rank: Rank) -> int:
+    """The rank's clock; for libraries and imports, as it was when the rank last communicated."""
+    return rank.now() if _free(sys._getframe(2)) else int(rank.core.clock(rank.number))
+
+
+def _free(frame: FrameType | None) -> bool:
+    """Whether the code that reads the clock holds no lock that another rank may need: it is neither
+    a library's own, nor runs within an import."""
+    if frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
+        return False
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT:
+            return False
+        frame = frame.f_back
+    return True

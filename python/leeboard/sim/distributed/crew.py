@@ -22,6 +22,7 @@ from leeboard.sim.distributed.isolation import Spaces
 from leeboard.sim.distributed.rank import Rank, Stuck
 from leeboard.sim.distributed.script import Script
 from leeboard.sim.distributed.session import Session
+from leeboard.sim.distributed.watch import Watch
 from leeboard.sim.errors import SimulationError
 from leeboard.sim.table import text_of
 
@@ -83,7 +84,8 @@ class Crew:
             raise SimulationError(
                 f"{self.script.name}: no rank called torch.distributed.init_process_group(), so "
                 f"that {session.size} copies ran on their own: call it (no arguments are needed), "
-                "or run with --nproc-per-node 1"
+                "or run with --nproc-per-node 1; or, for a leeboard.sim.Program, define "
+                "build(args) or program at top level"
             )
 
     def _start(self) -> None:
@@ -203,13 +205,16 @@ def _innermost(error: BaseException) -> FrameType | None:
 
 @contextmanager
 def told(spaces: Spaces, progress: bool) -> Iterator[Callable[[], None]]:
-    """What to call now and then, to show simulated time on a terminal."""
+    """What to call now and then: it notices ranks that stand still, and shows simulated time on a
+    terminal."""
+    watch = Watch(spaces)
     if not (progress and sys.stderr.isatty()):
-        yield lambda: None
+        yield watch.look
         return
     with progress_line("simulating") as line:
 
         def tell() -> None:
+            watch.look()
             line.set_postfix_str(f"{text_of(spaces.clock / 1e12, 's')} simulated", refresh=True)
             spaces.asked = True
 

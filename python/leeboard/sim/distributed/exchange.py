@@ -85,9 +85,12 @@ class Exchange:
     """Moves the tensors of all ranks of a run.
 
     Attributes:
+        values: Whether tensors have values to move.
         members: Ranks of each group, by the engine's number of the group.
         threads: Of ranks, to say at which line of the program they are.
     """
+
+    values = True
 
     def __init__(self) -> None:
         self.members: dict[int, Sequence[int]] = {}
@@ -186,14 +189,14 @@ def _some(members: Sequence[int]) -> str:
 
 
 def _call(signature: Signature, inputs: Any) -> str:
-    name, reduction, root = signature[:3]
+    reduction, root = signature[1:3]
     tensors = inputs if isinstance(inputs, (list, tuple)) else ()
     if tensors:
         sizes = [shown(tensor) for tensor in tensors]
     else:
         pairs = zip(signature[3::2], signature[4::2], strict=True)
         sizes = [f"{str(dtype).removeprefix('torch.')} [{count}]" for dtype, count in pairs]
-    text = name
+    text: str = signature[0]
     if sizes:
         text += " of " + ", ".join(sizes[:_SHOWN])
     if len(sizes) > _SHOWN:

@@ -135,7 +135,9 @@ def raised(run: Session, rank: int, at: int, error: BaseException) -> Simulation
         return error
     others = lines(run, but=rank)
     exited = isinstance(error, SystemExit)
-    what = f"exited with status {error.code}" if exited else f"raised {_brief(error)}"
+    what = f"raised {_brief(error)}"
+    if isinstance(error, SystemExit):
+        what = f"exited with status {error.code}"
     parts = [f"rank {rank}, at {text_of(at / _PICOSECONDS, 's')}, {what}"]
     advice = hint(error)
     if advice:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,18 @@ from leeboard.sim.distributed.work import (
 )
 
 _thread = threading.get_ident
+_STRIDED = torch.strided
 
 
-class SimGroup(Collectives, dist.ProcessGroup):
+if TYPE_CHECKING:
+    # torch's stubs have one version's signatures, and a constructor that no subclass may use.
+    class _ProcessGroup:
+        def __init__(self, rank: int, size: int) -> None: ...
+else:
+    _ProcessGroup = dist.ProcessGroup
+
+
+class SimGroup(Collectives, _ProcessGroup):
     """One rank's end of a process group on simulated devices.
 
     Args:
@@ -83,6 +92,10 @@ class SimGroup(Collectives, dist.ProcessGroup):
         rank.meter.flush(rank)
         calls = self._calls
         core, exchange, number, me = rank.core, rank.exchange, rank.number, self._me
+        if exchange.values:
+            for tensor in inputs if inputs is outs else (*inputs[:1], *outs[:1]):
+                if tensor.is_meta or tensor.layout is not _STRIDED:
+                    arguments.movable(signature[0], tensor)
         meeting = exchange.join(self._number, calls[0], me, self._size, signature, inputs)
         calls[0] += 1
         blocking = not asynchronous
@@ -107,6 +120,8 @@ class SimGroup(Collectives, dist.ProcessGroup):
         """Give a tensor to a rank of the group."""
         tensor = arguments.single("send", "tensors", given).data
         rank = self.owner
+        if rank.exchange.values:
+            arguments.movable("send", tensor)
         rank.check_thread()
         rank.meter.flush(rank)
         core, number = rank.core, rank.number
@@ -127,6 +142,8 @@ class SimGroup(Collectives, dist.ProcessGroup):
     def _receive(self, call: str, given: Any, source: int, tag: int) -> dist.Work:
         out = arguments.single(call, "tensors", given).data
         rank = self.owner
+        if rank.exchange.values:
+            arguments.movable(call, out)
         rank.check_thread()
         rank.meter.flush(rank)
         engine_tag = rank.run.tag(self._number, tag)

@@ -64,6 +64,7 @@ class Spaces:
         keys: Names of the attributes.
         read: Gives their values.
         write: Sets them.
+        holder: The rank that has the baton.
         clock: A recent simulated time in picoseconds, noted when `asked`: the thread that shows how
             far the run is may not ask the engine.
     """
@@ -73,6 +74,7 @@ class Spaces:
 
     def __init__(self) -> None:
         self.keys: list[str] = []
+        self.holder: Rank | None = None
         self.asked = False
         self.clock = 0
         self._holders: list[dict[str, Any]] = []
@@ -133,6 +135,7 @@ def _own(value: Any) -> Any:
 
 _get_state, _set_state = torch.default_generator.get_state, torch.default_generator.set_state
 _get_dtype = torch.get_default_dtype
+_cuda_in_use: Callable[[], bool] = torch.cuda.is_initialized
 
 
 class ProcessState:
@@ -140,7 +143,7 @@ class ProcessState:
 
     Args:
         spaces: The module attributes, of all ranks of the run.
-        environ: The rank's environment variables.
+        environ: Environment variables that the rank has beside those of the process.
         seed: Of torch's default generator, `random` and `numpy.random`.
         own: Attributes of `sys` that the rank starts with: argv, path, stdout, stderr.
         main: Its `__main__` module; None: the process's.
@@ -154,9 +157,10 @@ class ProcessState:
         own: Mapping[str, Any],
         main: Any = None,
     ) -> None:
-        encode = os.environ.encodekey  # type: ignore[attr-defined]
+        encode = os.environ.encodekey
         self._spaces = spaces
-        self._environ = {encode(key): encode(value) for key, value in environ.items()}
+        own_variables = {encode(key): encode(value) for key, value in environ.items()}
+        self._environ = {**os.environ._data, **own_variables}  # type: ignore[attr-defined]
         self._generator = torch.Generator().manual_seed(seed).get_state()
         self._dtype = torch.get_default_dtype()
         self._cuda: list[torch.Tensor] | None = None
@@ -176,13 +180,14 @@ class ProcessState:
         self._values = spaces.read()
         self._generator = _get_state()
         self._dtype = _get_dtype()
-        if torch.cuda.is_initialized():
+        if _cuda_in_use():
             self._cuda = torch.cuda.get_rng_state_all()
 
     def enter(self) -> None:
         """Put the state back as the rank left it."""
         os.environ._data = self._environ  # type: ignore[attr-defined]
         spaces, values = self._spaces, self._values
+        spaces.holder = find()
         if len(values) < len(spaces.keys):
             values += spaces.fresh(len(values))
         spaces.write(values)
@@ -208,7 +213,7 @@ class Isolation:
 
     def __enter__(self) -> Self:
         _share(self._patches, random, lambda rank: _state(rank).random)
-        _share(self._patches, mtrand, lambda rank: mtrand._rand)  # type: ignore[attr-defined]
+        _share(self._patches, mtrand, lambda rank: mtrand._rand)
         for name in vars(mtrand):
             if name in vars(np.random) and vars(np.random)[name] is not vars(mtrand)[name]:
                 self._patches.set(np.random, name, vars(mtrand)[name])
@@ -235,7 +240,7 @@ class Isolation:
 
     def _noted(self, change: Callable[..., None]) -> Callable[..., None]:
         def noted(name: Any, *value: Any) -> None:
-            self._set.add(os.environ.encodekey(os.fsdecode(name)))  # type: ignore[attr-defined]
+            self._set.add(os.environ.encodekey(os.fsdecode(name)))
             change(name, *value)
 
         return noted

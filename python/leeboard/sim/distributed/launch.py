@@ -15,6 +15,7 @@ import torch
 from leeboard import _C
 from leeboard.sim.distributed import clock, failures, world
 from leeboard.sim.distributed import compute as costs
+from leeboard.sim.distributed.compute.make import Profiles
 from leeboard.sim.distributed.crew import Crew, told
 from leeboard.sim.distributed.exchange import Exchange
 from leeboard.sim.distributed.isolation import Isolation, ProcessState
@@ -63,7 +64,7 @@ def launch(
     seed: int = 0,
     timeline: bool | None = None,
     links: bool = True,
-    profile: str | Path | None = None,
+    profile: Profiles | None = None,
     scale: float | Literal["auto"] = "auto",
     fold: str | None = None,
     fake: bool | None = None,
@@ -88,7 +89,8 @@ def launch(
         seed: As of `run`; each rank's generators of random numbers start from it and the rank.
         timeline: As of `run`.
         links: As of `run`.
-        profile: A file of `leeboard sim profile`, for "profiled".
+        profile: A file of `leeboard sim profile`, or several for devices of several kinds, for
+            "profiled".
         scale: How long a device of speed 1 takes for what takes this host a second, for "measured";
             "auto": 1 where the platform says nothing of the device's speed, else by a calibration.
         fold: Which ranks are alike (docs/sim/folding.md), such as "dp=8 tp=4"; None: each runs.
@@ -226,7 +228,7 @@ def _mode(compute: Any, fold: str | None, fake: bool | None) -> tuple[Any, bool]
 def _meters(
     compute: str | Callable[[Platform, int], Meter],
     platform: Platform,
-    profile: str | Path | None,
+    profile: Profiles | None,
     scale: float | Literal["auto"],
 ) -> Callable[[int], Meter]:
     if compute == "none":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ReduceOp
 
-_Kind = ReduceOp.RedOpType
+_Kind: Any = ReduceOp.RedOpType
 
 # Numbers of the kinds, as they travel in signatures.
 SUM, AVG, PRODUCT = int(_Kind.SUM), int(_Kind.AVG), int(_Kind.PRODUCT)
@@ -32,8 +33,10 @@ _SUM_IN_PLACE = {SUM, AVG}
 # gloo's defaults (gloo/allreduce.h).
 _LONGEST_SEGMENT = 1 << 20
 _SEGMENTS_EACH = 2
-# Elements from which copying all ranks' chunks into order costs more than many small additions.
+# Elements from which copying all tensors costs more than many small additions.
 _LARGE = 1 << 16
+# Ranks up to which sums are taken in the order of gloo's.
+_FEW = 16
 
 
 def refused(kind: int, dtype: torch.dtype) -> str:
@@ -51,10 +54,10 @@ def refused(kind: int, dtype: torch.dtype) -> str:
 def reduced(tensors: Sequence[Tensor], kind: int, to_root: bool = False) -> Tensor:
     """The reduction of equally long tensors, in the shape of the first; a new tensor.
 
-    Two ranks give gloo's numbers bit for bit, and so do integers, minima and maxima of any number.
-    Sums and products of floating-point numbers over more ranks are taken in the order of gloo's
-    ring: chunk c of P goes from rank c - 1 downwards, and ends at rank c. Where chunks end differs
-    when only the root gets the result (`to_root`).
+    Up to 16 ranks give gloo's numbers bit for bit, and so do integers, minima and maxima of any
+    number: sums and products are taken in the order of gloo's ring, in which chunk c of P goes from
+    rank c - 1 downwards and ends at rank c. Where chunks end differs when only the root gets the
+    result (`to_root`). More ranks are summed up in whatever order is fastest.
     """
     first = tensors[0]
     ranks = len(tensors)
@@ -66,8 +69,14 @@ def reduced(tensors: Sequence[Tensor], kind: int, to_root: bool = False) -> Tens
         shape = first.shape
         same = all(other.shape == shape for other in tensors)
         rows = tensors if same else [other.reshape(shape) for other in tensors]
-        rounds = kind in (SUM, AVG, PRODUCT) and first.dtype.is_floating_point
-        result = _in_ring_order(rows, kind, to_root) if rounds else _in_turn(rows, kind)
+        if kind not in (SUM, AVG, PRODUCT) or not first.dtype.is_floating_point:
+            result = _in_turn(rows, kind)
+        elif ranks <= _FEW:
+            result = _in_ring_order(rows, kind, to_root)
+        elif kind != PRODUCT and first.numel() < _LARGE:
+            result = torch.stack(rows).sum(0, dtype=first.dtype)  # type: ignore[arg-type]
+        else:
+            result = _in_turn(rows, kind)
     if kind == AVG:
         if result.dtype.is_floating_point or result.dtype.is_complex:
             return result.div_(ranks)
@@ -105,13 +114,6 @@ def _parts(whole: int, part: int) -> int:
     return -(-whole // part)
 
 
-@lru_cache(maxsize=256)
-def _order(ranks: int, chunks: int) -> tuple[Tensor, Tensor]:
-    """[ranks, chunks]: which rank comes k-th into a chunk; and the number of the chunk."""
-    chunk = torch.arange(chunks)
-    return (chunk[None, :] - 1 - torch.arange(ranks)[:, None]) % ranks, chunk[None, :]
-
-
 def _in_ring_order(rows: Sequence[Tensor], kind: int, to_root: bool) -> Tensor:
     first, ranks = rows[0], len(rows)
     elements = first.numel()
@@ -120,17 +122,17 @@ def _in_ring_order(rows: Sequence[Tensor], kind: int, to_root: bool) -> Tensor:
         return _in_turn(rows[::-1], kind)
     chunks = _parts(elements, chunk)
     if elements >= _LARGE:
-        flat = [row.reshape(-1).split(chunk) for row in rows]
+        flat = [torch.split(row.reshape(-1), chunk) for row in rows]
         parts = [
             _in_turn([flat[(number - 1 - turn) % ranks][number] for turn in range(ranks)], kind)
             for number in range(chunks)
         ]
         return torch.cat(parts).view(first.shape)
-    stacked = torch.stack([row.reshape(-1) for row in rows])
-    padding = chunks * chunk - elements
-    if padding:
-        stacked = torch.nn.functional.pad(stacked, (0, padding))
-    order, number = _order(ranks, chunks)
-    turns = stacked.view(ranks, chunks, chunk)[order, number]
-    whole = _in_turn(turns.unbind(0), kind).view(-1)
-    return whole[:elements].view(first.shape)
+    # All ranks' tensors twice over: where each chunk's j-th last term lies, chunk after chunk, is
+    # then a matter of strides. What lies behind a last, shorter chunk is added up and left out.
+    twice = torch.cat((*rows, *rows))
+    turns = twice.as_strided((ranks, chunks, chunk), (elements, elements + chunk, 1)).unbind(0)
+    whole = _in_turn(turns[::-1], kind)
+    if chunks * chunk != elements:
+        whole = whole.view(-1)[:elements]
+    return whole.view(first.shape)

@@ -113,16 +113,13 @@ def _runner(code: types.CodeType) -> Callable[[types.ModuleType | None], None]:
     return call
 
 
-def environment(
-    rank: int, ranks: int, per_node: int, base: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """The environment variables that torchrun gives a worker, upon those of this process.
+def environment(rank: int, ranks: int, per_node: int) -> dict[str, str]:
+    """The environment variables that torchrun gives a worker, beside those of the process.
 
     Args:
         rank: The worker.
         ranks: How many there are.
         per_node: Workers of a node.
-        base: Variables of the process; None: `os.environ`.
     """
     node, local = divmod(rank, per_node)
     here = min(per_node, ranks - node * per_node)
@@ -145,8 +142,7 @@ def environment(
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": 1,
         "OMP_NUM_THREADS": 1,
     }
-    base = os.environ if base is None else base
-    return {**base, **{name: str(value) for name, value in values.items()}}
+    return {name: str(value) for name, value in values.items()}
 
 
 class Prefixed(io.TextIOBase):

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from leeboard.sim.distributed.rank import Rank, current
 from leeboard.sim.distributed.session import session
@@ -45,7 +46,7 @@ def table(stores: dict[str, Table], name: str) -> Table:
     return stores.setdefault(name, Table(name))
 
 
-class SimStore(dist.Store):
+class SimStore(Store):
     """A `torch.distributed.Store` that lives in the run. Timeouts do not pass: a key that nobody
     ever sets ends the run as a deadlock, which names it."""
 

@@ -149,11 +149,16 @@ def _with_sim(helper: Callable[..., Any]) -> Callable[..., Any]:
 
 def _rendezvous(
     url: str, rank: int = -1, world_size: int = -1, timeout: timedelta | None = None, **_: Any
-) -> Iterator[tuple[dist.Store, int, int]]:
+) -> Iterator[tuple[store.SimStore, int, int]]:
     """The run's own store, whatever the address; number and size as the run has them."""
     if not isinstance(url, str):
         raise TypeError(f"init_method: got {url!r}, expected text such as env://")
     caller = session_rank()
+    if sys._getframe(1).f_globals.get("__name__", "").startswith("torch.distributed.rpc"):
+        raise RuntimeError(
+            "torch.distributed.rpc is not simulated; expected init_process_group and its collectives "
+            "and messages"
+        )
     parts = urlparse(url)
     if parts.scheme not in ("env", "tcp", "file"):
         raise ValueError(f"init_method: got {url!r}, expected env://, tcp://host:port or file://")

@@ -65,7 +65,7 @@ def _attention(dtype: torch.dtype) -> None:
 def _rows(dtype: torch.dtype) -> None:
     for rows, width in itertools.product(_ROWS, _WIDTHS):
         x, y = _tensor(dtype, rows, width), _tensor(dtype, rows, width)
-        x + y, x * y, x - y, x / 2, x * 2.0, x + 1.0  # noqa: B018
+        x + y, x * y, x - y, x / 2, x * 2.0, x + 1.0
         functional.silu(x), functional.gelu(x), functional.relu(x), torch.sigmoid(x), torch.tanh(x)
         torch.exp(x), torch.rsqrt(x), x.pow(2), x.mean(-1, keepdim=True), x.sum(-1)
         functional.softmax(x, -1), functional.log_softmax(x, -1), functional.layer_norm(x, (width,))

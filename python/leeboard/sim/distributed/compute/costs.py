@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,7 +25,14 @@ _FREE = frozenset(
     (
         *("_unsafe_view", "_reshape_alias", "empty", "empty_like", "empty_strided", "new_empty"),
         *("new_empty_strided", "empty_permuted", "resize_", "set_", "_resize_output_", "detach_"),
-        *("_local_scalar_dense", "item", "is_nonzero", "record_stream", "is_pinned", "is_same_size"),
+        *(
+            "_local_scalar_dense",
+            "item",
+            "is_nonzero",
+            "record_stream",
+            "is_pinned",
+            "is_same_size",
+        ),
         *("size", "stride", "numel", "dim", "sym_size", "sym_stride", "sym_numel", "is_contiguous"),
         *("sym_storage_offset", "storage_offset", "sym_is_contiguous", "is_strides_like_format"),
         *("is_non_overlapping_and_dense", "_has_compatible_shallow_copy_type", "lift_fresh"),
@@ -121,7 +128,7 @@ class Cost:
     precision: int
 
 
-@lru_cache(maxsize=None)
+@cache
 def rule_of(func: Any) -> Rule:
     """The rule of an op."""
     if not isinstance(func, torch._ops.OpOverload):
@@ -197,7 +204,8 @@ def cost_of(rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
         kwargs: Likewise.
         out: What it returned.
     """
-    values = bound(rule, args, kwargs) if rule.names else dict(enumerate(args)) | kwargs
+    unnamed = {str(number): value for number, value in enumerate(args)}
+    values = bound(rule, args, kwargs) if rule.names else unnamed | kwargs
     given = {name: list(tensors(value)) for name, value in values.items()}
     made = list(tensors(out))
     written = [tensor for name in rule.written for tensor in given[name]]

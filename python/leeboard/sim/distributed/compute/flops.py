@@ -22,6 +22,7 @@ Count = Callable[[Arguments, Any], int]
 PER_ELEMENT: dict[str, int] = {
     "_softmax": 5,
     "_log_softmax": 5,
+    "_safe_softmax": 5,
     "_softmax_backward_data": 4,
     "_log_softmax_backward_data": 4,
     "native_layer_norm": 7,
@@ -68,7 +69,14 @@ MOVES = frozenset(
         *("rand_like", "randn_like", "randint", "randint_like", "randperm", "masked_fill_"),
         *("_foreach_copy_", "_foreach_zero_", "split_with_sizes_copy", "chunk_cat", "_chunk_cat"),
         *("all_gather_copy_in", "where", "masked_fill", "view_copy", "scalar_tensor", "lift"),
-        *("permute_copy", "expand_copy", "unbind_copy", "split_copy", "index_fill_", "tril_indices"),
+        *(
+            "permute_copy",
+            "expand_copy",
+            "unbind_copy",
+            "split_copy",
+            "index_fill_",
+            "tril_indices",
+        ),
         *("triu_indices", "unfold_backward", "as_strided_scatter", "diagonal_backward", "isin"),
         *("_reshape_copy", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "complex"),
         *("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
@@ -94,13 +102,13 @@ def registered(func: Any) -> Count | None:
 def attention(arguments: Arguments, out: Any) -> int:
     """Scores and their product with the values: q [B, H, T, D], k [B, G, S, D], v [B, G, S, E]."""
     query, key, value = arguments["query"], arguments["key"], arguments["value"]
-    return 2 * _pairs(query, key) * (query.shape[-1] + value.shape[-1])
+    return int(2 * _pairs(query, key) * (query.shape[-1] + value.shape[-1]))
 
 
 def attention_backward(arguments: Arguments, out: Any) -> int:
     """Scores again, then the gradients of values, probabilities, queries and keys."""
     query, key, value = arguments["query"], arguments["key"], arguments["value"]
-    return 2 * _pairs(query, key) * (3 * query.shape[-1] + 2 * value.shape[-1])
+    return int(2 * _pairs(query, key) * (3 * query.shape[-1] + 2 * value.shape[-1]))
 
 
 def _pairs(query: Tensor, key: Tensor) -> int:
@@ -129,16 +137,16 @@ def _int_mm(arguments: Arguments, out: Any) -> int:
 def _aux_norm_linear(arguments: Arguments, out: Any) -> int:
     rows = out.numel() // out.shape[-1]
     norm = 4 * sum(hidden.numel() for hidden in arguments["hiddens"])
-    return 2 * rows * int(arguments["weight"].numel()) + norm
+    return int(2 * rows * int(arguments["weight"].numel()) + norm)
 
 
 def _linear_head(arguments: Arguments, out: Any) -> int:
-    return 2 * arguments["x"].numel() * int(arguments["weight"][0].shape[0])
+    return int(2 * arguments["x"].numel() * int(arguments["weight"][0].shape[0]))
 
 
 def _swiglu_linear(arguments: Arguments, out: Any) -> int:
     x, inner = arguments["x"], int(arguments["weights"][0].shape[0])
-    return 2 * inner * (2 * x.numel() + out.numel())
+    return int(2 * inner * (2 * x.numel() + out.numel()))
 
 
 def channels(arguments: Arguments) -> int:
@@ -149,19 +157,19 @@ def channels(arguments: Arguments) -> int:
 
 def _panel_ffn(arguments: Arguments, out: Any) -> int:
     first_products = 1 if arguments["gate"] is None else 2
-    return 2 * channels(arguments) * (first_products * arguments["x"].numel() + out.numel())
+    return int(2 * channels(arguments) * (first_products * arguments["x"].numel() + out.numel()))
 
 
 def _panel_ffn_backward(arguments: Arguments, out: Any) -> int:
     """The first products again, then two gradients of each product."""
     x, grad = arguments["x"].numel(), arguments["grad"].numel()
     first_products = 1 if arguments["gate"] is None else 2
-    return 2 * channels(arguments) * (3 * first_products * x + 2 * grad)
+    return int(2 * channels(arguments) * (3 * first_products * x + 2 * grad))
 
 
 def _panel_linear_backward(arguments: Arguments, out: Any) -> int:
     wanted = sum(map(bool, arguments["needed"][:2]))
-    return 2 * wanted * arguments["x"].numel() * int(arguments["grad"].shape[-1])
+    return int(2 * wanted * arguments["x"].numel() * int(arguments["grad"].shape[-1]))
 
 
 def _decode_attention(arguments: Arguments, out: Any) -> int:

@@ -67,7 +67,7 @@ class MeasuredMeter:
 
     def resume(self, rank: Place) -> None:
         """The time counts from now on."""
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             self._event = _event()
         self._since = thread_time_ns()
 
@@ -91,7 +91,7 @@ class MeasuredMeter:
 
 
 def _event() -> Any:
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 

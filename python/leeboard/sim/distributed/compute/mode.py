@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from leeboard.sim.distributed.compute import propagation
 from leeboard.sim.distributed.compute.costs import Cost, Rule, cost_of, rule_of, tensors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Costs are kept by op and shapes. Programs whose shapes never end start over at so many.
 _MOST = 1 << 16
@@ -37,7 +40,7 @@ class Call:
 _calls: dict[tuple[Any, ...], Call] = {}
 
 
-class OpMode(TorchDispatchMode):
+class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tells `seen` of every op that computes something, after the op has run.
 
     Not seen: views and what is free, communication, what DTensor's sharding propagation runs to
@@ -51,20 +54,20 @@ class OpMode(TorchDispatchMode):
     """
 
     def __init__(self, seen: Callable[[Call, Any, Any], None], *, meta: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = seen
         self.meta = meta
 
-    def __enter__(self) -> OpMode:
+    def __enter__(self) -> Self:
         """Begin to see the ops of this thread."""
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         propagation.watch()
         return self
 
     def __exit__(self, *error: object) -> None:
         """See no more."""
         propagation.unwatch()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

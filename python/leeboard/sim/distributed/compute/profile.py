@@ -86,9 +86,10 @@ class Profile:
         self._found.clear()
 
     def __str__(self) -> str:
+        memory = f"{self.memory_bandwidth / 1e9:.4g}"
         lines = [
-            f"device          {self.device}: {self.flops / 1e9:.4g} GFLOP/s in a float32 product, "
-            f"{self.memory_bandwidth / 1e9:.4g} GB/s",
+            f"device          {self.device}",
+            f"speed           {self.flops / 1e9:.4g} GFLOP/s in a float32 product, {memory} GB/s",
             f"operators       {len(self.operators)}, with {len(self)} shapes",
         ]
         lines += [f"  {key:<13} {value}" for key, value in self.host.items()]
@@ -143,7 +144,9 @@ class Profile:
     def save(self, path: str | Path) -> None:
         """Write the profile to a file, whole or not at all."""
         operators = {
-            name: {key: [e.seconds, e.count, e.flops, e.bytes, e.precision] for key, e in of.items()}
+            name: {
+                key: [e.seconds, e.count, e.flops, e.bytes, e.precision] for key, e in of.items()
+            }
             for name, of in sorted(self.operators.items())
         }
         content = {
