@@ -181,6 +181,7 @@ def test_the_command_line_imports_torch_lazily() -> None:
         "_cli/convert.py",
         "_cli/heads.py",
         "_cli/sim.py",
+        "_cli/plan.py",
         "_cli/prune.py",
         "_cli/prune_demo.py",
         "_cli/prune_study.py",

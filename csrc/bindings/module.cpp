@@ -43,8 +43,10 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   leeboard::bind_sparse(module, reader);
   leeboard::bind_sparse_backward(module, reader);
   leeboard::bind_verify(module, reader);
+  leeboard::bind_relay(module);
   leeboard::bind_sim(module);
   leeboard::bind_sim_collective(module);
+  leeboard::bind_sim_live(module);
   leeboard::bind_sim_network(module);
   leeboard::bind_sim_queue(module);
   module.def(

@@ -117,6 +117,8 @@ const char* status_name(sim::Status status) {
   return names[static_cast<size_t>(status)];
 }
 
+}  // namespace
+
 py::dict result_of(const Outcome& outcome, const Engine& engine, const sim::Platform& platform,
                    size_t queues) {
   std::array<char, 17> hash{};
@@ -144,6 +146,8 @@ py::dict result_of(const Outcome& outcome, const Engine& engine, const sim::Plat
   return result;
 }
 
+namespace {
+
 template <class T>
 T option(const py::dict& options, const char* name) {
   if (!options.contains(name)) {
@@ -152,14 +156,23 @@ T option(const py::dict& options, const char* name) {
   return options[name].cast<T>();
 }
 
-py::dict run(const sim::Program& program, const py::dict& platform_dict, const py::dict& given) {
-  const sim::Platform platform = platform_of(platform_dict);
+}  // namespace
+
+sim::Options options_of(const py::dict& given) {
   sim::Options options;
   options.network = option<std::string>(given, "network") == "flow" ? sim::NetworkModel::kFlow
                                                                     : sim::NetworkModel::kAlphaBeta;
   options.seed = option<uint64_t>(given, "seed");
   options.records = std::min<uint64_t>(option<uint64_t>(given, "records"), sim::kNoRecord - 1);
   options.bins = option<uint32_t>(given, "bins");
+  return options;
+}
+
+namespace {
+
+py::dict run(const sim::Program& program, const py::dict& platform_dict, const py::dict& given) {
+  const sim::Platform platform = platform_of(platform_dict);
+  sim::Options options = options_of(given);
   options.interrupted = [] {
     const py::gil_scoped_acquire gil;
     return PyErr_CheckSignals() != 0;

@@ -83,13 +83,13 @@ void bind_sim_collective(py::module_& module) {
             all[rank].emplace_back(messages(round.sends), messages(round.recvs), round.reduced);
           }
         }
-        return std::make_pair(all, schedule.ahead());
+        return std::make_pair(all, schedule.depth());
       },
       py::arg("collective"), py::arg("algorithm"), py::arg("ranks"), py::arg("root"),
       py::arg("bytes"), py::arg("islands") = std::vector<uint32_t>{},
       py::arg("sizes") = std::vector<uint64_t>{},
       "Of each rank, its rounds: (sends, receives, bytes reduced), a message as (peer, bytes); and "
-      "how many rounds ahead receives are posted.");
+      "how many rounds are under way at once.");
 }
 
 }  // namespace leeboard

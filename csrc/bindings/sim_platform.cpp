@@ -19,6 +19,13 @@ std::vector<Device> devices_of(const py::dict& dict, Platform& platform) {
   if (count == 0 || count > kMostDevices) {
     refuse("device_flops", std::to_string(count) + " devices");
   }
+  std::array<std::vector<double>, kRates> rates{flops};
+  for (size_t k = 1; k < kRates; ++k) {
+    const std::string key = "device_flops_" + std::to_string(k);
+    rates[k] = dict.contains(key.c_str()) ? numbers<double>(dict, key.c_str(), count)
+                                          : std::vector<double>(count);
+    for (const double rate : rates[k]) finite(rate, key, 0.0, kLargest);
+  }
   const auto bandwidth = numbers<double>(dict, "device_memory_bandwidth", count);
   const auto memory = numbers<uint64_t>(dict, "device_memory", count);
   const auto speed = numbers<double>(dict, "device_speed", count);
@@ -53,7 +60,10 @@ std::vector<Device> devices_of(const py::dict& dict, Platform& platform) {
   const auto bytes_curve = curves("device_bytes_curve");
   std::vector<Device> devices(count);
   for (size_t i = 0; i < count; ++i) {
-    devices[i] = {finite(flops[i], "device_flops", 1e-9, kLargest),
+    std::array<double, kRates> peaks;
+    for (size_t k = 0; k < kRates; ++k) peaks[k] = rates[k][i];
+    finite(peaks[0], "device_flops", 1e-9, kLargest);
+    devices[i] = {peaks,
                   finite(bandwidth[i], "device_memory_bandwidth", 1e-9, kLargest),
                   memory[i],
                   finite(speed[i], "device_speed", 1e-9, 1e9),
@@ -104,6 +114,7 @@ Protocol protocol_of(const py::dict& dict) {
   protocol.eager_limit = scalar<uint64_t>(dict, "eager_limit");
   protocol.handshake =
       static_cast<Handshake>(below(scalar<uint64_t>(dict, "handshake"), 2, "handshake"));
+  protocol.send_buffer = scalar<uint64_t>(dict, "send_buffer");
   protocol.send_overhead = time("send_overhead");
   protocol.recv_overhead = time("recv_overhead");
   protocol.goodput = real("goodput", 1e-6, 1.0);

@@ -66,6 +66,7 @@ void check_op(const Program& program, uint64_t index) {
   switch (op.kind) {
     case OpKind::kCompute:
       streams = true;
+      below(op.flags, kRates, name + ", rate");
       break;
     case OpKind::kDelay:
       streams = true;
@@ -142,6 +143,15 @@ void check_op(const Program& program, uint64_t index) {
       if (op.tag < 0 || static_cast<size_t>(op.tag) >= program.queues.size()) {
         refuse(name, "queue " + std::to_string(op.tag));
       }
+      break;
+    case OpKind::kSleep:
+      timed(op.a);
+      break;
+    case OpKind::kSignal:
+      peered(ranks, false);
+      timed(op.a);
+      break;
+    case OpKind::kAwait:
       break;
     default:
       refuse(name, "unknown kind " + std::to_string(static_cast<int>(op.kind)));

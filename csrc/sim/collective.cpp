@@ -15,11 +15,11 @@ constexpr uint32_t kSupported[kCollectives] = {
     bit(Algorithm::kRing) | bit(Algorithm::kRecursiveDoubling) | bit(Algorithm::kBinomialTree) |
         bit(Algorithm::kDirect) | bit(Algorithm::kHierarchical) | bit(Algorithm::kGlooRing),
     bit(Algorithm::kRing) | bit(Algorithm::kRecursiveDoubling) | bit(Algorithm::kDirect) |
-        bit(Algorithm::kHierarchical),
+        bit(Algorithm::kHierarchical) | bit(Algorithm::kGlooRing),
     bit(Algorithm::kRing) | bit(Algorithm::kRecursiveDoubling) | bit(Algorithm::kDirect) |
         bit(Algorithm::kPairwise) | bit(Algorithm::kHierarchical) | bit(Algorithm::kGlooRing),
     bit(Algorithm::kRing) | bit(Algorithm::kBinomialTree) | bit(Algorithm::kDirect) |
-        bit(Algorithm::kHierarchical),
+        bit(Algorithm::kHierarchical) | bit(Algorithm::kGlooTree),
     bit(Algorithm::kRing) | bit(Algorithm::kBinomialTree) | bit(Algorithm::kDirect) |
         bit(Algorithm::kHierarchical) | bit(Algorithm::kGlooRing),
     bit(Algorithm::kBinomialTree) | bit(Algorithm::kDirect) | bit(Algorithm::kHierarchical),
@@ -257,6 +257,8 @@ void walk(const Schedule& s, uint32_t rank, Cursor& at, Round& out) {
       return hierarchical_rounds(s, rank, at, out);
     case Algorithm::kGlooRing:
       return gloo_rounds(s, rank, at, out);
+    case Algorithm::kGlooTree:
+      return gloo_tree(s, rank, at, out);
     case Algorithm::kAuto:
       break;
   }
@@ -282,7 +284,7 @@ void Schedule::round(uint32_t rank, uint32_t k, Round& out) const {
   walk(*this, rank, at, out);
 }
 
-uint32_t Schedule::ahead() const { return algorithm == Algorithm::kGlooRing ? 1 : 0; }
+uint32_t Schedule::depth() const { return algorithm == Algorithm::kGlooRing ? 2 : 1; }
 
 const char* name_of(Collective collective) {
   constexpr const char* kNames[kCollectives] = {"all_reduce", "all_gather", "reduce_scatter",
@@ -293,9 +295,9 @@ const char* name_of(Collective collective) {
 }
 
 const char* name_of(Algorithm algorithm) {
-  constexpr const char* kNames[kAlgorithms] = {"auto",          "ring",     "recursive_doubling",
-                                               "binomial_tree", "direct",   "pairwise",
-                                               "hierarchical",  "gloo_ring"};
+  constexpr const char* kNames[kAlgorithms] = {"auto",          "ring",      "recursive_doubling",
+                                               "binomial_tree", "direct",    "pairwise",
+                                               "hierarchical",  "gloo_ring", "gloo_tree"};
   const auto index = static_cast<uint32_t>(algorithm);
   return index < kAlgorithms ? kNames[index] : "unknown";
 }

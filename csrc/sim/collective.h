@@ -18,9 +18,10 @@ enum class Algorithm : uint32_t {
   kDirect = 4,        // everything at once: star, full exchange
   kPairwise = 5,      // all_to_all, reduce_scatter: P - 1 rounds of one partner each
   kHierarchical = 6,  // within islands, across, within
-  kGlooRing = 7,      // all_reduce, reduce as gloo does them: segmented ring, receives posted ahead
+  kGlooRing = 7,  // all_reduce, all_gather, reduce as gloo does them: ring, two pieces under way
+  kGlooTree = 8,  // broadcast as gloo does it: a tree whose ranks send to all below them at once
 };
-inline constexpr int kAlgorithms = 8;
+inline constexpr int kAlgorithms = 9;
 
 // Chains (broadcast and reduce by ring) pass on pieces of at most this many bytes.
 inline constexpr uint64_t kChainSegment = uint64_t{1} << 19;
@@ -30,10 +31,11 @@ struct Transfer {
   uint64_t bytes;
 };
 
-// A rank enters round k + 1 when its sends of round k have left and its receives have come in.
+// A rank enters round k + depth() when its sends of round k have left and its receives have come
+// in.
 struct Round {
   std::vector<Transfer> sends, recvs;
-  // Bytes that the rank combines after the receives, before the next round.
+  // Bytes that the rank combines after the receives, before it goes on.
   uint64_t reduced = 0;
 };
 
@@ -81,8 +83,8 @@ struct Schedule {
   uint32_t rounds(uint32_t rank) const;
   // Writes round k < rounds(rank) of `rank`; reuses the vectors' storage.
   void round(uint32_t rank, uint32_t k, Round& out) const;
-  // Receives of rounds up to k + ahead() are posted when round k begins.
-  uint32_t ahead() const;
+  // Rounds that are under way at once.
+  uint32_t depth() const;
 };
 
 // Whether a collective has this algorithm; then it has it for any group.

@@ -1,5 +1,5 @@
-// gloo's ring (gloo/allreduce.cc, gloo/reduce.cc). A rank's chunk is cut into segments, two of
-// which are under way: segment i + 1 is sent, and the receive of i + 2 posted, once i has come in.
+// gloo's rings (gloo/allreduce.cc, reduce.cc, allgather.cc) and tree (broadcast.cc). In a ring two
+// pieces are under way: piece i + 2 is sent, and its receive posted, once i has come in.
 #include "collective_rounds.h"
 
 namespace leeboard::sim {
@@ -32,22 +32,28 @@ struct Segments {
 };
 
 // n - 1 chunks of segments pass: the first of them sent is `sent`, the first received `received`.
-// A round sends segment k, and waits for k - 1: what lies between the two is in flight.
+// The last round holds nothing: what follows waits for both of the last segments.
 void pass(const Segments& segments, uint32_t n, uint32_t rank, uint32_t k, uint32_t sent,
           uint32_t received, bool reduce, Round& out) {
-  const uint32_t last = segments.count - segments.each;
-  if (k < last) {
-    send_some(out, wrap(rank + n - 1, n), segments(wrap(sent + k, segments.count)));
-  }
-  if (k == 0) return;
-  const uint64_t bytes = segments(wrap(received + k - 1, segments.count));
+  if (k == segments.count - segments.each) return;
+  send_some(out, wrap(rank + n - 1, n), segments(wrap(sent + k, segments.count)));
+  const uint64_t bytes = segments(wrap(received + k, segments.count));
   receive_some(out, wrap(rank + 1, n), bytes);
   if (reduce) out.reduced = bytes;
+}
+
+// Every rank's block goes around in two halves, which may be empty.
+void gather(const Schedule& s, uint32_t rank, Cursor& at, Round& out) {
+  if (!at.within(2 * (s.ranks - 1))) return;
+  const uint64_t half = at.k() % 2 == 0 ? s.bytes / 2 : s.bytes - s.bytes / 2;
+  send(out, wrap(rank + 1, s.ranks), half);
+  receive(out, wrap(rank + s.ranks - 1, s.ranks), half);
 }
 
 }  // namespace
 
 void gloo_rounds(const Schedule& s, uint32_t rank, Cursor& at, Round& out) {
+  if (s.collective == Collective::kAllGather) return gather(s, rank, at, out);
   if (s.bytes == 0) return;
   const uint32_t n = s.ranks;
   const Segments segments(s.bytes, n);
@@ -70,6 +76,19 @@ void gloo_rounds(const Schedule& s, uint32_t rank, Cursor& at, Round& out) {
   };
   if (rank != s.root) return send_some(out, s.root, size(rank));
   everybody(n, rank, [&](uint32_t, uint32_t from) { receive_some(out, from, size(from)); });
+}
+
+// Member v of the tree (the root is 0) receives from the one without v's highest bit, then sends to
+// v + 2^j for every higher bit, to all of them at once.
+void gloo_tree(const Schedule& s, uint32_t rank, Cursor& at, Round& out) {
+  const uint32_t n = s.ranks, v = wrap(rank + n - s.root, n);
+  const auto name = [&](uint32_t member) { return wrap(member + s.root, n); };
+  if (v > 0 && at.within(1)) return receive(out, name(v ^ std::bit_floor(v)), s.bytes);
+  const auto lowest = static_cast<uint32_t>(std::bit_width(v));
+  if ((uint64_t{1} << lowest) + v >= n || !at.within(1)) return;
+  for (uint64_t bit = uint64_t{1} << lowest; v + bit < n; bit <<= 1) {
+    send(out, name(v + static_cast<uint32_t>(bit)), s.bytes);
+  }
 }
 
 }  // namespace leeboard::sim

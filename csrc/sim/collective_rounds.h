@@ -139,7 +139,8 @@ inline void receive_some(Round& out, uint32_t peer, uint64_t bytes) {
 
 // The schedules of hierarchical collectives: see collective_hierarchical.cpp.
 void hierarchical_rounds(const Schedule& schedule, uint32_t rank, Cursor& at, Round& out);
-// Of gloo's rings: see collective_gloo.cpp.
+// Of gloo's rings and tree: see collective_gloo.cpp.
 void gloo_rounds(const Schedule& schedule, uint32_t rank, Cursor& at, Round& out);
+void gloo_tree(const Schedule& schedule, uint32_t rank, Cursor& at, Round& out);
 
 }  // namespace leeboard::sim

@@ -27,16 +27,17 @@ inline double efficiency(std::span<const double> work, std::span<const double> s
 
 // Seconds that a compute op takes on a device of speed 1 that nothing slows down: the roofline,
 // each arm with its own efficiency.
-inline double roofline_seconds(const Platform& platform, const Device& device, double flops,
-                               double bytes) {
-  const auto arm = [&](double amount, double rate, uint32_t begin, uint32_t end) {
+inline double roofline_seconds(const Platform& platform, const Device& device, size_t kind,
+                               double flops, double bytes) {
+  const double rate = device.flops[kind] > 0.0 ? device.flops[kind] : device.flops[0];
+  const auto arm = [&](double amount, double per_second, uint32_t begin, uint32_t end) {
     if (amount <= 0.0) return 0.0;
     const std::span work(platform.curve_work.data() + begin, end - begin);
     const std::span share(platform.curve_efficiency.data() + begin, end - begin);
-    return amount / (rate * efficiency(work, share, amount));
+    return amount / (per_second * efficiency(work, share, amount));
   };
   return std::max(
-      arm(flops, device.flops, device.flops_curve_begin, device.flops_curve_end),
+      arm(flops, rate, device.flops_curve_begin, device.flops_curve_end),
       arm(bytes, device.memory_bandwidth, device.bytes_curve_begin, device.bytes_curve_end));
 }
 

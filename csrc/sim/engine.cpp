@@ -33,42 +33,63 @@ Engine::Engine(const Program& program, const Platform& platform, Options options
 Engine::~Engine() = default;
 
 Outcome Engine::run() {
-  try {
-    for (uint32_t rank = 0; rank < program_.ranks(); ++rank) {
-      queue_.push(0, event(static_cast<uint8_t>(EventKind::kResume), rank));
-    }
-    while (running_ > 0 || in_flight_ > 0) {
-      const bool leaving = queue_.empty() || queue_.next_time() > now_;
-      if (dirty_ && leaving) {
-        dirty_ = false;
-        network_->settle(now_);
-        continue;
-      }
-      if (queue_.empty()) break;
-      const auto next = queue_.pop();
-      if (next.time < now_) throw std::logic_error("an event before the present");
-      now_ = next.time;
-      ++outcome_.events;
-      note(next.time, next.data);
-      handle(next.data);
-      if (++steps_ >= kCheckEvery) {
-        steps_ = 0;
-        if (options_.interrupted && options_.interrupted()) throw Interrupted();
-      }
-    }
-    // What the last messages carried is booked.
-    if (dirty_) network_->settle(now_);
+  attempt([&] {
+    begin_all();
+    loop();
     conclude();
+  });
+  return std::move(outcome_);
+}
+
+// Whether it went well; if not, the outcome tells.
+bool Engine::attempt(const std::function<void()>& work) {
+  try {
+    work();
+    return true;
   } catch (const Mismatch& mismatch) {
     outcome_.status = Status::kMismatch;
     outcome_.message = mismatch.what();
-  } catch (const Interrupted&) {
-    throw;
+  } catch (const Interrupted& interrupted) {
+    if (live_ == nullptr) throw;
+    outcome_.status = Status::kError;
+    outcome_.message = interrupted.what();
   } catch (const std::exception& error) {
     outcome_.status = Status::kError;
     outcome_.message = error.what();
   }
-  return std::move(outcome_);
+  return false;
+}
+
+void Engine::begin_all() {
+  for (uint32_t rank = 0; rank < program_.ranks(); ++rank) {
+    queue_.push(0, event(static_cast<uint8_t>(EventKind::kResume), rank));
+  }
+}
+
+// To the end, or until a rank has no more ops.
+void Engine::loop() {
+  while (running_ > 0 || in_flight_ > 0) {
+    const bool leaving = queue_.empty() || queue_.next_time() > now_;
+    if (dirty_ && leaving) {
+      dirty_ = false;
+      network_->settle(now_);
+      continue;
+    }
+    if (queue_.empty()) break;
+    const auto next = queue_.pop();
+    if (next.time < now_) throw std::logic_error("an event before the present");
+    now_ = next.time;
+    ++outcome_.events;
+    note(next.time, next.data);
+    handle(next.data);
+    if (++steps_ >= kCheckEvery) {
+      steps_ = 0;
+      if (options_.interrupted && options_.interrupted()) throw Interrupted();
+    }
+    if (starved_ != kNil) return;
+  }
+  // What the last messages carried is booked.
+  if (dirty_) network_->settle(now_);
 }
 
 void Engine::handle(uint64_t data) {
@@ -151,6 +172,10 @@ bool Engine::fetch(Process& p) {
   }
   while (p.pc == p.end) {
     if (p.return_end == 0) {
+      if (live_ != nullptr) {
+        if (feed(p)) continue;
+        if (starved_ != kNil) return false;
+      }
       p.finished = true;
       --running_;
       auto& totals = outcome_.ranks[p.rank];
@@ -161,7 +186,7 @@ bool Engine::fetch(Process& p) {
     p.end = p.return_end;
     p.return_end = 0;
   }
-  p.op = &program_.ops[p.pc++];
+  p.op = p.code + p.pc++;
   return true;
 }
 
@@ -180,6 +205,7 @@ bool Engine::execute(uint32_t index) {
   Process& p = processes_[index];
   if (!p.begun) return begin(index);
   if (p.op->kind == OpKind::kCollective) return run_rounds(index);
+  if (p.op->kind == OpKind::kSleep) return in_step(index);
   return finish_wait(index);
 }
 
@@ -248,6 +274,12 @@ bool Engine::begin(uint32_t index) {
       return take(index, op);
     case OpKind::kDone:
       return answer(index, op);
+    case OpKind::kSleep:
+      return sleep(index, op);
+    case OpKind::kSignal:
+      return signal(index, op);
+    case OpKind::kAwait:
+      return await(index);
   }
   throw std::logic_error("an op of unknown kind");
 }

@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
@@ -18,6 +19,7 @@
 #include "collective.h"
 #include "device_clock.h"
 #include "event_queue.h"
+#include "live_ops.h"
 #include "mailbox.h"
 #include "network.h"
 #include "platform.h"
@@ -99,6 +101,24 @@ class Engine final : public NetworkSink {
 
   // To the end, once.
   Outcome run();
+
+  // engine_live.cpp: ranks whose programs grow while they run. `live` outlives the engine, which
+  // has not begun.
+  void follow(LiveOps& live);
+  // On until a rank has no more ops and is not over: which one. It has got more, or is over, when
+  // this is called again. kNil: nothing can go on.
+  uint32_t go_on();
+  // Of such a run, once.
+  Outcome finish();
+  Time clock(uint32_t rank) const { return processes_[rank].clock; }
+  // Whether what a rank has begun as `slot` is over at the rank's time; all its ops are done.
+  bool over(uint32_t rank, int32_t slot) const;
+  // A group has been added to the program.
+  void enrol(uint32_t group);
+  Algorithm choose(const Op& op, uint32_t ranks) const;
+  // What the timeline tells of a live rank's ops is counted from the rank's first; from now on from
+  // `begin` of it.
+  void lay_out(std::span<const uint64_t> begin) { timeline_.lay_out(begin); }
   const Timeline& timeline() const { return timeline_; }
   const Usage* usage() const { return usage_.get(); }
 
@@ -141,7 +161,8 @@ class Engine final : public NetworkSink {
     uint32_t request = kNil;
     uint32_t op = 0;
     uint32_t next = kNil;
-    uint32_t place = 0;  // among those of its pair, where these are matched by arrival
+    // Among those of its pair, where these are matched by arrival; else among all.
+    uint32_t place = 0;
     bool eager = false, matched = false;
   };
 
@@ -154,6 +175,7 @@ class Engine final : public NetworkSink {
     uint32_t op = 0;
     uint32_t record = kNoRecord;
     uint32_t next = kNil;
+    uint32_t place = 0;  // among all
   };
 
   // Of a pair of ranks whose messages are matched by arrival: they enter in the order in which they
@@ -162,6 +184,10 @@ class Engine final : public NetworkSink {
     uint32_t sent = 0, entered = 0;
     std::map<uint32_t, uint32_t> early;  // places to messages
   };
+
+  static uint64_t pair_key(uint32_t source, uint32_t target) {
+    return (uint64_t{source} << 32) | target;
+  }
 
   // Matching with wildcards goes by arrival, in lists.
   struct Inbox {
@@ -227,6 +253,7 @@ class Engine final : public NetworkSink {
     bool stopped = false;   // its device is down for good
     bool released = false;  // the queue it waited for has run dry
     // Threads.
+    const Op* code = nullptr;  // that pc counts in
     uint64_t pc = 0, end = 0, return_pc = 0, return_end = 0;
     std::vector<LoopFrame> loops;
     // Streams.
@@ -236,17 +263,19 @@ class Engine final : public NetworkSink {
     uint32_t told = kNil;     // which one it was last told of, or told its thread
     uint32_t sync_waiter = kNil;
     // The collective it is in.
-    uint32_t instance = kNil, me = 0, round = 0, rounds = 0, posted = 0;
-    uint64_t reduced = 0;
+    uint32_t instance = kNil, me = 0, rounds = 0;
+    uint32_t round = 0, over = 0;  // rounds that have begun, that were waited for
+    uint64_t reduced[kLanes] = {};
   };
 
   struct Rank {
     uint32_t device = 0;
     uint32_t request = kNil;
     uint32_t world_collectives = 0;
-    bool wildcard = false;  // it has receives from anywhere or of any tag
+    bool wildcard = false;  // it has begun to receive from anywhere or of any tag
     bool shared = false;    // others compute on its device, or its own streams do
     bool failed = false;    // its device is down for good
+    bool awaiting = false;  // a signal
     RandomStream random;
   };
 
@@ -268,6 +297,9 @@ class Engine final : public NetworkSink {
   };
 
   // engine.cpp: the loop, and what a thread does next.
+  bool attempt(const std::function<void()>& work);
+  void begin_all();
+  void loop();
   void handle(uint64_t data);
   void note(uint64_t a, uint64_t b);
   void advance(uint32_t process);
@@ -285,10 +317,14 @@ class Engine final : public NetworkSink {
   void conclude();
   void explain(const Process& p, Blocked& blocked) const;
   uint32_t op_index(const Op* op) const {
-    return op == nullptr ? 0 : static_cast<uint32_t>(op - program_.ops.data());
+    if (op == nullptr) return 0;
+    return live_ != nullptr ? LiveOps::index(op) : static_cast<uint32_t>(op - program_.ops.data());
   }
   uint32_t record(Process& p, RecordKind kind, Time start, uint32_t prev, uint64_t bytes = 0,
                   int32_t peer = -1, int32_t tag = 0, uint16_t flags = 0);
+
+  // engine_live.cpp
+  bool feed(Process& p);
 
   // engine_wait.cpp: waiting, and what ends it.
   bool block(uint32_t process, uint32_t lane);
@@ -297,6 +333,9 @@ class Engine final : public NetworkSink {
   void resolve(const Endpoint& endpoint, Time at, uint32_t record, uint32_t request);
   void resolve_process(uint32_t process, uint32_t lane, Time at, uint32_t record);
   void account(const Process& p);
+  bool sleep(uint32_t process, const Op& op);
+  bool signal(uint32_t process, const Op& op);
+  bool await(uint32_t process);
 
   // engine_local.cpp: compute, memory, slots, streams.
   bool compute(Process& p, Time length);
@@ -318,6 +357,9 @@ class Engine final : public NetworkSink {
   void match(uint32_t message, const Receive& receive);
   void start(uint32_t message, Time at);
   void leave(uint32_t message);
+
+  // engine_inbox.cpp: matching by arrival.
+  void open_inbox(uint32_t rank);
   void arrive_in_inbox(uint32_t message);
   void enter(uint32_t message);
 
@@ -328,7 +370,7 @@ class Engine final : public NetworkSink {
   uint32_t count_collective(uint32_t rank, const Op& op);
   Member& member_of(uint32_t rank, const Op& op);
   std::string describe(const Op& op) const;
-  Algorithm choose(const Op& op, uint32_t ranks) const;
+  std::span<const uint64_t> sizes_of(const Op& op, uint32_t ranks) const;
 
   // engine_fold.cpp: rings of all ranks that nobody watches, without their messages.
   bool can_fold() const;
@@ -370,6 +412,9 @@ class Engine final : public NetworkSink {
   Mailbox mailbox_;
   std::unordered_map<uint32_t, Inbox> inboxes_;
   std::unordered_map<uint64_t, Order> orders_;  // source << 32 | target
+  uint32_t sends_ = 0, posts_ = 0;
+  // Of ranks that were told before they asked: when they may go on.
+  std::unordered_map<uint32_t, std::deque<Time>> signals_;
   std::deque<Instance> instances_;
   uint32_t free_instance_ = kNil;
   std::unordered_map<uint64_t, uint32_t> instance_index_;  // group << 32 | number
@@ -384,6 +429,9 @@ class Engine final : public NetworkSink {
   uint64_t steps_ = 0;
   uint64_t in_flight_ = 0;
   uint32_t running_ = 0;  // threads, and streams that have work
+  LiveOps* live_ = nullptr;
+  uint32_t starved_ = kNil;  // the rank whose ops have come to an end, for now
+  bool begun_ = false, stuck_ = false;
 };
 
 }  // namespace leeboard::sim

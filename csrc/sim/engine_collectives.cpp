@@ -104,18 +104,22 @@ uint32_t Engine::instance_of(const Op& op, uint32_t number) {
     }
     instance.islands = std::make_unique<Islands>(island_of, size);
   }
-  std::span<const uint64_t> sizes;
-  if (const uint64_t table = op.b >> 32; table > 0) {
-    sizes = {program_.sizes.data() + program_.size_offsets[table - 1], uint64_t{size} * size};
-  }
   instance.schedule = {collective,
                        algorithm,
                        size,
                        static_cast<uint32_t>(std::max(op.peer, 0)),
                        op.a,
-                       sizes,
+                       sizes_of(op, size),
                        instance.islands.get()};
   return it->second;
+}
+
+// The table of an uneven all-to-all, if it is one.
+std::span<const uint64_t> Engine::sizes_of(const Op& op, uint32_t ranks) const {
+  const uint64_t table = op.b >> 32;
+  if (table == 0) return {};
+  if (live_ != nullptr) return live_->table(table - 1).sizes;
+  return {program_.sizes.data() + program_.size_offsets[table - 1], uint64_t{ranks} * ranks};
 }
 
 bool Engine::join(uint32_t index, const Op& op) {
@@ -126,7 +130,9 @@ bool Engine::join(uint32_t index, const Op& op) {
   p.me = op.tag == 0 ? p.rank : member_of(p.rank, op).place;
   Instance& instance = instances_[p.instance];
   const Op& first = *instance.op;
-  if (first.flags != op.flags || first.a != op.a || first.peer != op.peer || first.b != op.b) {
+  // A rank of an uneven all-to-all need not know what all of them send.
+  const bool differ = first.a != op.a && op.b >> 32 == 0;
+  if (first.flags != op.flags || differ || first.peer != op.peer || first.b != op.b) {
     std::string agree;
     for (uint32_t k = 0; k < instance.here.size(); ++k) {
       if (!instance.here[k] || agree.size() > 60) continue;
@@ -142,7 +148,7 @@ bool Engine::join(uint32_t index, const Op& op) {
   p.begun = true;
   p.since = p.clock;
   p.busy = devices_[ranks_[p.rank].device].busy_until(p.clock);
-  p.round = p.posted = 0;
+  p.round = p.over = 0;
   if (can_fold_) return join_folded(index);
   p.rounds = instance.schedule.rounds(p.me);
   return run_rounds(index);
@@ -153,16 +159,21 @@ bool Engine::run_rounds(uint32_t index) {
   for (;;) {
     Process& p = processes_[index];
     Instance& instance = instances_[p.instance];
-    if (p.blocked) {
-      close(p);
-      if (p.reduced > 0) {
-        const double rate = platform_.devices[ranks_[p.rank].device].reduce_bandwidth;
-        if (rate > 0.0) p.clock += duration(static_cast<double>(p.reduced), rate);
-      }
-    }
-    if (p.round == p.rounds) break;
-    if (!in_step(index)) return false;
     const Schedule& schedule = instance.schedule;
+    if (p.blocked) {
+      const uint64_t reduced = p.reduced[p.lane];
+      close(p);
+      const double rate = platform_.devices[ranks_[p.rank].device].reduce_bandwidth;
+      if (reduced > 0 && rate > 0.0) p.clock += duration(static_cast<double>(reduced), rate);
+    }
+    if (p.round == p.rounds || p.round - p.over == schedule.depth()) {
+      if (p.over == p.rounds) break;
+      p.lane = p.over++ % kLanes;
+      p.blocked = true;
+      if (p.pending[p.lane] > 0) return false;
+      continue;
+    }
+    if (!in_step(index)) return false;
     const uint32_t channel = instance.group + 1;
     const auto tag = static_cast<int32_t>(instance.number);
     const uint64_t members = program_.group_offsets[instance.group];
@@ -170,39 +181,25 @@ bool Engine::run_rounds(uint32_t index) {
       return instance.group == 0 ? member
                                  : static_cast<uint32_t>(program_.group_members[members + member]);
     };
-    const auto endpoint = [&](uint32_t round) {
-      return Endpoint{index, kNoSlot, static_cast<uint8_t>(round % kLanes),
-                      Endpoint::Kind::kProcess};
-    };
-    const uint32_t until = std::min(p.rounds, p.round + 1 + schedule.ahead());
-    bool own = false;  // round_ holds the round that begins
-    for (; p.posted < until; ++p.posted) {
-      schedule.round(p.me, p.posted, round_);
-      own = p.posted == p.round;
-      Receive posted;
-      posted.endpoint = endpoint(p.posted);
-      posted.posted = now_;
-      posted.record = p.last;
-      posted.tag = tag;
-      p.pending[p.posted % kLanes] += static_cast<uint32_t>(round_.recvs.size());
-      for (const Transfer& transfer : round_.recvs) {
-        posted.source = rank_of(transfer.peer);
-        expect(p.rank, posted.source, tag, channel, posted);
-      }
+    schedule.round(p.me, p.round, round_);
+    const uint32_t lane = p.round++ % kLanes;
+    const Endpoint endpoint{index, kNoSlot, static_cast<uint8_t>(lane), Endpoint::Kind::kProcess};
+    p.reduced[lane] = round_.reduced;
+    p.pending[lane] = static_cast<uint32_t>(round_.recvs.size() + round_.sends.size());
+    Receive posted;
+    posted.endpoint = endpoint;
+    posted.posted = now_;
+    posted.record = p.last;
+    posted.tag = tag;
+    for (const Transfer& transfer : round_.recvs) {
+      posted.source = rank_of(transfer.peer);
+      expect(p.rank, posted.source, tag, channel, posted);
     }
-    if (!own) schedule.round(p.me, p.round, round_);
-    const uint32_t lane = p.round % kLanes;
-    p.reduced = round_.reduced;
-    p.pending[lane] += static_cast<uint32_t>(round_.sends.size());
     Time ready = now_;
     for (const Transfer& transfer : round_.sends) {
       ready += platform_.protocol.send_overhead;
-      offer(p, rank_of(transfer.peer), tag, channel, transfer.bytes, endpoint(p.round), ready);
+      offer(p, rank_of(transfer.peer), tag, channel, transfer.bytes, endpoint, ready);
     }
-    ++p.round;
-    p.lane = lane;
-    p.blocked = true;
-    if (p.pending[lane] > 0) return false;
   }
   Process& p = processes_[index];
   Instance& instance = instances_[p.instance];

@@ -67,7 +67,7 @@ bool Engine::join_folded(uint32_t index) {
   p.lane = 0;
   p.blocked = true;
   p.pending[0] = 1;
-  p.reduced = 0;
+  p.reduced[0] = 0;
   if (instance.joined == instance.schedule.ranks) fold(instance);
   return false;
 }
@@ -142,7 +142,7 @@ void Engine::fold(Instance& instance) {
       down[to] = std::max(begin + there[r], down[to]) + take;
       // The receiver's side of this round; its own send's side comes on top, in its turn.
       next[to] = std::max(next[to], std::max(down[to], at[to]) + protocol.recv_overhead);
-      next[r] = std::max(next[r], up[r]);
+      next[r] = std::max(next[r], sent <= protocol.send_buffer ? leaves : up[r]);
     }
     for (uint32_t r = 0; r < count; ++r) {
       at[r] = std::max(at[r], next[r]);

@@ -62,9 +62,6 @@ void Engine::load() {
     i = j;
   }
 
-  const Where wildcards(program_.ops, [](const Op& op) {
-    return op.kind == OpKind::kRecv && (op.peer == kAny || op.tag == kAny);
-  });
   const Where beside(program_.ops, [](const Op& op) { return computes(op) && op.stream != 0; });
   const Where calls(program_.ops, [](const Op& op) { return op.kind == OpKind::kCall; });
   const auto has = [&](const Where& where, uint64_t begin, uint64_t end) {
@@ -82,22 +79,16 @@ void Engine::load() {
     Rank& r = ranks_[rank];
     r.device = placed ? platform_.placement[rank] : rank;
     ++tenants[r.device];
-    r.wildcard = has(wildcards, begin, end);
     r.shared = has(beside, begin, end);
     r.random = RandomStream(options_.seed, rank);
     processes_[rank].rank = rank;
+    processes_[rank].code = program_.ops.data();
     processes_[rank].pc = begin;
     processes_[rank].end = end;
   }
   for (Rank& rank : ranks_) rank.shared = rank.shared || tenants[rank.device] > 1;
 
-  for (uint32_t group = 1; group < program_.groups(); ++group) {
-    const uint64_t begin = program_.group_offsets[group];
-    for (uint64_t i = begin; i < program_.group_offsets[group + 1]; ++i) {
-      const auto rank = static_cast<uint32_t>(program_.group_members[i]);
-      membership_[(uint64_t{rank} << 32) | group] = {static_cast<uint32_t>(i - begin), 0};
-    }
-  }
+  for (uint32_t group = 1; group < program_.groups(); ++group) enrol(group);
   can_fold_ = can_fold();
   queues_.resize(program_.queues.size());
   for (uint32_t queue = 0; queue < queues_.size(); ++queue) {
@@ -108,6 +99,14 @@ void Engine::load() {
   }
   if (!platform_.link_changes.empty()) {
     push(EventKind::kLinkChange, 0, platform_.link_changes[0].at);
+  }
+}
+
+void Engine::enrol(uint32_t group) {
+  const uint64_t begin = program_.group_offsets[group];
+  for (uint64_t i = begin; i < program_.group_offsets[group + 1]; ++i) {
+    const auto rank = static_cast<uint32_t>(program_.group_members[i]);
+    membership_[(uint64_t{rank} << 32) | group] = {static_cast<uint32_t>(i - begin), 0};
   }
 }
 

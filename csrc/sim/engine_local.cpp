@@ -51,8 +51,8 @@ bool Engine::compute_op(uint32_t index, const Op& op) {
   const Device& device = platform_.devices[rank.device];
   double seconds = 0.0;
   if (op.kind == OpKind::kCompute) {
-    seconds =
-        roofline_seconds(platform_, device, static_cast<double>(op.a), static_cast<double>(op.b));
+    seconds = roofline_seconds(platform_, device, op.flags, static_cast<double>(op.a),
+                               static_cast<double>(op.b));
   } else if (op.kind == OpKind::kDelay) {
     seconds = to_seconds(op.a);
   } else {

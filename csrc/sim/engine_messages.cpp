@@ -4,12 +4,6 @@
 #include "engine.h"
 
 namespace leeboard::sim {
-namespace {
-
-uint64_t pair_key(uint32_t source, uint32_t target) { return (uint64_t{source} << 32) | target; }
-
-}  // namespace
-
 bool Engine::send(uint32_t index, const Op& op) {
   if (!in_step(index)) return false;
   Process& p = processes_[index];
@@ -36,6 +30,7 @@ bool Engine::receive(uint32_t index, const Op& op) {
   posted.posted = now_;
   posted.record = p.last;
   posted.op = op_index(&op);
+  if ((op.peer == kAny || op.tag == kAny) && !ranks_[p.rank].wildcard) open_inbox(p.rank);
   if (p.stream == 0 && op.slot >= 0) {
     open_slot(p.rank, op);
     posted.endpoint = {p.rank, op.slot, 0, Endpoint::Kind::kSlot};
@@ -78,6 +73,7 @@ void Engine::offer(Process& p, uint32_t target, int32_t tag, uint32_t channel, u
     const Time word = ready + latency(m.source, target);
     return push(EventKind::kInbox, index, word);
   }
+  m.place = sends_++;
   Mailbox::Entry& entry = mailbox_.at({target, p.rank, tag, channel});
   if (entry.head != kNil && entry.receives) {
     const uint32_t met = mailbox_.take(entry, receives_);
@@ -112,39 +108,8 @@ void Engine::expect(uint32_t target, uint32_t source, int32_t tag, uint32_t chan
   }
   const uint32_t index = receives_.make();
   receives_[index] = receive;
+  receives_[index].place = posts_++;
   mailbox_.link(entry, receives_, index, true);
-}
-
-void Engine::arrive_in_inbox(uint32_t index) {
-  const Message& m = messages_[index];
-  Order& order = orders_[pair_key(m.source, m.target)];
-  if (m.place != order.entered) {
-    order.early.emplace(m.place, index);
-    return;
-  }
-  enter(index);
-  ++order.entered;
-  for (auto it = order.early.begin(); it != order.early.end() && it->first == order.entered;) {
-    enter(it->second);
-    ++order.entered;
-    it = order.early.erase(it);
-  }
-}
-
-void Engine::enter(uint32_t index) {
-  const Message& m = messages_[index];
-  Inbox& inbox = inboxes_[m.target];
-  for (auto it = inbox.receives.begin(); it != inbox.receives.end(); ++it) {
-    const Receive& r = receives_[*it];
-    if ((r.source == kNil || r.source == m.source) && (r.tag == kAny || r.tag == m.tag)) {
-      const uint32_t met = *it;
-      inbox.receives.erase(it);
-      match(index, receives_[met]);
-      receives_.release(met);
-      return;
-    }
-  }
-  inbox.messages.push_back(index);
 }
 
 // A message and its receive have met, now.
@@ -158,6 +123,9 @@ void Engine::match(uint32_t index, const Receive& receive) {
   }
   m.matched = true;
   m.receiver = receive.endpoint;
+  if (live_ != nullptr && receive.endpoint.kind == Endpoint::Kind::kSlot) {
+    live_->met(receive.endpoint.index, receive.endpoint.slot, m.source, m.op);
+  }
   if (m.eager) {
     if (m.arrived == kNever) return;
     // It was on its way already.
@@ -196,6 +164,11 @@ void Engine::leave(uint32_t index) {
   Message& m = messages_[index];
   const Protocol& protocol = platform_.protocol;
   m.ready = now_;
+  if (m.bytes <= protocol.send_buffer) {
+    const Endpoint sender = m.sender;
+    m.sender = {};
+    resolve(sender, now_, m.sender_record, kNil);
+  }
   const uint32_t a = ranks_[m.source].device, b = ranks_[m.target].device;
   if (a == b) {
     const double rate = protocol.loopback_bandwidth;

@@ -58,6 +58,42 @@ bool Engine::finish_wait(uint32_t index) {
   return true;
 }
 
+bool Engine::sleep(uint32_t index, const Op& op) {
+  Process& p = processes_[index];
+  const Time start = p.clock;
+  p.clock = within(start + op.a);
+  p.begun = true;
+  if (op.a > 0) record(p, RecordKind::kSleep, start, p.last);
+  return in_step(index);
+}
+
+bool Engine::signal(uint32_t index, const Op& op) {
+  if (!in_step(index)) return false;
+  const auto target = static_cast<uint32_t>(op.peer);
+  const Time at = within(now_ + op.a);
+  if (!ranks_[target].awaiting) {
+    signals_[target].push_back(at);
+    return true;
+  }
+  ranks_[target].awaiting = false;
+  resolve_process(target, 0, at, processes_[index].last);
+  return true;
+}
+
+bool Engine::await(uint32_t index) {
+  if (!in_step(index)) return false;
+  Process& p = processes_[index];
+  if (const auto early = signals_.find(p.rank); early != signals_.end()) {
+    p.resume_at[0] = early->second.front();
+    early->second.pop_front();
+    if (early->second.empty()) signals_.erase(early);
+  } else {
+    ranks_[p.rank].awaiting = true;
+    p.pending[0] = 1;
+  }
+  return block(index, 0) && finish_wait(index);
+}
+
 // Communication that computing on the rank's device does not hide.
 void Engine::account(const Process& p) {
   if (p.stream != 0) return;

@@ -93,6 +93,17 @@ class Mailbox {
     return item;
   }
 
+  // Keys of the chains of the program's own messages to a rank, in no particular order.
+  std::vector<MailKey> keys_to(uint32_t target) const {
+    std::vector<MailKey> keys;
+    for (const Entry& entry : entries_) {
+      if (entry.head != kNil && entry.key.target == target && entry.key.channel == 0) {
+        keys.push_back(entry.key);
+      }
+    }
+    return keys;
+  }
+
   // Items in all chains.
   uint64_t size() const { return items_; }
 

@@ -1,6 +1,7 @@
 // What programs run on: devices, a graph of links, protocols, a table of collective algorithms.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -16,8 +17,12 @@ struct Change {
   double factor;
 };
 
+// Any, float64, float32, 16-bit floats, 8-bit floats, int8: PRECISIONS of leeboard.sim.ops.
+inline constexpr size_t kRates = 6;
+
 struct Device {
-  double flops;             // a second
+  // A second, by the kind of numbers that a compute op names in its flags; 0: the first.
+  std::array<double, kRates> flops;
   double memory_bandwidth;  // bytes a second
   uint64_t memory;          // bytes; 0: not limited
   double speed;             // divides every time on the device
@@ -53,6 +58,9 @@ struct Protocol {
   // Messages up to this many bytes leave without a handshake; 0: not even empty ones.
   uint64_t eager_limit;
   Handshake handshake;
+  // Messages up to this many bytes are sent, for their sender, when they begin to leave: its host
+  // has taken them over. 0: only empty ones.
+  uint64_t send_buffer;
   Time send_overhead;         // the sending rank's own time a message
   Time recv_overhead;         // the receiving rank's own time a message
   double goodput;             // payload share of the bandwidth, 0 < goodput <= 1

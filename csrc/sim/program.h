@@ -8,7 +8,7 @@
 namespace leeboard::sim {
 
 enum class OpKind : uint8_t {
-  kCompute = 1,     // a: flops, b: bytes of memory traffic
+  kCompute = 1,     // a: flops, b: bytes of memory traffic; flags: which of the device's rates
   kDelay = 2,       // a: picoseconds on the device, as on a device of speed 1
   kRandom = 3,      // a: mean, b: parameter (see Draw); flags: Draw
   kSend = 4,        // peer, tag, a: bytes, slot
@@ -26,6 +26,9 @@ enum class OpKind : uint8_t {
   kTake = 15,       // tag: queue; waits for a request. b: index of the kLoopEnd to leave through
                     // when the queue has run dry for good (kUnknown: an error)
   kDone = 16,       // tag: queue; the request that the rank works on is answered
+  kSleep = 17,      // a: picoseconds in which the device is free; then the rank is in step
+  kSignal = 18,     // peer: a rank, which is told; it may go on a picoseconds later
+  kAwait = 19,      // until the rank has been told: each signal once, in order
 };
 
 enum class Draw : uint16_t {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "sim_time.h"
@@ -21,6 +22,7 @@ enum class RecordKind : uint8_t {
   kStopped = 10,
   kSync = 11,
   kDone = 12,
+  kSleep = 13,
 };
 
 inline constexpr uint32_t kNoRecord = UINT32_MAX;
@@ -49,6 +51,10 @@ class Timeline {
   bool on() const { return on_; }
   bool dropped() const { return dropped_; }
   const std::vector<Record>& records() const { return records_; }
+  // Of each rank's ops, counted from its first one: where that lies among all.
+  void lay_out(std::span<const uint64_t> begin) {
+    for (Record& record : records_) record.op += static_cast<uint32_t>(begin[record.rank]);
+  }
   Time end_of(uint32_t record) const { return record == kNoRecord ? 0 : records_[record].end; }
 
   uint32_t add(const Record& record) {

@@ -39,3 +39,16 @@ def progress_bar(title: str, total: int, *, initial: int = 0, quiet: bool = Fals
         yield bar
     finally:
         bar.close()
+
+
+@contextmanager
+def progress_line(title: str) -> Iterator[Any]:
+    """A tqdm line on stderr for work whose length nobody knows; `set_postfix_str` says how far it is.
+
+    Args:
+        title: What is done.
+    """
+    from tqdm import tqdm
+
+    with tqdm(desc=title, bar_format="{desc:<12} {elapsed} gone{postfix}", leave=False) as line:
+        yield line

@@ -51,6 +51,14 @@ def _add_draft(parser: argparse.ArgumentParser) -> Command:
     return run
 
 
+def _add_plan(parser: argparse.ArgumentParser) -> Command:
+    from leeboard._cli import plan
+
+    plan.add_arguments(parser)
+    run: Command = plan.run
+    return run
+
+
 def _add_prune(parser: argparse.ArgumentParser) -> Command:
     from leeboard._cli import prune
 
@@ -83,6 +91,11 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], Command]], 
         "draft",
         "drafters: measure their steps and what a target accepts, convert checkpoints",
         _add_draft,
+    ),
+    (
+        "plan",
+        "what to run where: drafters and targets, pruned models and sensors",
+        _add_plan,
     ),
     (
         "prune",

@@ -43,7 +43,7 @@ class Case:
     sizes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.rounds, self.ahead = _C.sim_rounds(
+        self.rounds, self.depth = _C.sim_rounds(
             COLLECTIVES.index(self.collective),
             ALGORITHMS.index(self.algorithm),
             self.ranks,
@@ -73,8 +73,7 @@ def execute(
         load: (rank, round, peer, bytes) -> what that send carries; called as the round begins.
         store: (rank, round, [(peer, what came)], reduce): called as the round ends.
     """
-    at = [0] * case.ranks
-    posted = [0] * case.ranks
+    at, over = [0] * case.ranks, [0] * case.ranks
     waiting = [[0] * len(rounds) for rounds in case.rounds]
     came: list[list[list[tuple[int, Any]]]] = [[[] for _ in rounds] for rounds in case.rounds]
     offered: dict[tuple[int, int], deque[Any]] = defaultdict(deque)
@@ -83,12 +82,10 @@ def execute(
     def begin(rank: int) -> None:
         k, rounds = at[rank], case.rounds[rank]
         touched = []
-        while posted[rank] < min(len(rounds), k + 1 + case.ahead):
-            for peer, size in rounds[posted[rank]][1]:
-                expected[peer, rank].append((size, posted[rank]))
-                waiting[rank][posted[rank]] += 1
-                touched.append((peer, rank))
-            posted[rank] += 1
+        for peer, size in rounds[k][1]:
+            expected[peer, rank].append((size, k))
+            waiting[rank][k] += 1
+            touched.append((peer, rank))
         for peer, size in rounds[k][0]:
             assert peer != rank
             offered[rank, peer].append((size, k, load(rank, k, peer, size)))
@@ -103,22 +100,25 @@ def execute(
                 waiting[pair[0]][sending] -= 1
                 waiting[pair[1]][receiving] -= 1
 
-    for rank, rounds in enumerate(case.rounds):
-        if rounds:
-            begin(rank)
+        at[rank] += 1
+
     moving = True
     while moving:
         moving = False
         for rank, rounds in enumerate(case.rounds):
-            while at[rank] < len(rounds) and not waiting[rank][at[rank]]:
-                _, receives, reduced = rounds[at[rank]]
-                assert reduced in (0, sum(size for _, size in receives)), case
-                store(rank, at[rank], came[rank][at[rank]], reduced > 0)
-                at[rank] += 1
-                moving = True
-                if at[rank] < len(rounds):
+            while over[rank] < len(rounds):
+                k = over[rank]
+                if at[rank] < min(len(rounds), k + case.depth):
                     begin(rank)
-    assert at == [len(rounds) for rounds in case.rounds], f"{case} blocks"
+                elif waiting[rank][k]:
+                    break
+                else:
+                    _, receives, reduced = rounds[k]
+                    assert reduced in (0, sum(size for _, size in receives)), case
+                    store(rank, k, came[rank][k], reduced > 0)
+                    over[rank] += 1
+                moving = True
+    assert over == [len(rounds) for rounds in case.rounds], f"{case} blocks"
     assert not any(offered.values()), case
     assert not any(expected.values()), case
 
@@ -195,6 +195,7 @@ def content(case: Case, me: int) -> Iterator[tuple[int, Any]]:
     yield from {
         "ring": _ring,
         "gloo_ring": _gloo,
+        "gloo_tree": _gloo_tree,
         "recursive_doubling": _doubling,
         "hierarchical": _hierarchical,
         "binomial_tree": lambda *_: (
@@ -242,6 +243,14 @@ def _gloo(case: Case, me: int, everything: Any) -> Sends:
     if case.collective == "reduce" and me != case.root:
         sends.append((case.root, everything[me * each * length : (me + 1) * each * length]))
     return [(peer, elements) for peer, elements in sends if len(elements)]
+
+
+def _gloo_tree(case: Case, me: int, everything: Any) -> Sends:
+    """As gloo/broadcast.cc: in step i, whoever of the first 2^i has it sends to the 2^i-th after."""
+    n = case.ranks
+    v = (me - case.root) % n
+    steps = range((n - 1).bit_length())
+    return [((me + (1 << i)) % n, everything) for i in steps if v < 1 << i and v + (1 << i) < n]
 
 
 def _doubling(case: Case, me: int, everything: Any) -> Sends:

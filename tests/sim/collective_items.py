@@ -15,7 +15,8 @@ def copies(case: Case) -> list[list[Any]]:
     """Run a collective that copies on items; items held first are passed on first.
 
     An item of all_gather, gather and barrier is the rank that it came from, of scatter the rank
-    that it is for, of broadcast (segment,), of all_to_all (source, target).
+    that it is for, of broadcast (segment,), of all_to_all (source, target); of gloo's all_gather
+    (rank, half).
 
     Returns:
         What each rank holds in the end, in the order in which it came.
@@ -24,7 +25,11 @@ def copies(case: Case) -> list[list[Any]]:
     held: list[list[Any]] = [[rank] for rank in range(n)]
     size: Callable[[Any], int] = lambda _: case.size
     chunks = _cut(case.size, n)
-    if kind == "broadcast":
+    halves = kind == "all_gather" and case.algorithm == "gloo_ring"
+    if halves:
+        held = [[(rank, 0), (rank, 1)] for rank in range(n)]
+        size = lambda item: (case.size + item[1]) // 2
+    elif kind == "broadcast":
         count = 1
         if case.algorithm == "ring":
             count = max(1, -(-case.size // SEGMENT))
@@ -54,6 +59,8 @@ def copies(case: Case) -> list[list[Any]]:
             if case.algorithm == "hierarchical" and k < last:
                 return [item for item in mine if item[0] == rank and place[item[1]] == place[peer]]
             return [item for item in mine if item[1] == peer]
+        if halves:
+            return [mine[k]]
         items: list[Any] = []
         while sum(map(size, items)) < count:
             items.append(mine[passed[rank, peer]])

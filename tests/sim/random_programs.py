@@ -82,6 +82,7 @@ class RandomProgram:
             self.collective,
             self.finish,
             self.note,
+            self.rest,
         )
         self.draw.choice(actions)()
 
@@ -136,6 +137,13 @@ class RandomProgram:
         here = [entry for entry in self.pending if entry[2] == self.depth]
         if here:
             self.wait(self.draw.choice(here))
+
+    def rest(self) -> None:
+        ranks = [*self.program]
+        a, b = self.draw.choice(ranks), self.draw.choice(ranks)
+        self.draw.choice([self.program, a]).sleep(self.draw.choice((0, 3e-6)))
+        a.signal(b._members()[0], self.draw.choice((0, 1e-6)))
+        b.await_signal()
 
     def note(self) -> None:
         self.draw.choice([self.program, *self.program]).mark("here")

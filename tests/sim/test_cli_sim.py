@@ -168,11 +168,11 @@ def test_a_deadlock_is_explained(files: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("x = 1\n", "defines neither build(args) nor program"),
+        ("x = 1\n", "define build(args) or program"),
         ("program = 3\n", "program is 3, expected a leeboard.sim.Program or Trace"),
         ("def build(args): return None\n", "build(args) returned None, expected"),
         ("def build(args):\n    return 1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
-        ("import nowhere\n", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("import nowhere\nprogram = 1\n", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
         ("def (\n", "line 1: SyntaxError"),
         (
             "from leeboard.sim import Program\nprogram = Program(9)\n",

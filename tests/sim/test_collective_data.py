@@ -53,7 +53,9 @@ def arrives(case: Case) -> None:
     held = copies(case)
     for rank, items in enumerate(held):
         needed: set[object] = set()
-        if case.collective in ("all_gather", "barrier"):
+        if case.collective == "all_gather" and case.algorithm == "gloo_ring":
+            needed = {(source, half) for source in range(n) for half in range(2)}
+        elif case.collective in ("all_gather", "barrier"):
             needed = set(range(n))
         elif case.collective == "gather":
             needed = set(range(n)) if rank == case.root else set()

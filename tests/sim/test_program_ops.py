@@ -75,6 +75,9 @@ def one(build: Callable[[Program], object], ranks: int = 4) -> dict[str, int]:
         (lambda p: p.barrier(), {"kind": 8, "flags": 8, "a": 0}),
         (lambda p: p.alloc("1 GiB"), {"kind": 13, "a": 2**30}),
         (lambda p: p.free(3), {"kind": 14, "a": 3}),
+        (lambda p: p[1].sleep("2 us"), {"kind": 17, "a": 2 * 10**6}),
+        (lambda p: p[1].signal(2, "1 us"), {"kind": 18, "peer": 2, "a": 10**6}),
+        (lambda p: p.await_signal(), {"kind": 19}),
     ],
 )
 def test_ops_hold_what_was_asked_for(

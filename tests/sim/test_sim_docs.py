@@ -24,7 +24,7 @@ def labels(text: str) -> list[str]:
     return [re.split(r"\s{2,}|\s[\d.]", line.strip())[0] for line in text.splitlines() if line]
 
 
-@pytest.mark.parametrize("page", ["index.md", "programs.md", "trace.md", "results.md"])
+@pytest.mark.parametrize("page", ["index.md", "programs.md", "torch.md", "trace.md", "results.md"])
 def test_code_runs_and_prints_what_is_shown(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,9 @@ def every_kind() -> Trace:
     with program[0].serve(chat):
         program[0].done(chat)
     program[0].synchronize()
+    program[2].sleep("1 ms")
+    program[2].signal(3, "1 us")
+    program[3].await_signal()
     program.group([1, 3]).all_to_all([[0, 1], [2, 3]])
     program.alloc("1 GiB")
     program.free("1 GiB")

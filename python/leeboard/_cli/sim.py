@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from leeboard._cli import sim_profile, sim_torch, sim_validate
+
 _RUN = """\
-Run a program or a recorded trace on a platform, in simulated time.
+Run a script, a program or a recorded trace on a platform, in simulated time.
 
 PLATFORM is a YAML file (docs/sim/platforms.md). PROGRAM is a trace (of any format that
-`leeboard sim trace` reads) or a Python file. A Python file is executed, so trust it; `__name__` is
-"program", and its own folder is on the path. It must define one of
+`leeboard sim trace` reads) or a Python file, which is executed, so trust it. A Python file is an
+ordinary torch.distributed script, which runs on every rank as torchrun would start it, unless it
+defines one of these at top level; then `__name__` is "program"
 
   def build(args): ...    a function that takes the words after `--` (a list of str) and returns a
                           leeboard.sim.Program or Trace; it is preferred
@@ -24,10 +27,11 @@ _RUN_EXAMPLES = """\
 examples:
   leeboard sim run star.yaml pingpong.py
   leeboard sim run --platform star.yaml train.py --out result.json -- --layers 12
+  leeboard sim run --platform edge.yaml -m leeboard.sim.strategies.tensor_parallel
   leeboard sim run star.yaml train.trace --network alpha-beta --plot run.png --perfetto run.json.gz
 
-exit status: 0; 2 if something is wrong, with a line that says what; 3 if the program deadlocks,
-with who waits for what since when."""
+exit status: 0; 2 if something is wrong (a rank raised, too), with a line that says what; 3 if the
+program deadlocks, with who waits for what since when."""
 
 _SHOW_EXAMPLES = """\
 examples:
@@ -71,11 +75,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, summary, fill in (
         ("run", "run a program or a trace on a platform", _add_run),
         ("show", "show a result: summary, critical path, tables, pictures", _add_show),
+        ("profile", sim_profile.SUMMARY, sim_profile.add_arguments),
         ("trace", "show what a program or a trace does, or save it as a trace", _add_trace),
         (
             "platforms",
             "list the devices, links, protocols and topologies there are",
             _add_platforms,
+        ),
+        (
+            "validate",
+            "compare predictions with real gloo on links of known figures",
+            sim_validate.add_options,
         ),
     ):
         sub = commands.add_parser(
@@ -94,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         from leeboard._cli import sim_commands
 
-        command: Callable[[argparse.Namespace], int] = getattr(sim_commands, name)
+        modules = {"profile": sim_profile}
+        command: Callable[[argparse.Namespace], int]
+        command = modules[name].run if name in modules else getattr(sim_commands, name)
         status = command(args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -111,11 +123,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.usage = "leeboard sim run [options] PLATFORM PROGRAM [-- WORD ...]"
     parser.description = _RUN
     parser.epilog = _RUN_EXAMPLES
-    parser.add_argument("files", nargs="+", metavar="PLATFORM PROGRAM", help=argparse.SUPPRESS)
+    parser.add_argument("files", nargs="*", metavar="PLATFORM PROGRAM", help=argparse.SUPPRESS)
     parser.add_argument(
         "--platform", metavar="FILE", help="the platform, if it is not the first of two files"
     )
     _add_run_options(parser)
+    sim_torch.add_options(parser)
     outputs = parser.add_argument_group("what to do with the result")
     outputs.add_argument(
         "--out", type=Path, metavar="FILE", help="save it, for `leeboard sim show`"

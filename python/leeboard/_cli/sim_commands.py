@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from leeboard._cli import sim_torch, sim_validate
 from leeboard.sim import Platform, Program, Trace, presets
 from leeboard.sim.chakra import Costs, load_chakra
 from leeboard.sim.describe import fields
@@ -28,17 +29,19 @@ _BLOCKED = 50
 def run(args: argparse.Namespace) -> int:
     """Load, run, report."""
     files = [args.platform, *args.files] if args.platform else args.files
-    if len(files) != 2:
-        raise ValueError(
-            f"got {len(files)} files ({shlex.join(files)}), expected a platform and a program; "
-            "words for the program follow --"
-        )
     _check_outputs(args)
+    target = sim_torch.target_of(args, files)
     platform = Platform.load(files[0])
-    trace = load(files[1], args.words)
     timeline = False if args.no_timeline else True if args.perfetto or args.critical_path else None
     try:
-        result = simulate(trace, platform, network=args.network, seed=args.seed, timeline=timeline)
+        if target is not None:
+            result = sim_torch.run(args, platform, target, timeline)
+        else:
+            sim_torch.refuse_options(args, files[1])
+            trace = load(files[1], args.words)
+            result = simulate(
+                trace, platform, network=args.network, seed=args.seed, timeline=timeline
+            )
     except DeadlockError as error:
         print(f"leeboard sim run: {deadlock(error)}", file=sys.stderr)
         return 3
@@ -89,6 +92,11 @@ def platforms(args: argparse.Namespace) -> int:
     return 0
 
 
+def validate(args: argparse.Namespace) -> int:
+    """Real gloo on links of known figures, against the prediction."""
+    return sim_validate.run(args)
+
+
 def load(file: str, words: Sequence[str], form: str = "auto", costs: Costs = "auto") -> Trace:
     """The trace of a file: a Python file that builds a program, or a trace of one of FORMATS."""
     path = Path(file)
@@ -135,7 +143,10 @@ def _built(path: Path, words: Sequence[str]) -> Program | Trace:
     finally:
         sys.path.pop(0)
     if made is None and "program" not in names and not callable(build):
-        raise ValueError(f"{path}: defines neither build(args) nor program")
+        raise ValueError(
+            f"{path}: defines neither build(args) nor program; "
+            "`leeboard sim run --record FILE` makes a trace of a torch script"
+        )
     if not isinstance(made, Program | Trace):
         raise TypeError(f"{path}: {what} {made!r}, expected a leeboard.sim.Program or Trace")
     if words and not callable(build):
@@ -170,6 +181,7 @@ def deadlock(error: DeadlockError) -> str:
         lines.append(f"rank {rank}'s device had stopped at {text_of(at, 's')}")
     for name, at in error.down[:_BLOCKED]:
         lines.append(f"{name} had been down since {text_of(at, 's')}")
+    lines += error.notes
     return "\n".join(lines)
 
 
@@ -178,7 +190,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     if getattr(args, "no_timeline", False) and (args.perfetto or args.critical_path):
         wanted = "--perfetto" if args.perfetto else "--critical-path"
         raise ValueError(f"{wanted} needs the timeline, which --no-timeline leaves out")
-    for name in ("out", "plot", "perfetto"):
+    for name in ("out", "plot", "perfetto", "record"):
         path: Path | None = getattr(args, name, None)
         if path is not None and path.is_dir():
             raise IsADirectoryError(f"--{name} {path}: is a folder")

@@ -5,6 +5,8 @@ Quantities are numbers in plain SI units or text with a unit ("10 Gbit/s", "50 u
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from leeboard.sim.calibration import PointToPoint, fit_point_to_point
 from leeboard.sim.chakra import load_chakra
 from leeboard.sim.collectives import closed_form
@@ -39,6 +41,9 @@ from leeboard.sim.workload import (
     Uniform,
 )
 
+if TYPE_CHECKING:
+    from leeboard.sim.distributed.launch import Launched, launch, record
+
 __all__ = [
     "ArrivalTimes",
     "Blocked",
@@ -48,6 +53,7 @@ __all__ = [
     "Device",
     "Exponential",
     "Fault",
+    "Launched",
     "Link",
     "Lognormal",
     "Platform",
@@ -71,11 +77,22 @@ __all__ = [
     "closed_form",
     "fit_point_to_point",
     "grid",
+    "launch",
     "load_chakra",
     "load_trace",
     "platform_schema",
     "presets",
+    "record",
     "replay",
     "run",
     "sweep",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # These need torch, which nothing else here does.
+    if name in ("Launched", "launch", "record"):
+        from leeboard.sim.distributed import launch as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

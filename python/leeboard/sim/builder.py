@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 from leeboard.sim.collective_builder import CollectiveBuilder
 from leeboard.sim.handles import Handle
-from leeboard.sim.ops import ALL_SLOTS, ANY, ENDLESS, NO_SLOT, UNKNOWN, Draw, OpKind, ProgramError
+from leeboard.sim.ops import (
+    ALL_SLOTS,
+    ANY,
+    ENDLESS,
+    NO_SLOT,
+    PRECISIONS,
+    UNKNOWN,
+    Draw,
+    OpKind,
+    ProgramError,
+)
 from leeboard.sim.units import FLOP, TIME, Value, parse, picoseconds
 from leeboard.sim.workload import Distribution, Exponential, Lognormal, Uniform
 
@@ -33,6 +43,7 @@ class Builder(CollectiveBuilder):
         flops: Value | None = None,
         bytes: Value | None = None,  # noqa: A002
         seconds: Value | Distribution | None = None,
+        precision: str = "any",
         stream: int = 0,
         async_op: bool = False,
     ) -> Handle | None:
@@ -42,6 +53,8 @@ class Builder(CollectiveBuilder):
             flops: Floating-point operations ("2 GFLOP").
             bytes: Memory traffic; with `flops`, the slower of both counts (roofline).
             seconds: On a device of speed 1; a number, text ("3 ms") or a distribution.
+            precision: Of the flops: "float64", "float32", "float16" (bfloat16 too), "float8" or
+                "int8", for which a device may have a peak of its own; "any": its `flops`.
             stream: See the class.
             async_op: Return a handle, which other streams may wait for; needs a stream.
 
@@ -54,7 +67,8 @@ class Builder(CollectiveBuilder):
                 "either flops and bytes (or one of them) or seconds"
             )
         lane = self._stream("compute", stream)
-        op = self._work(flops, bytes) if seconds is None else self._time(seconds)
+        kind = self._precision(precision)
+        op = self._time(seconds) if seconds is not None else self._work(flops, bytes) | kind
         if not async_op:
             self._add(stream=lane, **op)
             return None
@@ -78,6 +92,14 @@ class Builder(CollectiveBuilder):
         traffic = 0 if bytes is None else self._size("compute", bytes)
         return {"kind": OpKind.COMPUTE, "a": work, "b": traffic}
 
+    def _precision(self, precision: str) -> dict[str, int]:
+        if precision not in PRECISIONS:
+            raise ProgramError(
+                f"{self._at('compute', 'precision')}: got {precision!r}, expected "
+                f"{', '.join(PRECISIONS)}"
+            )
+        return {"flags": PRECISIONS.index(precision)} if precision != "any" else {}
+
     def _time(self, seconds: Value | Distribution) -> dict[str, int]:
         if isinstance(seconds, Exponential):
             mean = picoseconds(float(seconds.mean))
@@ -91,6 +113,24 @@ class Builder(CollectiveBuilder):
             return {"kind": OpKind.RANDOM, "flags": Draw.UNIFORM, "a": low + half, "b": half}
         length = picoseconds(parse(self._at("compute", "seconds"), seconds, TIME))
         return {"kind": OpKind.DELAY, "a": length}
+
+    def sleep(self, seconds: Value) -> None:
+        """Do nothing for a time, which leaves the device to others and knows no device's speed."""
+        length = picoseconds(parse(self._at("sleep", "seconds"), seconds, TIME))
+        self._add(OpKind.SLEEP, a=length)
+
+    def signal(self, to: int, delay: Value = 0) -> None:
+        """Tell another rank, by no network, that it may go on, `delay` seconds from now.
+
+        For what deployments arrange beside their network model: a key-value store, a launcher.
+        """
+        target = self._rank("signal", "to", to)
+        length = picoseconds(parse(self._at("signal", "delay"), delay, TIME))
+        self._add(OpKind.SIGNAL, peer=target, a=length)
+
+    def await_signal(self) -> None:
+        """Go on when another rank has told this one to; every `signal` serves one of these."""
+        self._add(OpKind.AWAIT)
 
     def send(self, to: int, bytes: Value, tag: int = 0, *, stream: int = 0) -> None:  # noqa: A002
         """Send a message and go on when it has left (a small one: at once).

@@ -40,7 +40,7 @@ class CollectiveBuilder:
 
     Every method takes `group` (None: all ranks; what `program.group` returned, or ranks),
     `algorithm` (None: the platform's table chooses; "ring", "recursive_doubling", "binomial_tree",
-    "direct", "pairwise", "hierarchical", "gloo_ring"), `async_op` (go on at once and return a
+    "direct", "pairwise", "hierarchical", "gloo_ring", "gloo_tree"), `async_op` (go on at once and return a
     handle) and `stream`. `bytes` is the size of the tensor that each rank passes in; for broadcast
     and scatter, that the root passes in. `root` is a rank of the program; None: the group's first.
     """

@@ -78,7 +78,7 @@ def closed_form(
 
     Args:
         collective: Its name.
-        algorithm: Its name; not "gloo_ring", which has no such form.
+        algorithm: Its name; not gloo's own, which have no such form.
         ranks: P.
         bytes: n, of the tensor that a rank passes in (broadcast, scatter: that the root does).
         alpha: Seconds, one way.
@@ -96,7 +96,7 @@ def closed_form(
             f"algorithm: {collective} has none named {algorithm!r}, expected one of "
             f"{', '.join(supported(collective))}"
         )
-    if algorithm == "gloo_ring":
+    if algorithm in ("gloo_ring", "gloo_tree"):
         raise ValueError(f"algorithm: {algorithm} has no closed form")
     if handshake not in LATENCIES:
         raise ValueError(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from leeboard.sim import selector
 from leeboard.sim.faults import changes
-from leeboard.sim.parts import Curve, Device, Link
+from leeboard.sim.parts import PEAKS, Curve, Device, Link
 from leeboard.sim.units import picoseconds
 
 if TYPE_CHECKING:
@@ -65,6 +65,15 @@ def _devices(platform: Platform) -> dict[str, Any]:
         "device_bytes_curve": bytes_curve[column],
         "curve_work": np.array([work for work, _ in curves.points], np.float64),
         "curve_efficiency": np.array([share for _, share in curves.points], np.float64),
+        **_peaks(kinds, column),
+    }
+
+
+def _peaks(kinds: tuple[Device, ...], column: NDArray[np.uint32]) -> dict[str, Any]:
+    """FLOP/s in each precision that some kind has a figure of its own for; 0: as `flops`."""
+    columns = {number: _floats(kinds, name) for number, name in enumerate(PEAKS) if number}
+    return {
+        f"device_flops_{number}": peaks[column] for number, peaks in columns.items() if peaks.any()
     }
 
 

@@ -44,6 +44,7 @@ class DeadlockError(SimulationError):
         blocked: Every rank and stream that waits, in order of rank.
         failed: (rank, seconds) of ranks whose device stopped for good, which may be the cause.
         down: (name, seconds) of links that are down for good, which may be it, too.
+        notes: What else may explain it, a line each.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class DeadlockError(SimulationError):
         blocked: Sequence[Blocked],
         failed: Sequence[tuple[int, float]],
         down: Sequence[tuple[str, float]] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.blocked = tuple(blocked)
         self.failed = tuple(failed)
         self.down = tuple(down)
+        self.notes = tuple(notes)
         shown = 20
         lines = [f"deadlock: {len(self.blocked)} of the program's threads wait for ever"]
         lines += [f"  {entry}" for entry in self.blocked[:shown]]
@@ -64,7 +67,8 @@ class DeadlockError(SimulationError):
         lines += [f"  {name} is down since {at:.9g} s" for name, at in self.down[:shown]]
         if len(self.down) > shown:
             lines.append(f"  and {len(self.down) - shown} more links (see .down)")
+        lines += [f"  {note}" for note in self.notes]
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.blocked, self.failed, self.down)
+        return type(self), (self.blocked, self.failed, self.down, self.notes)

@@ -36,14 +36,22 @@ class Preset:
 
 
 def _nvidia(
-    name: str, flops: str, bandwidth: str, memory: str, active_power: str, source: str
+    name: str,
+    flops: str,
+    bandwidth: str,
+    memory: str,
+    active_power: str,
+    source: str,
+    **peaks: str,
 ) -> Preset:
+    given: dict[str, Any] = {f"flops_{precision}": peak for precision, peak in peaks.items()}
     device = Device(
         name,
         flops=flops,
         memory_bandwidth=bandwidth,
         memory=memory,
         active_power=active_power,
+        **given,
     )
     return Preset(name, device, f"{source}; dense FP16 with FP32 accumulation, board power limit")
 
@@ -57,6 +65,9 @@ _DEVICES = (
         "40 GB",
         "400 W",
         "NVIDIA A100 Tensor Core GPU data sheet (SXM4, 40 GB)",
+        float64="19.5 TFLOP/s",
+        float32="19.5 TFLOP/s",
+        int8="624 TFLOP/s",
     ),
     _nvidia(
         "a100-80gb",
@@ -65,6 +76,9 @@ _DEVICES = (
         "80 GB",
         "400 W",
         "NVIDIA A100 Tensor Core GPU data sheet (SXM4, 80 GB)",
+        float64="19.5 TFLOP/s",
+        float32="19.5 TFLOP/s",
+        int8="624 TFLOP/s",
     ),
     _nvidia(
         "h100-sxm",
@@ -73,6 +87,10 @@ _DEVICES = (
         "80 GB",
         "700 W",
         "NVIDIA H100 Tensor Core GPU data sheet and architecture paper (SXM5)",
+        float64="67 TFLOP/s",
+        float32="67 TFLOP/s",
+        float8="1979 TFLOP/s",
+        int8="1979 TFLOP/s",
     ),
     _nvidia(
         "h200-sxm",
@@ -81,6 +99,10 @@ _DEVICES = (
         "141 GB",
         "700 W",
         "NVIDIA H200 Tensor Core GPU data sheet (SXM5; computes as the H100)",
+        float64="67 TFLOP/s",
+        float32="67 TFLOP/s",
+        float8="1979 TFLOP/s",
+        int8="1979 TFLOP/s",
     ),
     _nvidia(
         "rtx-4090",
@@ -89,6 +111,10 @@ _DEVICES = (
         "24 GiB",
         "450 W",
         "NVIDIA Ada GPU architecture paper (GeForce RTX 4090)",
+        float64="1290 GFLOP/s",
+        float32="82.6 TFLOP/s",
+        float8="330.3 TFLOP/s",
+        int8="660.6 TFLOP/s",
     ),
     _nvidia(
         "jetson-orin-nano",
@@ -97,7 +123,9 @@ _DEVICES = (
         "8 GB",
         "15 W",
         "NVIDIA Jetson Orin Nano Series data sheet (8 GB, 15 W mode; 40 sparse INT8 TOPS: a "
-        "quarter)",
+        "quarter; FP32: 1024 cores at 625 MHz)",
+        float32="1.28 TFLOP/s",
+        int8="20 TFLOP/s",
     ),
     _nvidia(
         "jetson-agx-orin",
@@ -106,13 +134,16 @@ _DEVICES = (
         "64 GB",
         "60 W",
         "NVIDIA Jetson AGX Orin Series data sheet DS-10662-001 and technical brief (64 GB; GPU: "
-        "170 sparse INT8 TOPS: a quarter)",
+        "170 sparse INT8 TOPS: a quarter; FP32: 2048 cores at 1.3 GHz)",
+        float32="5.3248 TFLOP/s",
+        int8="85 TFLOP/s",
     ),
     Preset(
         "epyc-7763",
         Device(
             "epyc-7763",
             flops="5.0176 TFLOP/s",
+            flops_float64="2.5088 TFLOP/s",
             memory_bandwidth="204.8 GB/s",
             active_power="280 W",
         ),

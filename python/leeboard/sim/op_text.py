@@ -9,6 +9,7 @@ from leeboard.sim.ops import (
     ALGORITHMS,
     COLLECTIVES,
     ENDLESS,
+    PRECISIONS,
     ROOTED,
     UNKNOWN,
     Draw,
@@ -41,7 +42,8 @@ def _text(
     queue = trace.queues[tag]["name"] if kind in (OpKind.TAKE, OpKind.DONE) else ""
     match kind:
         case OpKind.COMPUTE:
-            text = f"compute {show(a, FLOP, digits=4)}, {_size(b)} of memory traffic"
+            what = f" in {PRECISIONS[flags]}" if flags else ""
+            text = f"compute {show(a, FLOP, digits=4)}{what}, {_size(b)} of memory traffic"
         case OpKind.DELAY:
             text = f"compute {_time(a)}"
         case OpKind.RANDOM:
@@ -75,6 +77,12 @@ def _text(
             text = f"take a request of {queue!r}"
         case OpKind.DONE:
             text = f"answer the request of {queue!r}"
+        case OpKind.SLEEP:
+            text = f"sleep {_time(a)}"
+        case OpKind.SIGNAL:
+            text = f"tell rank {peer}" + (f" (after {_time(a)})" if a else "")
+        case OpKind.AWAIT:
+            text = "wait to be told"
         case _:
             text = f"op of unknown kind {kind}"
     if slot >= 0 and kind != OpKind.WAIT:

@@ -52,6 +52,9 @@ class OpKind(enum.IntEnum):
     FREE = 14
     TAKE = 15
     DONE = 16
+    SLEEP = 17
+    SIGNAL = 18
+    AWAIT = 19
 
 
 class Draw(enum.IntEnum):
@@ -83,7 +86,10 @@ ALGORITHMS = (
     "pairwise",
     "hierarchical",
     "gloo_ring",
+    "gloo_tree",
 )
+# What a compute op's `flags` says it computes in; each may have a peak of its own (`Device`).
+PRECISIONS = ("any", "float64", "float32", "float16", "float8", "int8")
 ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from leeboard.sim import units
 from leeboard.sim.names import PlatformError
+from leeboard.sim.ops import PRECISIONS
 from leeboard.sim.units import BANDWIDTH, MEMORY_BANDWIDTH, POWER, RATIO, SIZE, TIME, Dimension
 
 Curve = tuple[tuple[float, float], ...]
 CurvePoints = Iterable[tuple[units.Value, units.Value]]
 
 UNLIMITED = 2**64 - 1
+# The fields of a device that are FLOP/s, in the order of PRECISIONS.
+PEAKS = ("flops", *(f"flops_{name}" for name in PRECISIONS[1:]))
 # Sums along a route stay far from the end of simulated time.
 _MOST_SECONDS = 900.0
 
@@ -119,6 +123,19 @@ class Points:
         return [[units.show(work, self.dimension), share] for work, share in value]
 
 
+def efficiency(curve: Curve, amount: float) -> float:
+    """Of an amount of work: linear in its logarithm, constant beyond the ends, 1 without points."""
+    if not curve:
+        return 1.0
+    if amount <= curve[0][0]:
+        return curve[0][1]
+    for (low, share), (high, above) in itertools.pairwise(curve):
+        if amount < high:
+            part = math.log(amount / low) / math.log(high / low)
+            return share + part * (above - share)
+    return curve[-1][1]
+
+
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise PlatformError(f"{name}: got {value!r}, expected {' or '.join(map(repr, allowed))}")
@@ -129,11 +146,13 @@ class Device:
     """A processor with its memory.
 
     A compute op of F flops and B bytes takes the larger of F / (flops * efficiency) and
-    B / (memory_bandwidth * efficiency), plus `overhead`, over `speed`.
+    B / (memory_bandwidth * efficiency), over `speed`, plus `overhead`.
 
     Attributes:
         name: Of the kind of device; a preset's name, or free text.
-        flops: FLOP/s.
+        flops: FLOP/s, in every precision that has no figure of its own below. The presets' is that
+            of the precision which the device is sold for: 16 bits for accelerators, float32 for
+            processors.
         memory_bandwidth: Bytes a second.
         memory: Bytes; "unlimited" (0) where exceeding it is of no interest.
         speed: Times the speed that the other figures give.
@@ -145,6 +164,11 @@ class Device:
         bytes_curve: The same for memory traffic, work in bytes.
         idle_power: Watts while it does not compute.
         active_power: Watts while it computes.
+        flops_float64: FLOP/s of float64; "same" (0): as `flops`. The same for the others.
+        flops_float32: Of float32 (without TF32).
+        flops_float16: Of float16 and bfloat16.
+        flops_float8: Of 8-bit floats.
+        flops_int8: Operations a second of 8-bit integers.
     """
 
     name: str = ""
@@ -159,6 +183,11 @@ class Device:
     bytes_curve: Points = Points(SIZE)
     idle_power: Quantity = Quantity(POWER, 0.0)
     active_power: Quantity = Quantity(POWER, 0.0)
+    flops_float64: Quantity = Quantity(units.FLOPS, 0.0, same=0.0)
+    flops_float32: Quantity = Quantity(units.FLOPS, 0.0, same=0.0)
+    flops_float16: Quantity = Quantity(units.FLOPS, 0.0, same=0.0)
+    flops_float8: Quantity = Quantity(units.FLOPS, 0.0, same=0.0)
+    flops_int8: Quantity = Quantity(units.FLOPS, 0.0, same=0.0)
 
     def __post_init__(self) -> None:
         _text("name", self.name)
@@ -167,6 +196,29 @@ class Device:
                 f"active_power: got {self.active_power:g} W, expected at least idle_power "
                 f"({self.idle_power:g} W)"
             )
+
+    @property
+    def peaks(self) -> tuple[float, ...]:
+        """FLOP/s in each of `PRECISIONS`."""
+        return tuple(getattr(self, name) or self.flops for name in PEAKS)
+
+    def seconds(self, flops: float, traffic: float = 0.0, precision: int = 0) -> float:
+        """What a compute op takes, without jitter.
+
+        Args:
+            flops: Of the op.
+            traffic: Bytes of memory traffic.
+            precision: Which of `PRECISIONS` it computes in.
+        """
+        arms = (
+            (flops, self.peaks[precision], self.flops_curve),
+            (traffic, self.memory_bandwidth, self.bytes_curve),
+        )
+        longest = max(
+            amount / (rate * efficiency(curve, amount)) if amount > 0 else 0.0
+            for amount, rate, curve in arms
+        )
+        return longest / self.speed + self.overhead
 
 
 @dataclass(frozen=True)
@@ -199,6 +251,8 @@ class Protocol:
             empty ones; "unlimited": all.
         handshake: "notify": the receiver tells when it is ready (two latencies unless it told
             before); "request": the sender asks and is told (three latencies).
+        send_buffer: Messages up to this many bytes are sent, for their sender, when they begin to
+            leave: its host has taken them over (a socket's buffer). Larger ones when they have left.
         send_overhead: Seconds of the sending rank's own time a message.
         recv_overhead: Seconds of the receiving rank's own time a message.
         goodput: Payload's share of the bandwidth, in (0, 1].
@@ -214,6 +268,7 @@ class Protocol:
     name: str = ""
     eager_limit: Quantity = Quantity(SIZE, "unlimited", unlimited=UNLIMITED)
     handshake: str = "notify"
+    send_buffer: Quantity = Quantity(SIZE, 0, unlimited=UNLIMITED)
     send_overhead: Quantity = Quantity(TIME, 0.0, most=_MOST_SECONDS)
     recv_overhead: Quantity = Quantity(TIME, 0.0, most=_MOST_SECONDS)
     goodput: Quantity = Quantity(RATIO, 1.0, least=1e-6, most=1.0)

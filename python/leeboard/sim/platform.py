@@ -19,7 +19,7 @@ from leeboard.sim.generators import Generators, Parts
 from leeboard.sim.graph import Graph, Route
 from leeboard.sim.kinds import canonical, changed, replaced
 from leeboard.sim.names import Columns, Group, Index, Names, PlatformError, Selector, index
-from leeboard.sim.parts import Device, Link, Protocol
+from leeboard.sim.parts import PEAKS, Device, Link, Protocol
 from leeboard.sim.selector import Rule, Table, table
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ class Platform(Columns, Generators):
         """A copy for a what-if: every device's or link's figure times a factor.
 
         Args:
-            compute: Of `flops`.
+            compute: Of `flops`, and of the peaks by precision.
             memory_bandwidth: Of the devices' `memory_bandwidth`.
             bandwidth: Of the links.
             latency: Of the links.
@@ -275,7 +275,7 @@ class Platform(Columns, Generators):
         kinds = tuple(
             dataclasses.replace(
                 kind,
-                flops=kind.flops * compute,
+                **{name: getattr(kind, name) * compute for name in PEAKS},
                 memory_bandwidth=kind.memory_bandwidth * memory_bandwidth,
             )
             for kind in self.kinds

@@ -55,6 +55,8 @@ class Kind(IntEnum):
     SYNC = 11
     # A request was answered; tag: queue.
     DONE = 12
+    # The rank had nothing to do, for as long as it was told.
+    SLEEP = 13
 
 
 INSTANTS = (Kind.MARK, Kind.OUT_OF_MEMORY, Kind.STOPPED, Kind.DONE)
@@ -73,6 +75,7 @@ _NAMES = {
     Kind.STOPPED: "stopped",
     Kind.SYNC: "sync",
     Kind.DONE: "answered",
+    Kind.SLEEP: "sleep",
 }
 
 

@@ -64,14 +64,8 @@ def run(
     seed = integer("seed", seed, 0, 2**64 - 1)
     trace = program.trace() if isinstance(program, Program) else program
     core = platform.core()
-    options = {
-        "network": network,
-        "seed": seed,
-        "records": 2**32 if timeline else 0 if timeline is False else RECORDS,
-        "bins": _bins(2 * len(core["link_a"])) if links else 0,
-    }
-    raw = _C.sim_run(trace.compiled(), core, options)
-    _raise_for(raw, trace, platform, core)
+    raw = _C.sim_run(trace.compiled(), core, options(core, network, seed, timeline, links))
+    raise_for(raw, trace, platform, core)
     return Result.from_core(raw, trace, platform, network=network, seed=seed, core=core)
 
 
@@ -88,11 +82,39 @@ def replay(
     return run(trace, platform, network=network, seed=seed, timeline=timeline, links=links)
 
 
+def options(
+    core: dict[str, Any], network: str, seed: int, timeline: bool | None, links: bool
+) -> dict[str, Any]:
+    """What `_C.sim_run` takes beside program and platform, from the arguments of `run`.
+
+    Args:
+        core: `platform.core()`.
+        network: See `run`.
+        seed: See `run`.
+        timeline: See `run`.
+        links: See `run`.
+    """
+    return {
+        "network": network,
+        "seed": seed,
+        "records": 2**32 if timeline else 0 if timeline is False else RECORDS,
+        "bins": _bins(2 * len(core["link_a"])) if links else 0,
+    }
+
+
 def _bins(directions: int) -> int:
     return max(FEWEST_BINS, min(BINS, MOST_CELLS // max(directions, 1)))
 
 
-def _raise_for(raw: dict[str, Any], trace: Trace, platform: Platform, core: dict[str, Any]) -> None:
+def raise_for(raw: dict[str, Any], trace: Trace, platform: Platform, core: dict[str, Any]) -> None:
+    """Raise what `run` raises if a run did not come to its end.
+
+    Args:
+        raw: What `_C.sim_run` returned.
+        trace: What was run.
+        platform: On what.
+        core: `platform.core()`.
+    """
     status = raw["status"]
     if status == "done":
         return
@@ -133,6 +155,8 @@ def _blocked(entry: dict[str, Any], trace: Trace) -> Blocked:
             text += f", to which rank(s) {', '.join(map(str, entry['missing']))} have not come"
     elif kind is OpKind.SYNC:
         text = "its streams" if peer < 0 else f"its stream {peer}"
+    elif kind is OpKind.AWAIT:
+        text = "a signal of another rank (it is parked)"
     elif kind is OpKind.TAKE:
         text = f"a request of queue {tag}"
     else:

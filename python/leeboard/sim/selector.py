@@ -25,7 +25,7 @@ class Rule:
         collective: "all_reduce", "all_gather", "reduce_scatter", "broadcast", "reduce", "gather",
             "scatter", "all_to_all" or "barrier".
         algorithm: "ring", "recursive_doubling", "binomial_tree", "direct", "pairwise",
-            "hierarchical" or "gloo_ring"; not every collective has every one.
+            "hierarchical", "gloo_ring" or "gloo_tree"; not every collective has every one.
         min_ranks: At least so many.
         max_ranks: At most so many.
         min_bytes: At least so many bytes passed in by a rank.
@@ -67,9 +67,9 @@ Table = str | tuple[Rule, ...]
 # all_reduce of which each rank keeps a part.
 GLOO = (
     Rule("all_reduce", "gloo_ring"),
-    Rule("all_gather", "ring"),
+    Rule("all_gather", "gloo_ring"),
     Rule("reduce_scatter", "gloo_ring"),
-    Rule("broadcast", "binomial_tree"),
+    Rule("broadcast", "gloo_tree"),
     Rule("reduce", "gloo_ring"),
     Rule("gather", "direct"),
     Rule("scatter", "direct"),

@@ -18,6 +18,7 @@ SLICES = (
     Kind.COLLECTIVE,
     Kind.TAKE,
     Kind.SYNC,
+    Kind.SLEEP,
 )
 
 

@@ -11,7 +11,7 @@
 namespace leeboard::sim::test {
 
 inline Device device() {
-  return {.flops = 1e12,
+  return {.flops = {1e12},
           .memory_bandwidth = 1e11,
           .memory = 0,
           .speed = 1.0,
@@ -27,6 +27,7 @@ inline Device device() {
 inline Protocol protocol(uint64_t eager_limit = UINT64_MAX) {
   return {.eager_limit = eager_limit,
           .handshake = Handshake::kNotify,
+          .send_buffer = 0,
           .send_overhead = 0,
           .recv_overhead = 0,
           .goodput = 1.0,

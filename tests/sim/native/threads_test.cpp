@@ -4,8 +4,9 @@
 
 #include "check.h"
 #include "parts.h"
-#include "sim/engine.h"
+#include "sim/baton.h"
 #include "sim/hold.h"
+#include "sim/live.h"
 
 namespace leeboard::sim {
 namespace {
@@ -50,6 +51,54 @@ LEEBOARD_TEST(threads_run_engines) {
     for (int seed = 0; seed < 4; ++seed) CHECK(together[seed] == work(seed));
     CHECK(together[0] != together[1]);
   }
+}
+
+// A ring of messages, each rank's program written by a thread of its own.
+LEEBOARD_TEST(threads_take_turns) {
+  constexpr uint32_t kRanks = 16;
+  Live live(kRanks, test::star(kRanks), Options{});
+  Baton baton(kRanks);
+  uint64_t turns = 0;
+  const auto work = [&](uint32_t rank) {
+    baton.enter(rank);
+    for (int round = 0; round < 200; ++round) {
+      const auto peer = [&](uint32_t step) { return static_cast<int32_t>((rank + step) % kRanks); };
+      live.begin(rank, test::op(OpKind::kSend, peer(1), round, 100));
+      live.wait(rank, live.begin(rank, test::op(OpKind::kRecv, peer(kRanks - 1), round, 100)));
+      ++turns;
+      baton.pass(rank, live.run(rank));
+    }
+    const uint32_t next = live.finish(rank);
+    if (next != kNil) baton.leave(next);
+  };
+  std::vector<std::thread> threads;
+  for (uint32_t rank = 0; rank < kRanks; ++rank) threads.emplace_back(work, rank);
+  baton.leave(0);
+  for (std::thread& thread : threads) thread.join();
+  CHECK(turns == 200 * kRanks);
+  const Outcome outcome = live.outcome();
+  CHECK(outcome.status == Status::kDone);
+  CHECK(outcome.messages == 200 * kRanks);
+}
+
+LEEBOARD_TEST(threads_are_all_woken) {
+  Baton baton(8);
+  std::atomic<int> woken{0};
+  const auto work = [&](uint32_t thread) {
+    try {
+      baton.enter(thread);
+      baton.pass(thread, (thread + 1) % 8);
+    } catch (const Aborted&) {
+      ++woken;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (uint32_t thread = 0; thread < 8; ++thread) threads.emplace_back(work, thread);
+  baton.leave(3);
+  baton.abort();
+  for (std::thread& thread : threads) thread.join();
+  // One that had been given the baton before may have got by.
+  CHECK(woken >= 7);
 }
 
 }  // namespace

@@ -1,0 +1,421 @@
+"""Folding: one rank of each class runs, and stands for all others of the class.
+
+`FoldCore` takes the place of `SimLive`, `FoldExchange` that of `Exchange`: the program sees its own
+number, every rank and all groups. Underneath, the engine knows only the ranks that run. What they
+did is then laid out for all ranks (`expand`) and simulated as a whole; that is the result.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leeboard import _C
+from leeboard.sim.distributed.expand import Ops, expand, moves
+from leeboard.sim.distributed.fold_exchange import FakeExchange, FoldExchange
+from leeboard.sim.distributed.mesh import FoldError, Mesh
+from leeboard.sim.distributed.witness import check
+from leeboard.sim.ops import ANY, OP
+from leeboard.sim.trace import COLUMNS, Trace
+
+__all__ = ["FakeExchange", "FoldCore", "FoldError", "FoldExchange", "Folding", "replay_raw"]
+
+
+# Kinds of ops that live runs alone make.
+_SLEEP, _SIGNAL, _AWAIT = 17, 18, 19
+
+
+@dataclass(frozen=True)
+class Folding:
+    """How a run is folded.
+
+    Attributes:
+        mesh: Ranks and their classes.
+        witness: Whose ops are checked against those of its representative: "one" rank of each
+            class, that at the far end of every folded axis; "all"; or "none".
+        live: Ranks that run, ascending: the representatives and the witnesses.
+    """
+
+    mesh: Mesh
+    witness: str = "one"
+    live: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        mesh = self.mesh
+        checked = mesh.witnesses(self.witness)
+        columns = (0, *(offset for offset in checked if offset))
+        live = sorted(int(r) for offset in columns for r in mesh.shift(mesh.classes, offset))
+        object.__setattr__(self, "live", tuple(live))
+
+    @classmethod
+    def parse(cls, text: str, ranks: int | None = None, witness: str = "one") -> Folding:
+        """Read `Mesh.parse`'s text.
+
+        Args:
+            text: "dp=8 pp=16* tp=8".
+            ranks: How many the run is to have; None: as many as the mesh.
+            witness: See the class.
+
+        Raises:
+            FoldError: It does not read, or the mesh has another number of ranks.
+        """
+        mesh = Mesh.parse(text)
+        if ranks is not None and ranks != mesh.ranks:
+            raise FoldError(f"fold: {text!r} has {mesh.ranks} ranks, expected {ranks}, as asked")
+        return cls(mesh, witness)
+
+
+@dataclass
+class _Group:
+    """A group as the program knows it, and its members that run."""
+
+    name: str
+    members: tuple[int, ...]
+    # Number of the group of members that run, at the engine.
+    live: int
+    # For each member, the one that runs and passes in the same: its place among those that run.
+    stand_in: list[int]
+    # Whether all members run.
+    whole: bool
+
+
+@dataclass
+class _Moved:
+    """What the engine was not told: who the ranks that an op names really are."""
+
+    peers: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    roots: list[int] = field(default_factory=list)
+
+
+class FoldCore:
+    """`SimLive` for a folded program: takes numbers of all ranks, runs those that are there.
+
+    Args:
+        core: Makes the engine for so many ranks: `core(ranks, devices)`, where devices are the
+            ranks whose devices they run on.
+        folding: Who runs.
+        replay: Runs the trace of all ranks: what `_C.sim_run` returns.
+    """
+
+    def __init__(
+        self,
+        core: Callable[[int, tuple[int, ...]], Any],
+        folding: Folding,
+        replay: Callable[[Trace], dict[str, Any]],
+    ) -> None:
+        self.folding, self.mesh = folding, folding.mesh
+        self.live = folding.live
+        self.index = {rank: i for i, rank in enumerate(self.live)}
+        self.core = core(len(self.live), self.live)
+        self._replay = replay
+        self._groups: list[_Group] = [self._make("world", tuple(range(self.mesh.ranks)), 0)]
+        self._by_name: dict[str, int] = {}
+        self._moved = [_Moved() for _ in self.live]
+        # By its serial, the rank that a message was meant for, if a copy of the one it goes to.
+        self._meant: dict[int, int] = {}
+        self._standing: dict[tuple[int, int], int] = {}
+        self._trace: Trace | None = None
+        self.names: Sequence[str] = ()
+
+    # What a rank appends.
+
+    def delay(self, rank: int, ps: int) -> None:
+        """See `SimLive`."""
+        self.core.delay(self.index[rank], ps)
+
+    def compute(self, rank: int, flops: int, bytes: int, dtype: int = 0) -> None:  # noqa: A002
+        """See `SimLive`."""
+        self.core.compute(self.index[rank], flops, bytes, dtype)
+
+    def sleep(self, rank: int, ps: int) -> None:
+        """See `SimLive`."""
+        self.core.sleep(self.index[rank], ps)
+
+    def mark(self, rank: int, name: int) -> None:
+        """See `SimLive`."""
+        self.core.mark(self.index[rank], name)
+
+    def alloc(self, rank: int, bytes: int) -> None:  # noqa: A002
+        """See `SimLive`."""
+        self.core.alloc(self.index[rank], bytes)
+
+    def free(self, rank: int, bytes: int) -> None:  # noqa: A002
+        """See `SimLive`."""
+        self.core.free(self.index[rank], bytes)
+
+    def isend(self, rank: int, to: int, tag: int, bytes: int) -> int:  # noqa: A002
+        """A send: to the rank that stands for `to` beside this one."""
+        me = self.index[rank]
+        self._moved[me].peers.append(to)
+        there = self._beside(me, to)
+        slot = int(self.core.isend(me, there, tag, bytes))
+        if self.live[there] != to:
+            self._meant[self.core.serial(me, slot)] = to
+        return slot
+
+    def irecv(self, rank: int, source: int, tag: int, bytes: int) -> int:  # noqa: A002
+        """A receive: from the rank that stands for `source` beside this one."""
+        me = self.index[rank]
+        if source < 0:
+            return int(self.core.irecv(me, ANY, tag, bytes))
+        self._moved[me].peers.append(source)
+        return int(self.core.irecv(me, self._beside(me, source), tag, bytes))
+
+    def wait(self, rank: int, slot: int) -> None:
+        """See `SimLive`."""
+        self.core.wait(self.index[rank], slot)
+
+    def group(self, name: str, members: list[int]) -> int:
+        """The number of a group, which its copies must agree on; the first of all ranks is 0.
+
+        Raises:
+            FoldError: They do not.
+            ValueError: Ranks name other members.
+        """
+        given = tuple(members)
+        number = self._by_name.get(name)
+        if number is None:
+            self.mesh.check_group(name, given)
+            live = [self.index[member] for member in given if member in self.index]
+            found = int(self.core.group(name, live))
+            if given == self._groups[0].members and 0 not in self._by_name.values():
+                self._groups[0].live = found
+                number = 0
+            else:
+                number = len(self._groups)
+                self._groups.append(self._make(name, given, found))
+            self._by_name[name] = number
+        elif self._groups[number].members != given:
+            raise ValueError(
+                f"group {name!r}: some ranks say its members are "
+                f"{list(self._groups[number].members)}, others say {list(given)}"
+            )
+        return number
+
+    def collective(
+        self,
+        rank: int,
+        group: int,
+        which: int,
+        bytes: int,  # noqa: A002
+        root: int = -1,
+        algorithm: int = 0,
+        blocking: bool = False,
+    ) -> int:
+        """A collective, among the members that run."""
+        me, there = self.index[rank], self._groups[group]
+        moved = self._moved[me]
+        moved.groups.append(group)
+        moved.roots.append(max(root, 0))
+        standing = there.stand_in[root] if root >= 0 else root
+        return int(
+            self.core.collective(me, there.live, which, bytes, standing, algorithm, blocking)
+        )
+
+    def all_to_all(
+        self,
+        rank: int,
+        group: int,
+        sends: list[int],
+        recvs: list[int],
+        algorithm: int = 0,
+        blocking: bool = False,
+    ) -> int:
+        """An uneven all-to-all, whose members must all run unless it is even after all.
+
+        Raises:
+            FoldError: It is uneven, and members are copies.
+        """
+        me, there = self.index[rank], self._groups[group]
+        if not there.whole:
+            if len({*sends, *recvs}) > 1:
+                raise FoldError(
+                    f"fold: {self.mesh.describe(rank)} calls an all_to_all of uneven sizes "
+                    f"{sends[:8]} in group {there.name!r}, whose members are copies of each other: "
+                    "mark the axes along which they lie as distinct (*)"
+                )
+            # Even: what a rank passes in.
+            return self.collective(rank, group, 7, sum(sends), -1, algorithm, blocking)
+        self._moved[me].groups.append(group)
+        self._moved[me].roots.append(0)
+        return int(self.core.all_to_all(me, there.live, sends, recvs, algorithm, blocking))
+
+    # The engine and the baton.
+
+    def run(self, rank: int) -> int:
+        """See `SimLive`."""
+        return self._global(self.core.run(self.index[rank]))
+
+    def look(self, rank: int) -> int:
+        """See `SimLive`."""
+        return self._global(self.core.look(self.index[rank]))
+
+    def park(self, rank: int) -> int:
+        """See `SimLive`."""
+        return self._global(self.core.park(self.index[rank]))
+
+    def unpark(self, rank: int, at: int) -> None:
+        """See `SimLive`."""
+        self.core.unpark(self.index[rank], at)
+
+    def finish(self, rank: int) -> int:
+        """See `SimLive`."""
+        return self._global(self.core.finish(self.index[rank]))
+
+    def enter(self, rank: int) -> None:
+        """See `SimLive`."""
+        self.core.enter(self.index[rank])
+
+    def switch(self, rank: int, to: int) -> None:
+        """See `SimLive`."""
+        self.core.switch(self.index[rank], self.index[to])
+
+    def leave(self, to: int) -> None:
+        """See `SimLive`."""
+        self.core.leave(self.index[to])
+
+    def abort(self, *arguments: Any) -> None:
+        """See `SimLive`."""
+        self.core.abort(*arguments)
+
+    def clock(self, rank: int) -> int:
+        """The clock among the ranks that run: what copies cost is not in it."""
+        return int(self.core.clock(self.index[rank]))
+
+    def done(self, rank: int, slot: int) -> bool:
+        """See `SimLive`."""
+        return bool(self.core.done(self.index[rank], slot))
+
+    def met(self, rank: int, slot: int) -> tuple[int, int]:
+        """Who sent, as the receiver sees it: as far away as the sender thought it was."""
+        source, serial = self.core.met(self.index[rank], slot)
+        sender = self.live[source]
+        meant = self._meant.pop(serial, None)
+        if meant is not None:
+            # It went to a copy of this rank: its sender is to this one as `sender` is to that.
+            offsets = self.mesh.offsets
+            home = self.mesh.unshift([sender], int(offsets[meant]))
+            sender = int(self.mesh.shift(home, int(offsets[rank]))[0])
+        return sender, int(serial)
+
+    def serial(self, rank: int, slot: int) -> int:
+        """See `SimLive`."""
+        return int(self.core.serial(self.index[rank], slot))
+
+    # Results.
+
+    def outcome(self) -> dict[str, Any]:
+        """What the run of all ranks gave; or, if those that ran did not come to an end, why.
+
+        Raises:
+            FoldError: A witness did something else than its representative.
+        """
+        raw: dict[str, Any] = self.core.outcome()
+        if raw["status"] != "done":
+            for entry in raw["blocked"]:
+                entry["rank"] = self.live[entry["rank"]]
+                entry["missing"] = [self.live[rank] for rank in entry["missing"]]
+            raw["failed"] = [(self.live[rank], at) for rank, at in raw["failed"]]
+            return raw
+        return self._replay(self.trace())
+
+    def program(self) -> dict[str, Any]:
+        """Columns of the trace of all ranks."""
+        trace = self.trace()
+        return {name: getattr(trace, name) for name in COLUMNS}
+
+    def trace(self) -> Trace:
+        """The trace of all ranks, after the witnesses were heard."""
+        if self._trace is None:
+            program = self.core.program()
+            lists = self.lists(program)
+            groups = [group.members for group in self._groups[1:]]
+            for rank in set(self.live).difference(self.mesh.classes):
+                check(self.mesh, rank, lists, groups)
+            bounds = [*map(int, program["size_offsets"]), len(program["sizes"])]
+            self._trace = expand(
+                self.mesh,
+                {rank: lists[rank] for rank in self.mesh.classes},
+                groups,
+                sizes=[program["sizes"][a:b] for a, b in itertools.pairwise(bounds)],
+                names=self.names,
+                metadata={"fold": str(self.mesh), "witness": self.folding.witness},
+            )
+        return self._trace
+
+    def lists(self, program: dict[str, Any]) -> dict[int, Ops]:
+        """What each rank that ran did, in numbers of all ranks and of this object's groups."""
+        lists: dict[int, Ops] = {}
+        ops = np.asarray(program["ops"]).view(OP)
+        for i, rank in enumerate(self.live):
+            own = ops[int(program["begin"][i]) : int(program["end"][i])]
+            own = own[~_between_ranks_that_run(own)]
+            pairs, collectives = moves(own)
+            moved = self._moved[i]
+            own["peer"][pairs] = moved.peers
+            own["tag"][collectives] = moved.groups
+            own["peer"][collectives] = moved.roots
+            lists[rank] = own
+        return lists
+
+    def _make(self, name: str, members: tuple[int, ...], live: int) -> _Group:
+        """A group, and who passes in what for whom."""
+        mesh = self.mesh
+        running = [m for m in members if m in self.index]
+        # The first that runs of each class.
+        place: dict[int, int] = {}
+        for i, member in enumerate(running):
+            place.setdefault(int(mesh.representatives[member]), i)
+        own = {member: i for i, member in enumerate(running)}
+        stand_in = []
+        for member in members:
+            i = own.get(member, place.get(int(mesh.representatives[member])))
+            if i is None:
+                home = int(mesh.representatives[member])
+                raise FoldError(
+                    f"fold: {mesh.describe(member)} is in group {name!r}, but {mesh.describe(home)}"
+                    ", which runs for it, is not: mark the axes along which they differ as "
+                    "distinct (*)"
+                )
+            stand_in.append(i)
+        return _Group(name, members, live, stand_in, len(running) == len(members))
+
+    def _beside(self, me: int, peer: int) -> int:
+        """The engine's number of the rank that stands for a peer of `me`."""
+        there = self._standing.get((me, peer))
+        if there is None:
+            mesh = self.mesh
+            offset = int(mesh.offsets[self.live[me]])
+            beside = int(mesh.shift([mesh.representatives[peer]], offset)[0])
+            there = self._standing[me, peer] = self.index[beside]
+        return there
+
+    def _global(self, live: int) -> int:
+        return self.live[live] if live >= 0 else live
+
+    def aliases(self, group: int) -> dict[int, list[int]]:
+        """For each member of a group that runs, the copies that it stands for; places in it."""
+        there = self._groups[group]
+        running = [i for i, member in enumerate(there.members) if member in self.index]
+        aliases: dict[int, list[int]] = {place: [] for place in running}
+        for i, standing in enumerate(there.stand_in):
+            if running[standing] != i:
+                aliases[running[standing]].append(i)
+        return aliases
+
+
+def _between_ranks_that_run(ops: Ops) -> NDArray[np.bool_]:
+    """What is no part of the program: waiting at stores, and looking at what is over."""
+    kind = ops["kind"]
+    return (kind == _SIGNAL) | (kind == _AWAIT) | ((kind == _SLEEP) & (ops["a"] == 0))
+
+
+def replay_raw(platform_core: dict[str, Any], options: dict[str, Any]) -> Any:
+    """`FoldCore`'s `replay`, on a platform's columns with the options of `_C.sim_run`."""
+    return lambda trace: _C.sim_run(trace.compiled(), platform_core, options)

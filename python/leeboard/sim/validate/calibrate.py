@@ -1,0 +1,133 @@
+"""Figures of a platform from measured messages between two ranks, and of its devices from one
+model that computes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leeboard.sim.calibration import PointToPoint, fit_point_to_point
+from leeboard.sim.parts import Protocol
+from leeboard.sim.platform import Platform
+from leeboard.sim.validate.rig import FRAMING, Links
+
+# Of a full packet: what TCP carries (1500 bytes, less the headers of IP and TCP and its timestamps)
+# of what the link does.
+HEADERS = (1500 - 20 - 20 - 12) / (1500 + FRAMING)
+# Below this share of what the headers leave, something else than the link holds messages back.
+_HELD = 0.93
+# net.core.wmem_max where it cannot be read: Linux' own.
+_WMEM = 212_992
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found of the links of a setting, from messages between two ranks alone.
+
+    Attributes:
+        latency: Seconds, one way; with what sender and receiver do for a message.
+        goodput: Payload's share of the bandwidth.
+        cross_traffic: What acknowledgements take of the other way.
+        rate_limit: Bytes a second of one connection, where a window holds it back; 0: it does not.
+        send_buffer: Bytes that a socket takes over at once.
+        worst: The largest relative error of the fit on what it was fitted to.
+    """
+
+    latency: float
+    goodput: float
+    cross_traffic: float
+    rate_limit: float
+    send_buffer: int
+    worst: float
+
+    def platform(self, ranks: int, links: Links) -> Platform:
+        """The rig's star with these figures."""
+        protocol = Protocol(
+            "calibrated gloo",
+            eager_limit=0,
+            handshake="notify",
+            goodput=self.goodput,
+            cross_traffic=self.cross_traffic,
+            rate_limit=self.rate_limit,
+            send_buffer=self.send_buffer,
+        )
+        return Platform.star(
+            ranks,
+            bandwidth=links.bandwidth / 8,
+            latency=self.latency,
+            protocol=protocol,
+            collectives="gloo",
+        )
+
+    def save(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return dataclasses.asdict(self)
+
+
+def send_buffer() -> int:
+    """Bytes that the kernel lets gloo's sockets take over: gloo asks for a whole message."""
+    try:
+        return int(Path("/proc/sys/net/core/wmem_max").read_text())
+    except (OSError, ValueError):
+        return _WMEM
+
+
+def calibrate(
+    links: Links,
+    messages: Mapping[int, float],
+    crossing: Mapping[int, float],
+    *,
+    buffer: int | None = None,
+) -> Calibration:
+    """Fit latency, goodput, cross-traffic and, if a window shows, its rate.
+
+    Args:
+        links: The rig's.
+        messages: Bytes to seconds of one message.
+        crossing: The same of two that cross.
+        buffer: Bytes that a socket takes over; None: this host's.
+
+    Raises:
+        ValueError: The times are none that the links could give.
+    """
+    rate = links.bandwidth / 8
+    fit = _fit(messages, crossing, None)
+    limit = 0.0
+    if fit.bandwidth < _HELD * HEADERS * rate:
+        limit, goodput = fit.bandwidth, HEADERS
+    else:
+        # A link cannot have carried more than it does; measurements scatter.
+        goodput = min(fit.bandwidth / rate, 1.0)
+    return Calibration(
+        latency=fit.latency,
+        goodput=goodput,
+        cross_traffic=fit.cross_traffic,
+        rate_limit=limit,
+        send_buffer=send_buffer() if buffer is None else buffer,
+        worst=fit.worst,
+    )
+
+
+def _fit(
+    messages: Mapping[int, float], crossing: Mapping[int, float], bandwidth: float | None
+) -> PointToPoint:
+    return fit_point_to_point(
+        list(messages),
+        list(messages.values()),
+        bandwidth=bandwidth,
+        crossing=(list(crossing), list(crossing.values())) if crossing else None,
+        handshake="notify",
+    )
+
+
+def sizes_and_times(lines: Sequence[Mapping[str, Any]], what: str) -> dict[int, float]:
+    """Bytes to median seconds of the cases called `what`, of a program's lines."""
+    found = {}
+    for line in lines:
+        name, _, size = str(line.get("scenario", "")).partition(" ")
+        if name == what:
+            found[int(size)] = float(line["seconds"])
+    return found

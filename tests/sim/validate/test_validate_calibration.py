@@ -1,0 +1,76 @@
+"""Figures from messages: what the simulator was given is found again."""
+
+from __future__ import annotations
+
+import pytest
+
+from leeboard import sim
+from leeboard.sim.validate.calibrate import HEADERS, Calibration, calibrate, sizes_and_times
+from leeboard.sim.validate.rig import Links
+from leeboard.sim.validate.static import PAIRS, program
+
+LINKS = Links(100e6, 2e-3)
+SIZES = (4, 4096, 65536, 1 << 18, 1 << 20)
+
+
+def times(given: Calibration, what: str, sizes: tuple[int, ...] = SIZES) -> dict[int, float]:
+    platform = given.platform(2, LINKS)
+    return {size: sim.run(program(what, size, 2), platform).makespan for size in sizes}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Calibration(2.15e-3, 0.951, 0.03, 0.0, 1 << 22, 0.0),
+        Calibration(2.6e-3, HEADERS, 0.0, 5e6, 1 << 22, 0.0),
+    ],
+    ids=["link", "window"],
+)
+def test_a_calibration_finds_what_was_given(given: Calibration) -> None:
+    found = calibrate(LINKS, times(given, "message"), times(given, "crossing"), buffer=1 << 22)
+    assert found.latency == pytest.approx(given.latency, rel=1e-3)
+    assert found.goodput == pytest.approx(given.goodput, rel=1e-3)
+    assert found.cross_traffic == pytest.approx(given.cross_traffic, abs=1e-3)
+    assert found.rate_limit == pytest.approx(given.rate_limit, rel=1e-3)
+    assert found.worst < 1e-3
+
+
+def test_a_window_holds_one_message_and_not_three() -> None:
+    given = Calibration(2e-3, HEADERS, 0.0, 5e6, 1 << 22, 0.0)
+    platform = given.platform(4, LINKS)
+    one = sim.run(program("message", 1 << 20, 4), platform).makespan
+    three = sim.run(program("incast", 1 << 20, 4), platform).makespan
+    assert one == pytest.approx(4e-3 + (1 << 20) / 5e6, rel=1e-6)
+    assert three == pytest.approx(4e-3 + 3 * (1 << 20) / (12.5e6 * HEADERS), rel=1e-6)
+
+
+def test_a_send_is_over_when_its_socket_has_taken_it() -> None:
+    for buffer, expected in ((1 << 22, 2e-3), (0, 2e-3 + (1 << 20) / 12.5e6)):
+        given = Calibration(2e-3, 1.0, 0.0, 0.0, buffer, 0.0)
+        result = sim.run(program("message", 1 << 20, 2), given.platform(2, LINKS))
+        assert result.ranks["finish"][0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_medians_are_read_from_lines() -> None:
+    lines = [
+        {"scenario": "message 4", "seconds": 0.5},
+        {"scenario": "messages 4", "seconds": 0.7},
+        {"scenario": "message 64", "seconds": 0.6},
+        {"other": 1},
+    ]
+    assert sizes_and_times(lines, "message") == {4: 0.5, 64: 0.6}
+
+
+@pytest.mark.parametrize("what", [*PAIRS, "ping_pong", "all_reduce", "barrier", "gather"])
+def test_static_programs_run(what: str) -> None:
+    given = Calibration(2e-3, 0.95, 0.0, 0.0, 0, 0.0)
+    assert sim.run(program(what, 1000, 3), given.platform(3, LINKS)).makespan > 3e-3
+
+
+def test_links_say_what_is_wrong() -> None:
+    for bandwidth, delay, message in ((0, 0, "bandwidth"), (1, -1, "delay"), (1, 11, "delay")):
+        with pytest.raises(ValueError, match=message):
+            Links(bandwidth, delay)
+    with pytest.raises(ValueError, match="bandwidth"):
+        Links.of("100 Mbit", "1 ms")
+    assert Links.of("100 Mbit/s", "1 ms").bandwidth == 100e6
