@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -12,9 +13,10 @@ _PROFILE = """\
 Time on this device every operator that a program calls, with the shapes and dtypes it calls it with,
 and write a table for `leeboard sim run --compute profiled --profile FILE`.
 
-SCRIPT is a torch.distributed script, which is executed, so trust it: by itself in a world of one, or,
-with --platform, on the simulated ranks of a platform, whose operators are all timed here. Instead of
-it, `operators` and `transformer` are built in: operators of common programs over a range of sizes."""
+SCRIPT is a torch.distributed script, which is executed, so trust it: by itself in a world of one
+(under torchrun in its world, and what rank 0 calls is timed), or, with --platform, on the simulated
+ranks of a platform, whose operators are all timed here. Instead of a script, `operators` and
+`transformer` are built in: operators of common programs over a range of sizes."""
 
 _EXAMPLES = """\
 examples:
@@ -99,6 +101,9 @@ def _write(args: argparse.Namespace, target: str, old: object) -> int:
 
     platform = Platform.load(args.platform) if args.platform else None
     examples = calls_of(target, args.words, platform=platform, ranks=args.ranks, fold=args.fold)
+    if os.environ.get("RANK", "0") != "0":
+        # Under torchrun: another worker times what it called.
+        return 0
     if not examples:
         raise ValueError(f"{target}: no operator was called")
     with progress_bar("timing", len(examples)) as bar:
