@@ -24,12 +24,14 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch.multiprocessing import reductions
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from leeboard.sim.errors import SimulationError
 
 _ops = torch.ops._c10d_functional
+_StorageWeakRef: Any = reductions.StorageWeakRef
+_c10d: Any = torch._C._distributed_c10d
 # Names of torch 2.13, and those before.
 _gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _scatter_single = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
@@ -77,24 +79,24 @@ def really(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class FakeMode(TorchDispatchMode):
+class FakeMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Passes functional collectives on to their groups, and lets real tensors be."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         # Collectives under way by the storage that they fill.
-        self.works: dict[int, tuple[StorageWeakRef, Any]] = {}
+        self.works: dict[int, tuple[Any, Any]] = {}
         self._real_integers = False
 
     def __enter__(self) -> FakeMode:  # noqa: PYI034
         """Of the calling thread."""
         _here.mode = self
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         """No more."""
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         _here.mode = None
 
     @contextmanager
@@ -141,7 +143,7 @@ class FakeMode(TorchDispatchMode):
         if work is not None:
             if len(self.works) > _MANY:
                 self.works = {k: v for k, v in self.works.items() if not v[0].expired()}
-            reference = StorageWeakRef(filled.untyped_storage())
+            reference = _StorageWeakRef(filled.untyped_storage())
             self.works[reference.cdata] = reference, work
         return filled
 
@@ -168,7 +170,7 @@ def _has_tensor(values: Any) -> bool:
 def _group(name: Any) -> Any:
     if not isinstance(name, str):
         return name
-    return dist.distributed_c10d._resolve_process_group(name)
+    return _c10d._resolve_process_group(name)
 
 
 def _reduction(name: str) -> Any:
@@ -290,7 +292,7 @@ def _together(mode: FakeMode, outs: list[Tensor], work: Any) -> list[Tensor]:
 def _all_reduce_coalesced_(
     mode: FakeMode, tensors: list[Tensor], reduce_op: str, group: Any
 ) -> list[Tensor]:
-    given = dist.AllreduceCoalescedOptions()
+    given = _c10d.AllreduceCoalescedOptions()
     given.reduceOp = _reduction(reduce_op)
     given.asyncOp = True
     return _together(mode, tensors, _group(group).allreduce_coalesced(tensors, given))
@@ -306,7 +308,7 @@ def _all_gather_coalesced(
     mode: FakeMode, tensors: list[Tensor], size: int, group: Any
 ) -> list[Tensor]:
     outs = [_grown(tensor, size) for tensor in tensors]
-    given = dist.AllgatherOptions()
+    given = _c10d.AllgatherOptions()
     given.asyncOp = True
     inputs = [tensor.contiguous() for tensor in tensors]
     return _together(mode, outs, _group(group).allgather_into_tensor_coalesced(outs, inputs, given))
@@ -316,7 +318,7 @@ def _reduce_scatter_coalesced(
     mode: FakeMode, tensors: list[Tensor], reduce_op: str, size: int, group: Any
 ) -> list[Tensor]:
     outs = [_shrunk(tensor, size) for tensor in tensors]
-    given = dist.ReduceScatterOptions()
+    given = _c10d.ReduceScatterOptions()
     given.reduceOp = _reduction(reduce_op)
     given.asyncOp = True
     inputs = [tensor.contiguous() for tensor in tensors]

@@ -20,14 +20,13 @@ from leeboard.sim.distributed.expand import Ops, expand, moves
 from leeboard.sim.distributed.fold_exchange import FakeExchange, FoldExchange
 from leeboard.sim.distributed.mesh import FoldError, Mesh
 from leeboard.sim.distributed.witness import check
-from leeboard.sim.ops import ANY, OP
+from leeboard.sim.ops import ANY, COLLECTIVES, OP, OpKind
 from leeboard.sim.trace import COLUMNS, Trace
 
 __all__ = ["FakeExchange", "FoldCore", "FoldError", "FoldExchange", "Folding", "replay_raw"]
 
 
-# Kinds of ops that live runs alone make.
-_SLEEP, _SIGNAL, _AWAIT = 17, 18, 19
+_ALL_TO_ALL = COLLECTIVES.index("all_to_all")
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ class FoldCore:
                     "mark the axes along which they lie as distinct (*)"
                 )
             # Even: what a rank passes in.
-            return self.collective(rank, group, 7, sum(sends), -1, algorithm, blocking)
+            return self.collective(rank, group, _ALL_TO_ALL, sum(sends), -1, algorithm, blocking)
         self._moved[me].groups.append(group)
         self._moved[me].roots.append(0)
         return int(self.core.all_to_all(me, there.live, sends, recvs, algorithm, blocking))
@@ -413,7 +412,7 @@ class FoldCore:
 def _between_ranks_that_run(ops: Ops) -> NDArray[np.bool_]:
     """What is no part of the program: waiting at stores, and looking at what is over."""
     kind = ops["kind"]
-    return (kind == _SIGNAL) | (kind == _AWAIT) | ((kind == _SLEEP) & (ops["a"] == 0))
+    return np.isin(kind, (OpKind.SIGNAL, OpKind.AWAIT)) | ((kind == OpKind.SLEEP) & (ops["a"] == 0))
 
 
 def replay_raw(platform_core: dict[str, Any], options: dict[str, Any]) -> Any:

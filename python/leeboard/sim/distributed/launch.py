@@ -132,6 +132,7 @@ def launch(
         world.install(patches)
         clock.install(patches)
         failures.forbid_processes(patches)
+        failures.one_profiler(patches)
         crew = Crew(session, script)
         if fake:
             from leeboard.sim.distributed import fake as fakes

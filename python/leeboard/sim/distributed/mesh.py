@@ -124,7 +124,7 @@ class Mesh:
         for i, axis in enumerate(self.axes):
             if axis.distinct is not distinct:
                 coordinates[i] = 0
-        part = np.ravel_multi_index(tuple(coordinates), self.shape).astype(np.int64)
+        part: Ranks = np.ravel_multi_index(tuple(coordinates), self.shape).astype(np.int64)
         part.setflags(write=False)
         return part
 
@@ -134,7 +134,8 @@ class Mesh:
         step = np.unravel_index(offset, self.shape)
         for i in self.folded:
             moved[i] = (moved[i] + step[i]) % self.shape[i]
-        return np.ravel_multi_index(tuple(moved), self.shape).astype(np.int64)
+        found: Ranks = np.ravel_multi_index(tuple(moved), self.shape).astype(np.int64)
+        return found
 
     def unshift(self, ranks: Sequence[int] | Ranks, offset: int) -> Ranks:
         """What `shift` undoes."""
