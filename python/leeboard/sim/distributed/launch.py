@@ -66,6 +66,7 @@ def launch(
     links: bool = True,
     profile: Profiles | None = None,
     scale: float | Literal["auto"] = "auto",
+    memory: bool = False,
     fold: str | None = None,
     fake: bool | None = None,
     witness: str = "one",
@@ -93,6 +94,8 @@ def launch(
             "profiled".
         scale: How long a device of speed 1 takes for what takes this host a second, for "measured";
             "auto": 1 where the platform says nothing of the device's speed, else by a calibration.
+        memory: Whether to follow what tensors take, for the ranks' peaks and for devices that cannot
+            hold it; with "profiled" and "roofline".
         fold: Which ranks are alike (docs/sim/folding.md), such as "dp=8 tp=4"; None: each runs.
         fake: Whether tensors have shapes but no values, and nothing is computed
             (docs/sim/folding.md). None: if the run is folded, unless `compute` is "measured".
@@ -123,12 +126,13 @@ def launch(
     options = core_options(core, network, seed, timeline, links)
     live, exchange, numbers = _engine(platform, core, options, ranks, fold, fake, witness)
     session = Session(live, exchange, ranks)
-    meters = _meters(compute, platform, profile, scale)
+    meters = _meters(compute, platform, profile, scale, memory)
     outputs = {number: Prefixed(sys.stdout, number) for number in numbers if prefix}
     with Patches() as patches, Isolation() as isolation:
         world.install(patches)
         clock.install(patches)
         failures.forbid_processes(patches)
+        failures.one_profiler(patches)
         crew = Crew(session, script)
         if fake:
             from leeboard.sim.distributed import fake as fakes
@@ -230,10 +234,12 @@ def _meters(
     platform: Platform,
     profile: Profiles | None,
     scale: float | Literal["auto"],
+    memory: bool,
 ) -> Callable[[int], Meter]:
-    if compute == "none":
+    if compute == "none" and not memory:
         return lambda rank: NoMeter()
-    return lambda rank: costs.meter(compute, platform, rank, profile=profile, scale=scale)
+    options: dict[str, Any] = {"profile": profile, "scale": scale, "memory": memory}
+    return lambda rank: costs.meter(compute, platform, rank, **options)
 
 
 def _seed(seed: int, rank: int) -> int:
