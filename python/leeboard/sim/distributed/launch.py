@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from leeboard import _C
-from leeboard.sim.distributed import clock, failures, world
+from leeboard.sim.distributed import clock, failures, futures, world
 from leeboard.sim.distributed import compute as costs
 from leeboard.sim.distributed.compute.make import Profiles
 from leeboard.sim.distributed.crew import Crew, told
@@ -136,6 +136,7 @@ def launch(
     with _alone(), Patches() as patches, Isolation() as isolation:
         world.install(patches)
         clock.install(patches)
+        futures.install(patches)
         failures.forbid_processes(patches)
         failures.one_profiler(patches)
         crew = Crew(session, script)
