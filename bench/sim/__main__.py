@@ -30,7 +30,7 @@ def _machine() -> dict[str, str]:
 SYSTEM = System(
     "sim",
     "Simulator",
-    ("hold", "messages", "contention", "scale", "whatif", "accuracy"),
+    ("hold", "messages", "contention", "scale", "whatif", "live", "decode", "accuracy"),
     _machine,
 )
 

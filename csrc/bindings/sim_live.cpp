@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
+#include <mutex>
 
 #include "bindings.h"
 #include "sim/baton.h"
@@ -74,6 +75,7 @@ class SimLive {
   py::dict outcome() {
     if (asked_) throw std::runtime_error("outcome: it has been asked for before");
     asked_ = true;
+    const std::lock_guard lock(engine_);
     const sim::Outcome outcome = live_.outcome();
     py::dict result = result_of(outcome, live_.engine(), live_.platform(), 0);
     const auto blocked = result["blocked"].cast<py::list>();
@@ -84,6 +86,7 @@ class SimLive {
   }
 
   py::dict program() const {
+    const std::lock_guard lock(engine_);
     const sim::Program program = live_.program();
     py::dict columns;
     columns["ops"] = array(program.ops);
@@ -114,6 +117,7 @@ class SimLive {
   }
   int64_t turn(uint32_t (sim::Live::*go)(uint32_t), uint32_t rank) {
     baton_.check();
+    const std::lock_guard lock(engine_);
     const uint32_t next = (live_.*go)(rank);
     return next == kNil ? -1 : int64_t{next};
   }
@@ -122,6 +126,9 @@ class SimLive {
   std::atomic<bool> interrupted_{false};
   sim::Live live_;
   sim::Baton baton_;
+  // A thread that ends the run may ask for its outcome while a rank's is still in the engine, where
+  // it needs no GIL.
+  mutable std::mutex engine_;
   bool asked_ = false;
 };
 

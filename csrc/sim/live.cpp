@@ -179,7 +179,7 @@ uint32_t Live::table_of(uint32_t group, const Member& member, const Op& op,
   const uint32_t size = size_of(group), me = member.place;
   const auto [it, fresh] = tables_.try_emplace(uint64_t{group} << 32 | member.count, 0);
   if (fresh) {
-    LiveOps::Table table{group, size, static_cast<uint32_t>(op.b),
+    LiveOps::Table table{static_cast<uint32_t>(op.b), 0,
                          std::vector<uint64_t>(uint64_t{size} * size), std::vector<bool>(size)};
     // A hierarchy would have to know the whole table before all have come.
     if (table.algorithm == 0 && engine_.choose(op, size) == Algorithm::kHierarchical) {
@@ -208,7 +208,9 @@ uint32_t Live::table_of(uint32_t group, const Member& member, const Op& op,
     tell(k, me, recvs[k], k);
   }
   table.told[me] = true;
-  return it->second + 1;
+  const uint32_t number = it->second + 1;
+  if (++table.tellers == size) tables_.erase(it);
+  return number;
 }
 
 int32_t Live::all_to_all(uint32_t rank, uint32_t group, const std::vector<uint64_t>& sends,

@@ -18,7 +18,8 @@ class LiveOps {
  public:
   // What an uneven all-to-all carries, of which each member tells its own row and column.
   struct Table {
-    uint32_t group = 0, ranks = 0, algorithm = 0;
+    uint32_t algorithm = 0;
+    uint32_t tellers = 0;         // members that have told
     std::vector<uint64_t> sizes;  // ranks x ranks, row = source
     std::vector<bool> told;       // by which members
   };

@@ -154,6 +154,35 @@ def test_receives_from_anywhere_tell_whose_message_they_met() -> None:
         assert [serial for source, serial in met if source == rank] == sent
 
 
+@pytest.mark.parametrize("size", [1_000, 100_000])
+def test_what_waits_when_a_rank_first_receives_from_anywhere_comes_by_arrival(size: int) -> None:
+    """With and without a handshake; what it received before was matched by name."""
+    core = live(4)
+    met = []
+
+    def body(rank: int) -> Turns:
+        if rank > 0:
+            core.delay(rank, (10 - rank) * 50 * US)
+            for tag in (5, 4):
+                core.isend(rank, 0, tag, size)
+            yield core.run(rank)
+            return
+        named = core.irecv(0, 1, 4, NO_LIMIT)
+        core.delay(0, 3000 * US)
+        slots = [core.irecv(0, ANY, ANY, NO_LIMIT) for _ in range(5)]
+        for slot in (named, *slots):
+            core.wait(0, slot)
+        yield core.run(0)
+        met.extend(core.met(0, slot) for slot in (named, *slots))
+
+    on_ranks(core, 4, body)
+    outcome = core.outcome()
+    assert outcome["status"] == "done"
+    # A rank's ops: a delay, then its two sends.
+    sent = [(source, serial - (source << 32)) for source, serial in met]
+    assert sent == [(1, 2), (3, 1), (3, 2), (2, 1), (2, 2), (1, 1)]
+
+
 def test_slots_are_used_again_after_a_wait() -> None:
     core = live(2)
     slots = set()

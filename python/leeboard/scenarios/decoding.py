@@ -55,6 +55,7 @@ class Question:
     placements: tuple[Placement, ...]
     tokens: int = 1024
     seeds: tuple[int | None, ...] = (None,)
+    seed: int = 0
     network: Literal["flow", "alpha-beta"] = "flow"
 
     def candidates(self) -> Iterator[tuple[Placement, int]]:
@@ -91,7 +92,7 @@ class Question:
             made,
             self.site.platform,
             network=self.network,
-            seed=seed or 0,
+            seed=self.seed if seed is None else seed,
             timeline=False,
             links=False,
         )

@@ -75,7 +75,7 @@ def plan_speculation(
         draws: "even": outcomes of rounds in their expected shares; "seeded": drawn at random, the
             mean of `replies` replies.
         replies: With "seeded".
-        seed: With "seeded": of the first reply.
+        seed: Of jitter and loss; with "seeded" also of the first reply's draws.
         sensitivity: Whether to move the inputs, too.
         share: By how much, up and down.
         progress: Whether to draw a progress bar.
@@ -124,6 +124,7 @@ def plan_speculation(
         chosen,
         tokens,
         (None,) if draws == "even" else tuple(range(seed, seed + replies)),
+        seed,
     )
     if not any(True for _ in asked.candidates()):
         raise ValueError("depth: got 0, but the placements given all need a drafter")

@@ -112,9 +112,7 @@ def test_uneven_exchanges_that_do_not_fit() -> None:
     [(torch.float32, 2, "float32 [2]"), (torch.int32, 4, "int32 [4]")],
     ids=["size", "dtype"],
 )
-def test_messages_that_do_not_fit_their_receive(
-    dtype: torch.dtype, count: int, given: str
-) -> None:
+def test_messages_that_do_not_fit_their_receive(dtype: torch.dtype, count: int, given: str) -> None:
     def program(rank: int) -> None:
         if rank == 0:
             dist.send(torch.zeros(count, dtype=dtype), 1, tag=5)

@@ -329,6 +329,15 @@ def test_a_rank_that_waits_for_a_lock_is_told(
     assert error.count("has computed nothing") == 1
 
 
+def test_rpc_is_refused() -> None:
+    def program() -> None:
+        from torch.distributed import rpc
+
+        rpc.init_rpc("worker", rank=0, world_size=3)
+
+    assert "torch.distributed.rpc is not simulated" in error_of(program)
+
+
 def test_another_thread_cannot_communicate() -> None:
     def program() -> None:
         dist.init_process_group()

@@ -189,14 +189,14 @@ def _some(members: Sequence[int]) -> str:
 
 
 def _call(signature: Signature, inputs: Any) -> str:
-    name, reduction, root = signature[:3]
+    reduction, root = signature[1:3]
     tensors = inputs if isinstance(inputs, (list, tuple)) else ()
     if tensors:
         sizes = [shown(tensor) for tensor in tensors]
     else:
         pairs = zip(signature[3::2], signature[4::2], strict=True)
         sizes = [f"{str(dtype).removeprefix('torch.')} [{count}]" for dtype, count in pairs]
-    text = name
+    text: str = signature[0]
     if sizes:
         text += " of " + ", ".join(sizes[:_SHOWN])
     if len(sizes) > _SHOWN:

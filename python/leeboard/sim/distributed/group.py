@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,15 @@ _thread = threading.get_ident
 _STRIDED = torch.strided
 
 
-class SimGroup(Collectives, dist.ProcessGroup):
+if TYPE_CHECKING:
+    # torch's stubs have one version's signatures, and a constructor that no subclass may use.
+    class _ProcessGroup:
+        def __init__(self, rank: int, size: int) -> None: ...
+else:
+    _ProcessGroup = dist.ProcessGroup
+
+
+class SimGroup(Collectives, _ProcessGroup):
     """One rank's end of a process group on simulated devices.
 
     Args:

@@ -54,7 +54,7 @@ def all_reduce(meeting: Meeting, me: int, outs: Tensors) -> None:
             result = [reduced([tensors[0] for tensors in given], kind)]
         elif len({tensor.dtype for tensor in outs}) == 1:
             whole = reduced([_joined(tensors) for tensors in given], kind)
-            result = whole.split([tensor.numel() for tensor in outs])
+            result = torch.split(whole, [tensor.numel() for tensor in outs])
         else:
             result = [reduced(parts, kind) for parts in zip(*given, strict=True)]
         meeting.result = result

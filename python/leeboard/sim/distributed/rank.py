@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from leeboard.sim.distributed.exchange import Exchange
-    from leeboard.sim.distributed.work import SimFuture
+    from leeboard.sim.distributed.futures import SimFuture
 
 _here = threading.local()
 

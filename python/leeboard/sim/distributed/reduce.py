@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ReduceOp
 
-_Kind = ReduceOp.RedOpType
+_Kind: Any = ReduceOp.RedOpType
 
 # Numbers of the kinds, as they travel in signatures.
 SUM, AVG, PRODUCT = int(_Kind.SUM), int(_Kind.AVG), int(_Kind.PRODUCT)
@@ -121,7 +122,7 @@ def _in_ring_order(rows: Sequence[Tensor], kind: int, to_root: bool) -> Tensor:
         return _in_turn(rows[::-1], kind)
     chunks = _parts(elements, chunk)
     if elements >= _LARGE:
-        flat = [row.reshape(-1).split(chunk) for row in rows]
+        flat = [torch.split(row.reshape(-1), chunk) for row in rows]
         parts = [
             _in_turn([flat[(number - 1 - turn) % ranks][number] for turn in range(ranks)], kind)
             for number in range(chunks)

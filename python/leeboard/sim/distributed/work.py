@@ -1,13 +1,15 @@
-"""Handles of communication under way, and futures, that wait in virtual time."""
+"""Handles of communication under way, which wait in virtual time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from leeboard.sim.distributed.futures import SimFuture, promise
 
 if TYPE_CHECKING:
     from leeboard.sim.distributed.exchange import Meeting, Move
@@ -120,7 +122,7 @@ class SimWork(dist.Work):
             if self._over:
                 future.set_result(list(self._outs))
             else:
-                _promise(self._rank, future)
+                promise(self._rank, future)
         return future
 
     def _finish(self) -> None:
@@ -239,90 +241,3 @@ class Together(dist.Work):
 def _tell_of_all(works: Sequence[dist.Work], future: SimFuture) -> None:
     if not future.complete and all(work.get_future().done() for work in works):
         future.set_result([tensor for work in works for tensor in work.result()])
-
-
-class SimFuture(torch.futures.Future[Any]):
-    """A future that waits in virtual time, and so do the futures that `then` makes of it."""
-
-    def __init__(self, work: Any = None, parent: SimFuture | None = None) -> None:
-        super().__init__()
-        self._work = work
-        self._parent = parent
-
-    @property
-    def complete(self) -> bool:
-        """Whether it has its value, as far as the program has been told."""
-        return super().done()
-
-    def done(self) -> bool:
-        """Whether the value is there by now, on the rank's virtual clock."""
-        if not super().done():
-            if self._work is not None:
-                self._work.is_completed()
-            elif self._parent is not None:
-                self._parent.done()
-        return super().done()
-
-    def wait(self) -> Any:
-        """Wait for the value."""
-        self._bring()
-        return super().wait()
-
-    def value(self) -> Any:
-        """The value, waited for where it is not there yet."""
-        self._bring()
-        return super().value()
-
-    def then(self, callback: Callable[[Any], Any]) -> SimFuture:
-        """A future of what `callback` returns, which is called with this one once it is done."""
-        child = SimFuture(parent=self)
-
-        def run(_: Any) -> None:
-            try:
-                value = callback(self)
-            except Exception as error:  # noqa: BLE001 (whatever it is, it is the future's)
-                child.set_exception(error)  # type: ignore[arg-type]
-            else:
-                child.set_result(value)
-
-        self.add_done_callback(run)
-        return child
-
-    def _bring(self) -> None:
-        if super().done():
-            return
-        if self._work is not None:
-            self._work.wait()
-        elif self._parent is not None:
-            self._parent._bring()
-
-
-def settle(rank: Rank) -> None:
-    """Wait for everything that C++ may be about to wait for."""
-    while rank.futures:
-        rank.futures[0].wait()
-
-
-def _promise(rank: Rank, future: SimFuture) -> None:
-    """In a backward pass: before what is queued from now on for its end, the future gets its value.
-
-    DDP's reducer waits for its futures in C++, where no other rank could go on.
-    """
-    task = torch._C._current_graph_task_id()
-    if task < 0:
-        return
-    if torch._C._current_autograd_node() is None:
-        # The end has come: whoever asks here, in a callback, may wait before the next one is called
-        # (the first step of a static graph).
-        future.wait()
-        return
-    rank.futures.append(future)
-    if rank.promised == task:
-        return
-    rank.promised = task
-
-    def keep() -> None:
-        rank.promised = -1
-        settle(rank)
-
-    torch.autograd.Variable._execution_engine.queue_callback(keep)

@@ -154,6 +154,11 @@ def _rendezvous(
     if not isinstance(url, str):
         raise TypeError(f"init_method: got {url!r}, expected text such as env://")
     caller = session_rank()
+    if sys._getframe(1).f_globals.get("__name__", "").startswith("torch.distributed.rpc"):
+        raise RuntimeError(
+            "torch.distributed.rpc is not simulated; expected init_process_group and its collectives "
+            "and messages"
+        )
     parts = urlparse(url)
     if parts.scheme not in ("env", "tcp", "file"):
         raise ValueError(f"init_method: got {url!r}, expected env://, tcp://host:port or file://")
