@@ -4,7 +4,7 @@ Kernel entry points return False, with nothing touched, for arguments that they 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -16,14 +16,20 @@ def has_thread_pool() -> bool: ...
 def has_exchange_table() -> bool: ...
 
 # (up and down rate in bits a second, up and down delay in ns, bytes that may wait).
-_Port = tuple[float, float, int, int, int]
+_Port: TypeAlias = tuple[float, float, int, int, int]
 
 class Star:
     """Links of known rate and delay around a switch, without a clock. Times in ns."""
 
     def __init__(self, ports: Sequence[_Port], framing: int = 0) -> None: ...
     def offer(
-        self, now: int, source: int, target: int, bytes: int, packet: int, flow: int = 0
+        self,
+        now: int,
+        source: int,
+        target: int,
+        bytes: int,  # noqa: A002
+        packet: int,
+        flow: int = 0,
     ) -> bool: ...
     def next(self) -> int: ...
     def advance(self, now: int) -> tuple[list[tuple[int, int, int]], list[int]]: ...
