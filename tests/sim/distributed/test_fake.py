@@ -37,6 +37,13 @@ PLATFORM = Platform.star(
 _gather = getattr(functional, "all_gather_single", functional.all_gather_tensor)
 _scatter = getattr(functional, "reduce_scatter_single", functional.reduce_scatter_tensor)
 
+_gathers = getattr(
+    functional, "all_gather_single_coalesced", functional.all_gather_into_tensor_coalesced
+)
+_scatters = getattr(
+    functional, "reduce_scatter_single_coalesced", functional.reduce_scatter_tensor_coalesced
+)
+
 
 class Pair(nn.Module):
     """Two linear layers."""
@@ -87,6 +94,8 @@ def functionals() -> None:
     gathered = _gather(y, 1, group)
     shared = _scatter(gathered, "avg", 1, group)
     several = functional.all_reduce_coalesced([shared, y], "sum", group)
+    several = _gathers([several[0], several[1] + 1], group)
+    several = _scatters(several, "sum", [0, 0], group)
     functional.broadcast(several[0] + 1, 2, group).sum()
     functional.all_to_all_single(several[1] @ x, None, None, group).sum()
 

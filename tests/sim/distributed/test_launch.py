@@ -86,6 +86,39 @@ def test_any_backend_and_any_address_is_sim(backend: str | None, method: str | N
     ]
 
 
+def test_what_torch_has_for_one_backend_alone() -> None:
+    def program() -> tuple[Any, ...]:
+        dist.init_process_group("nccl")
+        dist.monitored_barrier(wait_all_ranks=True)
+        group = dist.split_group(split_ranks=[[3, 1], [0]])
+        if group is None:
+            return (None,)
+        x = torch.ones(1)
+        dist.all_reduce(x, group=group)
+        return dist.get_process_group_ranks(group), dist.get_backend(group), x.item()
+
+    pair = ([1, 3], "sim", 2.0)
+    assert ran(program).values == [([0], "sim", 1.0), pair, (None,), pair]
+    with pytest.raises(sim.SimulationError, match="split_ranks: got None"):
+        ran(lambda: (dist.init_process_group(), dist.split_group()))
+
+
+def test_groups_can_be_made_again() -> None:
+    def program() -> list[float]:
+        sums = []
+        for _ in range(3):
+            dist.init_process_group()
+            mine, every = dist.new_subgroups(2)
+            assert len(every) == 2
+            x = torch.full((1,), float(dist.get_rank()))
+            dist.all_reduce(x, group=mine)
+            sums.append(x.item())
+            dist.destroy_process_group()
+        return sums
+
+    assert ran(program).values == [[1.0] * 3, [1.0] * 3, [5.0] * 3, [5.0] * 3]
+
+
 def test_torchrun_variables() -> None:
     def program() -> tuple[str, ...]:
         names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

@@ -59,7 +59,6 @@ class SimGroup(Collectives, _ProcessGroup):
         self._me = every.index(rank.number)
         self._size = len(every)
         super().__init__(self._me, self._size)
-        self._members = every
         self._places: dict[int, int] | None = None
         if every != list(range(rank.size)):
             self._places = {member: place for place, member in enumerate(every)}
@@ -67,6 +66,8 @@ class SimGroup(Collectives, _ProcessGroup):
         self._desc = ""
         self._number: int = rank.core.group(name, every)
         rank.exchange.open(self._number, every, rank.number, rank.thread)
+        # One list for all ranks of the group.
+        self._members: Sequence[int] = rank.exchange.members[self._number]
         # Groups of the same name and ranks, made again after they were destroyed, are the same.
         self._calls = rank.counters.setdefault(self._number, [0])
         self._batch: list[dist.Work] | None = None
