@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -151,6 +153,29 @@ def test_time_is_virtual_on_ranks_and_real_elsewhere() -> None:
     assert launched.result.makespan == 3600
     # Asleep is neither busy nor communicating.
     assert launched.result.shares()["idle"] == 1
+
+
+def test_timers_of_asyncio_pass_in_virtual_time() -> None:
+    import asyncio
+
+    async def serve(rank: int) -> float:
+        loop = asyncio.get_running_loop()
+        first = asyncio.create_task(asyncio.sleep(10 + rank, "slow"))
+        done = [await asyncio.sleep(4, "quick"), await first]
+        assert done == ["quick", "slow"]
+        assert await loop.run_in_executor(None, lambda: 3) == 3
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.Event().wait(), timeout=5)
+        return loop.time()
+
+    def program() -> tuple[float, float]:
+        return asyncio.run(serve(int(os.environ["RANK"]))), time.monotonic()
+
+    began = time.monotonic()
+    for rank, (loop_time, now) in enumerate(ran(program, 2).values):
+        assert loop_time == pytest.approx(15 + rank, abs=1e-6)
+        assert now == pytest.approx(15 + rank, abs=1e-6)
+    assert time.monotonic() - began < 10
 
 
 def test_a_message_takes_what_the_platform_says() -> None:
@@ -314,7 +339,7 @@ def state() -> list[Any]:
         [sys.stdout, sys.argv, sys.path, sys.excepthook, sys.modules["__main__"]],
         [list(sys.path), list(sys.argv), warnings.filters, list(warnings.filters)],
         torch.get_num_threads(),
-        torch.set_num_threads,
+        [torch.set_num_threads, selectors.DefaultSelector.select, signal.signal],
         torch.get_default_dtype(),
         torch.default_generator.get_state().tolist(),
         random.getstate(),
