@@ -384,6 +384,12 @@ def test_another_thread_cannot_communicate() -> None:
     assert "on the thread that runs the script" in error_of(program)
 
 
+def test_runs_do_not_overlap() -> None:
+    with pytest.raises(sim.SimulationError, match="a simulation runs in this process already"):
+        ran(lambda: ran(lambda: None))
+    assert ran(lambda: 1) == [1, 1, 1]
+
+
 def test_this_process_may_be_in_no_group() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:

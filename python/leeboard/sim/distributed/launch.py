@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 
 from leeboard import _C
-from leeboard.sim.distributed import clock, failures, world
+from leeboard.sim.distributed import clock, failures, futures, world
 from leeboard.sim.distributed import compute as costs
 from leeboard.sim.distributed.compute.make import Profiles
 from leeboard.sim.distributed.crew import Crew, told
@@ -23,6 +25,7 @@ from leeboard.sim.distributed.patches import Patches
 from leeboard.sim.distributed.rank import Meter, NoMeter, Rank
 from leeboard.sim.distributed.script import Prefixed, Script, environment, resolve
 from leeboard.sim.distributed.session import Session
+from leeboard.sim.errors import SimulationError
 from leeboard.sim.names import integer
 from leeboard.sim.ops import OP
 from leeboard.sim.result import Result
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from leeboard.sim.platform import Platform
 
 COMPUTE = costs.MODES
+
+_RUNNING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,10 @@ def launch(
     session = Session(live, exchange, ranks)
     meters = _meters(compute, platform, profile, scale, memory)
     outputs = {number: Prefixed(sys.stdout, number) for number in numbers if prefix}
-    with Patches() as patches, Isolation() as isolation:
+    with _alone(), Patches() as patches, Isolation() as isolation:
         world.install(patches)
         clock.install(patches)
+        futures.install(patches)
         failures.forbid_processes(patches)
         failures.one_profiler(patches)
         crew = Crew(session, script)
@@ -173,6 +179,20 @@ def record(target: str | Path | Callable[..., Any], platform: Platform, **option
         options: Those of `launch`.
     """
     return launch(target, platform, **options).trace
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """No other run of this process may be under way: ranks replace what a process has."""
+    if not _RUNNING.acquire(blocking=False):
+        raise SimulationError(
+            "launch: a simulation runs in this process already; expected one after the other, or a "
+            "process for each"
+        )
+    try:
+        yield
+    finally:
+        _RUNNING.release()
 
 
 def _count(ranks: int | None, platform: Platform) -> int:

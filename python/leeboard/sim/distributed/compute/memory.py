@@ -67,18 +67,19 @@ class Storages:
 def resizes_seen() -> Iterator[None]:
     """Storages tell when they are resized, until the last one that wants to know is out."""
     global _watchers, _resize
+    kind: Any = torch.UntypedStorage
     with _lock:
         _watchers += 1
         if _watchers == 1:
-            _resize = torch.UntypedStorage.resize_
-            torch.UntypedStorage.resize_ = _telling  # type: ignore[method-assign]
+            _resize = kind.resize_
+            kind.resize_ = _telling
     try:
         yield
     finally:
         with _lock:
             _watchers -= 1
             if _watchers == 0:
-                torch.UntypedStorage.resize_ = _resize  # type: ignore[method-assign]
+                kind.resize_ = _resize
 
 
 def _telling(storage: Any, size: int) -> Any:
