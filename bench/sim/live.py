@@ -177,12 +177,16 @@ def cells(row: Row) -> list[str]:
 def summary(rows: list[Row]) -> list[str]:
     """What others take, for comparison."""
     return [
-        "A `time.sleep` is a hand-over and no message. An all_reduce of so few bytes is a binomial "
-        "tree here (table `nccl`): about two messages a rank; a ring of 1,024 would be 2,046.",
-        "For comparison, figures of another day and not of this run: Uniference (commit 7186bf0, "
-        "pairs that exchange 4 bytes) took 203 us a message at 2 devices, 648 at 32, 3,897 at 128 "
-        "and 30,988 at 512; a prototype of this process group in Python 41, 43 and 53 us a call of "
-        "a collective at 8, 128 and 1,024 ranks.",
+        (
+            "A `time.sleep` is a hand-over and no message. An all_reduce of so few bytes is a binomial "
+            "tree here (table `nccl`): about two messages a rank; a ring of 1,024 would be 2,046."
+        ),
+        (
+            "For comparison, figures of another day and not of this run: Uniference (commit 7186bf0, "
+            "pairs that exchange 4 bytes) took 203 us a message at 2 devices, 648 at 32, 3,897 at 128 "
+            "and 30,988 at 512; a prototype of this process group in Python 41, 43 and 53 us a call of "
+            "a collective at 8, 128 and 1,024 ranks."
+        ),
     ]
 
 
