@@ -121,6 +121,7 @@ def test_core_protocol() -> None:
         [
             "eager_limit",
             "handshake",
+            "send_buffer",
             "send_overhead",
             "recv_overhead",
             "goodput",

@@ -35,6 +35,25 @@ def test_a_calibration_finds_what_was_given(given: Calibration) -> None:
     assert found.worst < 1e-3
 
 
+def test_a_size_that_was_disturbed_moves_nothing() -> None:
+    given = Calibration(2.15e-3, 0.951, 0.03, 0.0, 1 << 22, 0.0)
+    messages = times(given, "message")
+    messages[65536] *= 1.3
+    found = calibrate(LINKS, messages, times(given, "crossing"), buffer=1 << 22)
+    assert found.latency == pytest.approx(given.latency, rel=1e-6)
+    assert found.goodput == pytest.approx(given.goodput, rel=1e-6)
+    assert found.worst == pytest.approx(1 - 1 / 1.3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [({4: 1.0}, "got 1 sizes"), ({4: 1.0, 8: 0.5}, "larger ones took no longer")],
+)
+def test_times_that_say_nothing_are_refused(messages: dict[int, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        calibrate(LINKS, messages, {})
+
+
 def test_a_window_holds_one_message_and_not_three() -> None:
     given = Calibration(2e-3, HEADERS, 0.0, 5e6, 1 << 22, 0.0)
     platform = given.platform(4, LINKS)

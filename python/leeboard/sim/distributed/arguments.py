@@ -31,6 +31,8 @@ def tensors(call: str, name: str, given: Any) -> list[Tensor]:
 
 def single(call: str, name: str, given: Any) -> Tensor:
     """The only tensor of a list."""
+    if type(given) is list and len(given) == 1 and isinstance(given[0], Tensor):
+        return given[0]
     found = tensors(call, name, given)
     if len(found) != 1:
         raise fault(call, f"{name}: got {len(found)} tensors, expected 1")

@@ -6,6 +6,7 @@ name before the run (`from time import perf_counter`) keeps the real one.
 
 from __future__ import annotations
 
+import selectors
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ EPOCH = 1_735_689_600
 _PICOSECONDS = 10**12
 _ORIGINS = {"time": EPOCH, "perf_counter": 0, "monotonic": 0, "process_time": 0}
 # Their own reading of the clock must not let another rank go on: they may hold a lock.
-_LIBRARIES = frozenset(sys.stdlib_module_names) - {"test"} | {"torch"}
+_LIBRARIES = frozenset(sys.stdlib_module_names) - {"asyncio", "test"} | {"torch"}
 _IMPORT = "<frozen importlib._bootstrap>"
 _sleep = time.sleep
 
@@ -33,6 +34,8 @@ def install(patches: Patches) -> None:
         patches.set(time, name, _seconds(getattr(time, name), origin))
         patches.set(time, f"{name}_ns", _nanoseconds(getattr(time, f"{name}_ns"), origin))
     patches.set(time, "sleep", sleep)
+    selector = selectors.DefaultSelector
+    patches.set(selector, "select", _select(selector.select))
 
 
 def _seconds(real: Callable[[], float], origin: int) -> Callable[[], float]:
@@ -61,13 +64,34 @@ def sleep(seconds: Any, /) -> None:
         return
     if not seconds >= 0:
         raise ValueError(f"sleep length must be non-negative, got {seconds!r}")
+    _idle(rank, seconds, _free(sys._getframe(1)))
+
+
+def _idle(rank: Rank, seconds: float, free: bool) -> None:
     rank.flush()
     rank.core.sleep(rank.number, round(seconds * _PICOSECONDS))
-    if _free(sys._getframe(1)):
+    if free:
         # A program that polls what another rank writes must let it come to that.
         rank.give(rank.core.run(rank.number))
     else:
         rank.meter.resume(rank)
+
+
+def _select(real: Callable[..., Any]) -> Callable[..., Any]:
+    """What an asyncio loop waits in: its timers pass in virtual time."""
+
+    @wraps(real)
+    def select(self: Any, timeout: float | None = None) -> Any:
+        rank = find()
+        if rank is None or timeout is None or timeout <= 0:
+            return real(self, timeout)
+        ready = real(self, 0)
+        if not ready:
+            _idle(rank, timeout, free=True)
+            ready = real(self, 0)
+        return ready
+
+    return select
 
 
 def _now(rank: Rank) -> int:

@@ -9,6 +9,8 @@ import traceback
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from torch.autograd import profiler
+
 from leeboard.sim.distributed import where
 from leeboard.sim.distributed.patches import Patches
 from leeboard.sim.distributed.rank import find
@@ -216,6 +218,41 @@ def forbid_processes(patches: Patches) -> None:
     for holder, name in ((os, "fork"), (os, "forkpty"), (process.BaseProcess, "start")):
         if hasattr(holder, name):
             patches.set(holder, name, _refused(getattr(holder, name), name))
+
+
+def one_profiler(patches: Patches) -> None:
+    """torch's profiler is one of the process: a rank that starts another one is refused."""
+    holder: list[int] = []
+
+    def begin(original: Any) -> Any:
+        def start(*args: Any, **kwargs: Any) -> Any:
+            rank = find()
+            if rank is not None:
+                if holder and holder[0] != rank.number:
+                    raise RuntimeError(
+                        f"rank {rank.number} starts torch's profiler while that of rank "
+                        f"{holder[0]} is on, and there is one of it in a process: profile on one "
+                        "rank only; of simulated time, `--perfetto` shows all ranks"
+                    )
+                holder[:] = [rank.number]
+            return original(*args, **kwargs)
+
+        return start
+
+    def end(original: Any) -> Any:
+        def stop(*args: Any, **kwargs: Any) -> Any:
+            holder.clear()
+            return original(*args, **kwargs)
+
+        return stop
+
+    for name, around in (
+        ("_prepare_profiler", begin),
+        ("_enable_profiler", begin),
+        ("_disable_profiler", end),
+    ):
+        if hasattr(profiler, name):
+            patches.set(profiler, name, around(getattr(profiler, name)))
 
 
 def _refused(original: Any, name: str) -> Any:

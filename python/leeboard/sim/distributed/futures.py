@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from leeboard.sim.distributed.rank import Rank, find
+
 if TYPE_CHECKING:
-    from leeboard.sim.distributed.rank import Rank
+    from leeboard.sim.distributed.patches import Patches
 
 
 class SimFuture(torch.futures.Future[Any]):
@@ -67,32 +69,41 @@ class SimFuture(torch.futures.Future[Any]):
             self._parent._bring()
 
 
-def settle(rank: Rank) -> None:
-    """Wait for everything that C++ may be about to wait for."""
-    while rank.futures:
-        rank.futures[0].wait()
+def install(patches: Patches) -> None:
+    """Let futures that torch makes of ours wait in virtual time: those of C++, and `collect_all`."""
+    wait = torch._C.Future.wait
+
+    def wait_virtually(self: torch._C.Future[Any]) -> Any:
+        rank = None if self.done() else find()
+        while rank is not None and rank.futures and not self.done():
+            next(iter(rank.futures)).wait()
+        return wait(self)
+
+    patches.set(torch._C.Future, "wait", wait_virtually)
 
 
 def promise(rank: Rank, future: SimFuture) -> None:
-    """In a backward pass: before what is queued from now on for its end, the future gets its value.
+    """Keep a future until it has its value; of a backward pass: until the end of that.
 
-    DDP's reducer waits for its futures in C++, where no other rank could go on.
+    DDP's reducer waits for its futures in C++, where no other rank could go on. What it queues for
+    the end of the backward pass comes after what is queued here.
     """
     task = torch._C._current_graph_task_id()
+    rank.futures[future] = task >= 0
     if task < 0:
         return
     if torch._C._current_autograd_node() is None:
         # The end has come: whoever asks here, in a callback, may wait before the next one is called
         # (the first step of a static graph).
         future.wait()
-        return
-    rank.futures.append(future)
-    if rank.promised == task:
-        return
-    rank.promised = task
+    elif rank.promised != task:
+        rank.promised = task
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: _settle(rank))
 
-    def keep() -> None:
-        rank.promised = -1
-        settle(rank)
 
-    torch.autograd.Variable._execution_engine.queue_callback(keep)
+def _settle(rank: Rank) -> None:
+    """Wait for everything that C++ may be about to wait for."""
+    rank.promised = -1
+    for future, backward in list(rank.futures.items()):
+        if backward:
+            future.wait()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 
 from leeboard import _C
-from leeboard.sim.distributed import clock, failures, world
+from leeboard.sim.distributed import clock, failures, futures, world
 from leeboard.sim.distributed import compute as costs
 from leeboard.sim.distributed.compute.make import Profiles
 from leeboard.sim.distributed.crew import Crew, told
@@ -23,6 +25,7 @@ from leeboard.sim.distributed.patches import Patches
 from leeboard.sim.distributed.rank import Meter, NoMeter, Rank
 from leeboard.sim.distributed.script import Prefixed, Script, environment, resolve
 from leeboard.sim.distributed.session import Session
+from leeboard.sim.errors import SimulationError
 from leeboard.sim.names import integer
 from leeboard.sim.ops import OP
 from leeboard.sim.result import Result
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from leeboard.sim.platform import Platform
 
 COMPUTE = costs.MODES
+
+_RUNNING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def launch(
     links: bool = True,
     profile: Profiles | None = None,
     scale: float | Literal["auto"] = "auto",
+    memory: bool = False,
     fold: str | None = None,
     fake: bool | None = None,
     witness: str = "one",
@@ -93,6 +99,8 @@ def launch(
             "profiled".
         scale: How long a device of speed 1 takes for what takes this host a second, for "measured";
             "auto": 1 where the platform says nothing of the device's speed, else by a calibration.
+        memory: Whether to follow what tensors take, for the ranks' peaks and for devices that cannot
+            hold it; with "profiled" and "roofline".
         fold: Which ranks are alike (docs/sim/folding.md), such as "dp=8 tp=4"; None: each runs.
         fake: Whether tensors have shapes but no values, and nothing is computed
             (docs/sim/folding.md). None: if the run is folded, unless `compute` is "measured".
@@ -123,12 +131,14 @@ def launch(
     options = core_options(core, network, seed, timeline, links)
     live, exchange, numbers = _engine(platform, core, options, ranks, fold, fake, witness)
     session = Session(live, exchange, ranks)
-    meters = _meters(compute, platform, profile, scale)
+    meters = _meters(compute, platform, profile, scale, memory)
     outputs = {number: Prefixed(sys.stdout, number) for number in numbers if prefix}
-    with Patches() as patches, Isolation() as isolation:
+    with _alone(), Patches() as patches, Isolation() as isolation:
         world.install(patches)
         clock.install(patches)
+        futures.install(patches)
         failures.forbid_processes(patches)
+        failures.one_profiler(patches)
         crew = Crew(session, script)
         if fake:
             from leeboard.sim.distributed import fake as fakes
@@ -169,6 +179,20 @@ def record(target: str | Path | Callable[..., Any], platform: Platform, **option
         options: Those of `launch`.
     """
     return launch(target, platform, **options).trace
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """No other run of this process may be under way: ranks replace what a process has."""
+    if not _RUNNING.acquire(blocking=False):
+        raise SimulationError(
+            "launch: a simulation runs in this process already; expected one after the other, or a "
+            "process for each"
+        )
+    try:
+        yield
+    finally:
+        _RUNNING.release()
 
 
 def _count(ranks: int | None, platform: Platform) -> int:
@@ -230,10 +254,12 @@ def _meters(
     platform: Platform,
     profile: Profiles | None,
     scale: float | Literal["auto"],
+    memory: bool,
 ) -> Callable[[int], Meter]:
-    if compute == "none":
+    if compute == "none" and not memory:
         return lambda rank: NoMeter()
-    return lambda rank: costs.meter(compute, platform, rank, profile=profile, scale=scale)
+    options: dict[str, Any] = {"profile": profile, "scale": scale, "memory": memory}
+    return lambda rank: costs.meter(compute, platform, rank, **options)
 
 
 def _seed(seed: int, rank: int) -> int:

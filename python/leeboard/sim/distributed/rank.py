@@ -96,8 +96,11 @@ class Rank:
         meter: What this rank's computation costs.
         state: What is swapped when another rank goes on; None: nothing.
         thread: Identifier of the rank's thread, the only one that may communicate.
-        futures: Futures that C++ may wait for, in the order in which they were asked for.
+        futures: Those without a value, in the order in which they were asked for; whether that was
+            in a backward pass.
         promised: The backward pass at whose end the futures get their values, or -1.
+        works: Collectives under way: C++ may keep one whose Python part nobody holds any more, and
+            wait for it.
         counters: How many collectives of each group this rank has called.
     """
 
@@ -113,6 +116,7 @@ class Rank:
         "size",
         "state",
         "thread",
+        "works",
     )
 
     def __init__(
@@ -126,8 +130,9 @@ class Rank:
         self.meter: Meter = NoMeter() if meter is None else meter
         self.state = state
         self.thread = 0
-        self.futures: list[SimFuture] = []
+        self.futures: dict[SimFuture, bool] = {}
         self.promised = -1
+        self.works: set[object] = set()
         self.counters: dict[int, list[int]] = {}
 
     def enter(self) -> None:

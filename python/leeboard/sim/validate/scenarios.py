@@ -76,7 +76,7 @@ class Plan:
 
 def calibration_cases(large: int) -> tuple[Case, ...]:
     """Messages of which the links' figures are fitted."""
-    sizes = (4, 4 * _KB, 64 * _KB, large // 4, large)
+    sizes = sorted({4, _KB, 4 * _KB, 16 * _KB, 64 * _KB, large // 4, large // 2, large})
     return (*(("message", size) for size in sizes), ("crossing", large // 4), ("crossing", large))
 
 
