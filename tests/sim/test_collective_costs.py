@@ -13,7 +13,10 @@ BANDWIDTH = 1e9
 REDUCE = 4e9
 RANKS = (2, 3, 5, 8, 12)
 SHAPED = [
-    (c, a) for c in COLLECTIVES for a in supported(c) if a not in ("hierarchical", "gloo_ring", "gloo_tree")
+    (c, a)
+    for c in COLLECTIVES
+    for a in supported(c)
+    if a not in ("hierarchical", "gloo_ring", "gloo_tree")
 ]
 DEVICE = sim.Device(reduce_bandwidth=REDUCE)
 
