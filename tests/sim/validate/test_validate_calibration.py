@@ -70,6 +70,24 @@ def test_a_send_is_over_when_its_socket_has_taken_it() -> None:
         assert result.ranks["finish"][0] == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_word_waits_behind_what_its_socket_has_taken() -> None:
+    """Rank 1 says that it is ready while its own megabyte to rank 0 is on the same connection."""
+    size, latency = 1 << 20, 2e-3
+    for buffer, expected in ((1 << 22, 3 * latency + size / 12.5e6), (0, 5 * latency)):
+        given = Calibration(latency, 1.0, 0.0, 0.0, buffer, 0.0)
+        made = sim.Program(2)
+        first, second = made[0].irecv(1), made[0].isend(1, bytes=4)
+        third = made[1].isend(0, bytes=size)
+        made[1].compute(seconds=3 * latency)
+        made[1].wait(made[1].irecv(0))
+        made[1].mark("here")
+        made[0].wait(first, second)
+        made[1].wait(third)
+        result = sim.run(made, given.platform(2, LINKS), timeline=True)
+        marks = result.records[result.records["kind"] == 7]
+        assert int(marks["end"][0]) / 1e12 == pytest.approx(expected, rel=1e-5)
+
+
 def test_medians_are_read_from_lines() -> None:
     lines = [
         {"scenario": "message 4", "seconds": 0.5},
