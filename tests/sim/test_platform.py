@@ -400,5 +400,5 @@ def test_refused(site: Platform, make: Any, words: list[str]) -> None:
 
 
 def test_an_argument_that_there_is_not_is_refused() -> None:
-    with pytest.raises(TypeError, match="unknown argument 'protcol'.*protocol"):
+    with pytest.raises(TypeError, match=r"unknown argument 'protcol'.*protocol"):
         Platform.star(2, bandwidth=1e9, latency=0, protcol="gloo")  # type: ignore[call-arg]
