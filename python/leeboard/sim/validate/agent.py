@@ -139,6 +139,9 @@ def stop(processes: list[subprocess.Popen[bytes]]) -> None:
                 process.kill()
     for process in processes:
         process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def _parent_lives() -> bool:
