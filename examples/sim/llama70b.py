@@ -6,8 +6,11 @@ On real machines, at a size that fits them:
 
 On 1,024 simulated devices, from one rank a pipeline stage, in less than a minute:
 
-    leeboard sim run --platform cluster.yaml --ranks 1024 --fold "dp=8 pp=16* tp=8" \\
+    leeboard sim run --platform examples/sim/fat-tree-1024.yaml --fold "dp=8 pp=16* tp=8" \\
         examples/sim/llama70b.py -- --model 70b --dp 8 --pp 16 --tp 8
+
+Everything parallel is torch's own (parallelize_module, pipelining), and --train takes a training step.
+To serve a model, with caches and requests: leeboard.sim.strategies.tensor_pipeline.
 """
 
 from __future__ import annotations

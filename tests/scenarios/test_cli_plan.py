@@ -91,6 +91,7 @@ def test_nothing_that_meets_the_demands(folder: Path, capsys: pytest.CaptureFixt
     assert main(words) == 3
     printed = capsys.readouterr()
     assert len(re.findall(r"deadline: ", printed.out)) == 21
+    assert len(re.findall(r"^placement ", printed.out, re.MULTILINE)) == 1
     assert "leeboard plan edge: nothing meets deadline 1 us at P99. Nearest is" in printed.err
     tiny = "jetson-orin-nano"
     words = ["plan", "speculation", "0.5", "--edge", tiny, "--server", tiny, "--tokens", "20"]
@@ -121,6 +122,18 @@ def test_nothing_that_meets_the_demands(folder: Path, capsys: pytest.CaptureFixt
             "speculation 0.5 --platform examples/plan/wearables.yaml --bandwidth 1Mbit/s",
             "--bandwidth: --platform says it",
         ),
+        (
+            "speculation 0.5 --platform examples/plan/wearables.yaml --latency 1ms",
+            "--latency: --platform says it",
+        ),
+        (
+            "speculation 0.5 --platform examples/plan/wearables.yaml --efficiency 0.5",
+            "--efficiency: --platform says it",
+        ),
+        ("speculation 0.5 --platform gone.yaml", "gone.yaml: no such file"),
+        ("speculation 0.5 --replies 3", "--replies 3: is for --draws seeded"),
+        ("edge examples/plan/plans.csv --deadline 1s --hub phone", "--hub phone: says which"),
+        ("edge examples/plan/plans.csv --deadline 1s --ranker l1", "--ranker l1: is for --study"),
         ("edge --deadline 1s", "plans: got neither of PLANS and --study"),
         ("edge examples/plan/plans.csv --study x --deadline 1s", "plans: got both"),
         ("edge --study x --deadline 1s", "--latency: missing"),

@@ -52,7 +52,9 @@ def test_columns_rows_and_parts() -> None:
 
 
 def test_long_tables_print_their_ends() -> None:
-    lines = str(Table({"n": range(1000)})).splitlines()
+    table = Table({"n": range(1000)})
+    assert len(table.whole().splitlines()) == 1 + 1000
+    lines = str(table).splitlines()
     assert len(lines) == 1 + 24 + 1
     assert lines[13] == "... 976 more rows ..."
     assert (lines[1].strip(), lines[-1].strip()) == ("0", "999")

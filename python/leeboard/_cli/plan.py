@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from leeboard._cli.messages import said
+
 _SPECULATION = """\
 Where should drafter and target run, and how many tokens should be drafted a round?
 
@@ -101,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _WRONG as error:
-        print(f"leeboard plan {name}: {error}", file=sys.stderr)
+        print(f"leeboard plan {name}: {said(error)}", file=sys.stderr)
         return 2
     return status
 
@@ -126,7 +128,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     outputs.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
 
-def _add_link(parser: Any, bandwidth: str, latency: str) -> None:
+def _add_link(parser: Any, bandwidth: str, latency: str, *, option: str) -> None:
     parser.add_argument(
         "--platform",
         type=Path,
@@ -139,7 +141,7 @@ def _add_link(parser: Any, bandwidth: str, latency: str) -> None:
         help=f"of the link, each way, without --platform (default: {bandwidth})",
     )
     parser.add_argument(
-        "--latency" if bandwidth.startswith("100") else "--link-latency",
+        option,
         dest="link_latency",
         metavar="T",
         help=f"of the link, one way, without --platform (default: {latency})",
@@ -184,16 +186,14 @@ def _add_speculation(parser: argparse.ArgumentParser) -> None:
     devices.add_argument(
         "--efficiency",
         type=float,
-        default=0.75,
         metavar="S",
-        help="share of their peaks that presets reach (default: %(default)s)",
+        help="share of their peaks that presets reach, without --platform (default: 0.75)",
     )
-    _add_link(devices, "100 Mbit/s", "10 ms")
+    _add_link(devices, "100 Mbit/s", "10 ms", option="--latency")
     devices.add_argument(
         "--protocol",
-        default="ideal",
         metavar="NAME",
-        help="ideal, gloo, mpi, nccl; without --platform (default: %(default)s)",
+        help="ideal, gloo, mpi, nccl; without --platform (default: ideal)",
     )
     load = parser.add_argument_group("what is decoded")
     load.add_argument(
@@ -223,9 +223,7 @@ def _add_speculation(parser: argparse.ArgumentParser) -> None:
         default="even",
         help="how rounds end: in their expected shares, or at random (default: even)",
     )
-    load.add_argument(
-        "--replies", type=int, default=8, metavar="N", help="to average if seeded (default: 8)"
-    )
+    load.add_argument("--replies", type=int, metavar="N", help="to average if seeded (default: 8)")
 
 
 def _add_edge(parser: argparse.ArgumentParser) -> None:
@@ -245,9 +243,7 @@ def _add_edge(parser: argparse.ArgumentParser) -> None:
         "--latency", type=Path, metavar="FILE", help="of `leeboard prune calibrate`, same sizes"
     )
     study.add_argument("--ranker", metavar="NAME", help="default: the best one on validation rows")
-    study.add_argument(
-        "--planning", choices=("global", "per layer"), default="global", help="default: global"
-    )
+    study.add_argument("--planning", choices=("global", "per layer"), help="default: global")
     demands = parser.add_argument_group("demands")
     demands.add_argument(
         "--deadline", required=True, metavar="T", help="from arrival to answer, such as 50ms"
@@ -290,13 +286,15 @@ def _add_edge(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument("--features", metavar="SIZE", help="of what an encoder makes of it")
     devices = parser.add_argument_group("devices and links")
-    _add_link(devices, "1 Mbit/s", "5 ms")
+    _add_link(devices, "1 Mbit/s", "5 ms", option="--link-latency")
     devices.add_argument(
         "--on",
         metavar="LIST",
         help="which device each sensor is on: ACC=wrist,EDA=wrist (default: of its own name)",
     )
-    devices.add_argument("--hub", default="hub", metavar="NAME", help="of --platform's devices")
+    devices.add_argument(
+        "--hub", metavar="NAME", help="which of --platform's devices it is (default: hub)"
+    )
     devices.add_argument(
         "--node-speed",
         type=float,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from leeboard.scenarios import (
     plans_of_study,
 )
 from leeboard.scenarios.models import find
-from leeboard.sim.table import Table
 from leeboard.sim.units import SIZE, parse
 
 
@@ -33,7 +33,17 @@ def speculation(args: argparse.Namespace) -> int:
         size = getattr(args, f"{what}_bytes")
         if size is not None:
             models[what] = dataclasses.replace(model, bytes_per_weight=size)
-    _only_without_platform(args, ("bandwidth", "link_latency"))
+    _only_without_platform(
+        args,
+        {
+            "bandwidth": "--bandwidth",
+            "link_latency": "--latency",
+            "protocol": "--protocol",
+            "efficiency": "--efficiency",
+        },
+    )
+    if args.replies is not None and args.draws != "seeded":
+        raise ValueError(f"--replies {args.replies}: is for --draws seeded")
     try:
         found = plan_speculation(
             _acceptance(args),
@@ -41,21 +51,25 @@ def speculation(args: argparse.Namespace) -> int:
             platform=args.platform,
             edge=args.edge,
             server=args.server,
-            protocol=args.protocol,
-            efficiency=args.efficiency,
             depth=args.depth,
             placements=_listed(args.placements),
             context=args.context,
             batch=args.batch,
             tokens=args.tokens,
             draws=args.draws,
-            replies=args.replies,
             seed=args.seed,
             sensitivity=not args.no_sensitivity,
             share=args.share,
             progress=sys.stderr.isatty(),
             **models,
-            **_given(args, bandwidth="bandwidth", link_latency="latency"),
+            **_given(
+                args,
+                bandwidth="bandwidth",
+                link_latency="latency",
+                protocol="protocol",
+                efficiency="efficiency",
+                replies="replies",
+            ),
         )
     except NothingFitsError as error:
         return _nothing("speculation", error)
@@ -67,7 +81,9 @@ def edge(args: argparse.Namespace) -> int:
     """Plan, print, draw, write."""
     _check_outputs(args)
     without = ("bandwidth", "link_latency", "node_speed", "hub_speed", "node_power", "hub_power")
-    _only_without_platform(args, without)
+    _only_without_platform(args, {name: f"--{name.replace('_', '-')}" for name in without})
+    if args.hub is not None and args.platform is None:
+        raise ValueError(f"--hub {args.hub}: says which device of --platform it is; give one")
     sizes = {
         name: parse(f"--{name}", text, SIZE)
         for name in ("raw", "features")
@@ -91,7 +107,6 @@ def edge(args: argparse.Namespace) -> int:
             windows=args.windows,
             platform=args.platform,
             devices=None if args.on is None else _pairs("--on", args.on),
-            hub=args.hub,
             radio=args.radio,
             placements=_listed(args.placements),
             seed=args.seed,
@@ -105,6 +120,7 @@ def edge(args: argparse.Namespace) -> int:
                 link_latency="latency",
                 node_speed="node_speed",
                 hub_speed="hub_speed",
+                hub="hub",
             ),
         )
     except NothingMeetsError as error:
@@ -114,7 +130,7 @@ def edge(args: argparse.Namespace) -> int:
 
 
 def _nothing(name: str, error: NothingFitsError | NothingMeetsError) -> int:
-    print(rows(error.table))
+    print(error.table.whole())
     print(f"leeboard plan {name}: {error}", file=sys.stderr)
     return 3
 
@@ -126,13 +142,7 @@ def _report(found: Any, args: argparse.Namespace) -> None:
         found.plot(args.plot)
     print(found)
     if args.all:
-        print(f"\n{rows(found.table)}")
-
-
-def rows(table: Table) -> str:
-    """All rows, where printing a table leaves out those in the middle."""
-    parts = [table.take(slice(i, i + 20)) for i in range(0, len(table), 20)]  # type: ignore[arg-type]
-    return "\n".join(map(str, parts))
+        print(f"\n{found.table.whole()}")
 
 
 def _acceptance(args: argparse.Namespace) -> Any:
@@ -163,10 +173,15 @@ def _plans(args: argparse.Namespace) -> Plans:
             raise ValueError(
                 "--latency: is a table for --study; the link's latency is --link-latency"
             )
+        for name in ("ranker", "planning"):
+            if (given := getattr(args, name)) is not None:
+                raise ValueError(f"--{name} {given}: is for --study")
         return plans_of(args.plans)
     if args.latency is None:
         raise ValueError("--latency: missing; --study needs what `leeboard prune calibrate` wrote")
-    return plans_of_study(args.study, args.latency, ranker=args.ranker, planning=args.planning)
+    return plans_of_study(
+        args.study, args.latency, ranker=args.ranker, planning=args.planning or "global"
+    )
 
 
 def _dropout(text: str) -> Any:
@@ -209,11 +224,11 @@ def _given(args: argparse.Namespace, **names: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _only_without_platform(args: argparse.Namespace, options: tuple[str, ...]) -> None:
-    given = [option for option in options if getattr(args, option) is not None]
+def _only_without_platform(args: argparse.Namespace, options: Mapping[str, str]) -> None:
+    """`options`: names in the parsed arguments, and what they are called on the command line."""
+    given = [flag for name, flag in options.items() if getattr(args, name) is not None]
     if args.platform is not None and given:
-        option = given[0].replace("_", "-")
-        raise ValueError(f"--{option}: --platform says it; give one of them")
+        raise ValueError(f"{given[0]}: --platform says it; give one of them")
 
 
 def _check_outputs(args: argparse.Namespace) -> None:

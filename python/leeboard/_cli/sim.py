@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leeboard._cli import sim_profile, sim_torch, sim_validate
+from leeboard._cli.messages import said
 
 _RUN = """\
 Run a script, a program or a recorded trace on a platform, in simulated time.
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _WRONG as error:
-        print(f"leeboard sim {name}: {error}", file=sys.stderr)
+        print(f"leeboard sim {name}: {said(error)}", file=sys.stderr)
         return 2
     return status
 

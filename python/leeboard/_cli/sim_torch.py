@@ -156,6 +156,8 @@ def run(args: argparse.Namespace, platform: Platform, target: str, timeline: Any
         raise ValueError(f"--profile {args.profile[0]}: is for --compute profiled")
     if args.scale is not None and args.compute not in (None, "measured"):
         raise ValueError(f"--scale {args.scale}: is for --compute measured")
+    if args.witness is not None and args.fold is None:
+        raise ValueError(f"--witness {args.witness}: is for --fold")
     ranks, per_node = _numbers(args.per_node, args.nodes, platform.ranks)
     launched = launch(
         target,

@@ -137,10 +137,17 @@ class Table:
         return pd.DataFrame(self._columns)
 
     def __str__(self) -> str:
+        return self._text(_SHOWN if self._length > _SHOWN + 1 else None)
+
+    def whole(self) -> str:
+        """All rows as text, where printing leaves out those in the middle of a long table."""
+        return self._text(None)
+
+    def _text(self, cut: int | None) -> str:
+        """As text, with all rows or the first and last `cut` / 2."""
         if not self._columns:
             return "(empty)"
         shown = [*range(self._length)]
-        cut = _SHOWN if self._length > _SHOWN + 1 else None
         if cut is not None:
             shown = [*range(cut // 2), *range(self._length - cut // 2, self._length)]
         rows = [

@@ -113,6 +113,8 @@ def test_what_is_wrong_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         (("star.yaml", "nothing.py"), "nothing.py: no such file"),
         (("star.yaml", "-m", "no_such_module"), "-m no_such_module: no such module"),
         (("star.yaml", "reduce.py", "--profile", "p.json"), "is for --compute profiled"),
+        (("star.yaml", "reduce.py", "--witness", "all"), "--witness all: is for --fold"),
+        (("gone.yaml", "reduce.py"), "leeboard sim run: gone.yaml: no such file"),
         (("star.yaml", "reduce.py", "--record", "no/where"), "there is no folder no"),
     ):
         assert run(*words) == 2
