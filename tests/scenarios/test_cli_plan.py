@@ -112,6 +112,7 @@ def test_nothing_that_meets_the_demands(folder: Path, capsys: pytest.CaptureFixt
         ("speculation ,", "acceptance: got none"),
         ("speculation 0.5 --edge toaster", "device: unknown 'toaster'"),
         ("speculation 0.5 --target-bytes 0", "bytes_per_weight: got 0.0"),
+        ("speculation 0.5 --plot a.txt", "--plot a.txt: expected a name that ends in .png"),
         ("speculation 0.5 --plot .", "--plot .: is a folder"),
         ("speculation 0.5 --json no/where.json", "there is no folder no"),
         (

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from leeboard._cli.outputs import check_outputs
 from leeboard.scenarios import (
     Drafter,
     NothingFitsError,
@@ -26,7 +27,7 @@ from leeboard.sim.units import SIZE, parse
 
 def speculation(args: argparse.Namespace) -> int:
     """Plan, print, draw, write."""
-    _check_outputs(args)
+    check_outputs(args, ("plot", "json"))
     models: dict[str, Any] = {"target": find(Target, args.target)}
     models["drafter"] = find(Drafter, args.drafter)
     for what, model in models.items():
@@ -79,7 +80,7 @@ def speculation(args: argparse.Namespace) -> int:
 
 def edge(args: argparse.Namespace) -> int:
     """Plan, print, draw, write."""
-    _check_outputs(args)
+    check_outputs(args, ("plot", "json"))
     without = ("bandwidth", "link_latency", "node_speed", "hub_speed", "node_power", "hub_power")
     _only_without_platform(args, {name: f"--{name.replace('_', '-')}" for name in without})
     if args.hub is not None and args.platform is None:
@@ -229,13 +230,3 @@ def _only_without_platform(args: argparse.Namespace, options: Mapping[str, str])
     given = [flag for name, flag in options.items() if getattr(args, name) is not None]
     if args.platform is not None and given:
         raise ValueError(f"{given[0]}: --platform says it; give one of them")
-
-
-def _check_outputs(args: argparse.Namespace) -> None:
-    """What cannot be written is said before anything runs."""
-    for name in ("plot", "json"):
-        path: Path | None = getattr(args, name)
-        if path is not None and path.is_dir():
-            raise IsADirectoryError(f"--{name} {path}: is a folder")
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"--{name} {path}: there is no folder {path.parent}")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leeboard._cli import sim_torch, sim_validate
+from leeboard._cli.outputs import check_outputs
 from leeboard.sim import Platform, Program, Trace, presets
 from leeboard.sim.chakra import Costs, load_chakra
 from leeboard.sim.describe import fields
@@ -190,12 +191,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     if getattr(args, "no_timeline", False) and (args.perfetto or args.critical_path):
         wanted = "--perfetto" if args.perfetto else "--critical-path"
         raise ValueError(f"{wanted} needs the timeline, which --no-timeline leaves out")
-    for name in ("out", "plot", "perfetto", "record"):
-        path: Path | None = getattr(args, name, None)
-        if path is not None and path.is_dir():
-            raise IsADirectoryError(f"--{name} {path}: is a folder")
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"--{name} {path}: there is no folder {path.parent}")
+    check_outputs(args, ("out", "plot", "perfetto", "record"))
 
 
 def _report(result: Result, args: argparse.Namespace) -> None:
