@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from time import monotonic, process_time
+from types import FrameType
 
 from leeboard.sim.distributed import where
 from leeboard.sim.distributed.isolation import Spaces
@@ -44,7 +45,7 @@ class Watch:
             return
         frame = sys._current_frames().get(rank.thread)
         line = where.line(frame)
-        if frame is not None and frame.f_code.co_filename == _IMPORT:
+        if frame is not None and _awaits_import(frame):
             raise SimulationError(
                 f"rank {rank.number} ({line}) imports a module that another rank is importing, and "
                 "that one waits for its turn: no rank may communicate while it imports; do it in a "
@@ -63,3 +64,13 @@ class Watch:
     def _restart(self) -> None:
         self._holder = self._spaces.holder
         self._since, self._cpu = monotonic(), process_time()
+
+
+def _awaits_import(frame: FrameType) -> bool:
+    """Whether a thread's innermost frame waits for the lock of a module.
+
+    Other frames of the import system do not tell: a slow disk, or a host that is busy with something
+    else, can hold up any of them.
+    """
+    code = frame.f_code
+    return code.co_filename == _IMPORT and code.co_name == "acquire"
