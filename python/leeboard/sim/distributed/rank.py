@@ -97,7 +97,9 @@ class Rank:
         state: What is swapped when another rank goes on; None: nothing.
         thread: Identifier of the rank's thread, the only one that may communicate.
         futures: Futures that C++ may wait for, in the order in which they were asked for.
+        loose: Futures of works under way that were asked for outside of a backward pass.
         promised: The backward pass at whose end the futures get their values, or -1.
+        worlds: How many times it has called init_process_group.
         counters: How many collectives of each group this rank has called.
     """
 
@@ -106,6 +108,7 @@ class Rank:
         "counters",
         "exchange",
         "futures",
+        "loose",
         "meter",
         "number",
         "promised",
@@ -113,6 +116,7 @@ class Rank:
         "size",
         "state",
         "thread",
+        "worlds",
     )
 
     def __init__(
@@ -127,7 +131,9 @@ class Rank:
         self.state = state
         self.thread = 0
         self.futures: list[SimFuture] = []
+        self.loose: list[SimFuture] = []
         self.promised = -1
+        self.worlds = 0
         self.counters: dict[int, list[int]] = {}
 
     def enter(self) -> None:

@@ -141,6 +141,8 @@ def _with_sim(helper: Callable[..., Any]) -> Callable[..., Any]:
             # For MPI, which knows better.
             size, number = rank.size, rank.number
         session(rank).joined.add(rank.number)
+        if distributed_c10d._world.default_pg is None:
+            rank.worlds += 1
         kwargs.update(backend_options=None, device_id=None)
         return helper(size, number, ranks, dist.Backend(BACKEND), *args, **kwargs)
 
