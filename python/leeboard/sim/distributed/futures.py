@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from leeboard.sim.distributed.patches import Patches
+from leeboard.sim.distributed.rank import find
+
 if TYPE_CHECKING:
     from leeboard.sim.distributed.rank import Rank
 
@@ -67,6 +70,42 @@ class SimFuture(torch.futures.Future[Any]):
             self._parent._bring()
 
 
+def install(patches: Patches) -> None:
+    """Let a rank that waits for a future that C++ made of others wait in virtual time.
+
+    `torch.futures.collect_all` makes such ones, and DDP's reducer does: they know nothing of what
+    they wait for, so the rank waits for its works, in order, until the future has its value.
+    """
+    base: Any = torch._C.Future
+    done, wait, value = base.done, base.wait, base.value
+
+    def bring(future: Any) -> None:
+        rank = None if done(future) else find()
+        while rank is not None and rank.loose and not done(future):
+            first = rank.loose[0]
+            first.wait()
+            if first in rank.loose:
+                rank.loose.remove(first)
+
+    def brought(original: Any) -> Any:
+        def get(future: Any) -> Any:
+            bring(future)
+            return original(future)
+
+        return get
+
+    def is_done(future: Any) -> bool:
+        rank = None if isinstance(future, SimFuture) or done(future) else find()
+        if rank is not None:
+            for promised in list(rank.loose):
+                promised.done()
+        return bool(done(future))
+
+    patches.set(base, "wait", brought(wait))
+    patches.set(base, "value", brought(value))
+    patches.set(base, "done", is_done)
+
+
 def settle(rank: Rank) -> None:
     """Wait for everything that C++ may be about to wait for."""
     while rank.futures:
@@ -80,6 +119,7 @@ def promise(rank: Rank, future: SimFuture) -> None:
     """
     task = torch._C._current_graph_task_id()
     if task < 0:
+        rank.loose.append(future)
         return
     if torch._C._current_autograd_node() is None:
         # The end has come: whoever asks here, in a callback, may wait before the next one is called

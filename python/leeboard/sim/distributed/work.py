@@ -132,8 +132,9 @@ class SimWork(dist.Work):
     def _tell(self) -> None:
         future = self._future
         if future is not None and not future.complete:
-            if future in self._rank.futures:
-                self._rank.futures.remove(future)
+            for kept in (self._rank.futures, self._rank.loose):
+                if future in kept:
+                    kept.remove(future)
             future.set_result(list(self._outs))
 
 
