@@ -218,6 +218,35 @@ def forbid_processes(patches: Patches) -> None:
             patches.set(holder, name, _refused(getattr(holder, name), name))
 
 
+def forbid_profilers(patches: Patches) -> None:
+    """Let only one rank at a time profile: torch has one profiler for the process, and two at once
+    crash it."""
+    from torch.autograd.profiler import profile
+
+    prepare, end = profile._prepare_trace, profile.__exit__
+    profiling: list[Any] = []
+
+    def begin(self: Any) -> Any:
+        rank = find()
+        if rank is None:
+            return prepare(self)
+        if profiling and profiling[0] != rank.number:
+            raise RuntimeError(
+                f"rank {rank.number} profiles while rank {profiling[0]} does: ranks share the one "
+                "profiler that torch has; profile on one of them (`if dist.get_rank() == 0`)"
+            )
+        value = prepare(self)
+        profiling[:] = [rank.number]
+        return value
+
+    def finish(self: Any, *args: Any) -> Any:
+        profiling.clear()
+        return end(self, *args)
+
+    patches.set(profile, "_prepare_trace", begin)
+    patches.set(profile, "__exit__", finish)
+
+
 def _refused(original: Any, name: str) -> Any:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         rank = find()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,16 +15,17 @@ import numpy as np
 import torch
 
 from leeboard import _C
-from leeboard.sim.distributed import clock, failures, world
+from leeboard.sim.distributed import clock, failures, futures, world
 from leeboard.sim.distributed import compute as costs
 from leeboard.sim.distributed.compute.make import Profiles
 from leeboard.sim.distributed.crew import Crew, told
 from leeboard.sim.distributed.exchange import Exchange
 from leeboard.sim.distributed.isolation import Isolation, ProcessState
 from leeboard.sim.distributed.patches import Patches
-from leeboard.sim.distributed.rank import Meter, NoMeter, Rank
+from leeboard.sim.distributed.rank import Meter, NoMeter, Rank, find
 from leeboard.sim.distributed.script import Prefixed, Script, environment, resolve
 from leeboard.sim.distributed.session import Session
+from leeboard.sim.errors import SimulationError
 from leeboard.sim.names import integer
 from leeboard.sim.ops import OP
 from leeboard.sim.result import Result
@@ -110,6 +113,10 @@ def launch(
             init_process_group.
         ValueError: An argument is wrong.
     """
+    if find() is not None:
+        raise SimulationError(
+            "launch: called by a simulated rank; expected a program that makes no run of its own"
+        )
     compute, fake = _mode(compute, fold, fake)
     if not callable(compute) and compute not in COMPUTE:
         raise ValueError(f"compute: got {compute!r}, expected one of {', '.join(COMPUTE)}")
@@ -125,10 +132,12 @@ def launch(
     session = Session(live, exchange, ranks)
     meters = _meters(compute, platform, profile, scale)
     outputs = {number: Prefixed(sys.stdout, number) for number in numbers if prefix}
-    with Patches() as patches, Isolation() as isolation:
+    with _alone(), Patches() as patches, script.modules(), Isolation() as isolation:
         world.install(patches)
         clock.install(patches)
         failures.forbid_processes(patches)
+        failures.forbid_profilers(patches)
+        futures.install(patches)
         crew = Crew(session, script)
         if fake:
             from leeboard.sim.distributed import fake as fakes
@@ -169,6 +178,23 @@ def record(target: str | Path | Callable[..., Any], platform: Platform, **option
         options: Those of `launch`.
     """
     return launch(target, platform, **options).trace
+
+
+_running = threading.Lock()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One run at a time: all replace the same names."""
+    if not _running.acquire(blocking=False):
+        raise SimulationError(
+            "launch: another thread of this process is running a simulation, and a process can run "
+            "one at a time; expected a call after that one's end, or in a process of its own"
+        )
+    try:
+        yield
+    finally:
+        _running.release()
 
 
 def _count(ranks: int | None, platform: Platform) -> int:
