@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import timeit
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,40 @@ def test_a_script_has_its_own_modules(tmp_path: Path) -> None:
             f"assert settings_of_it.number == {number}, settings_of_it\n"
         )
         ran(folder / "script.py", 2)
+
+
+def test_a_thread_knows_the_ranks_groups_but_cannot_use_them() -> None:
+    def program() -> tuple[int, bool]:
+        dist.init_process_group()
+        with ThreadPoolExecutor(1) as pool:
+            rank = pool.submit(dist.get_rank).result()
+            with pytest.raises(RuntimeError, match="a thread that the program started"):
+                pool.submit(dist.barrier).result()
+        return rank, dist.is_initialized()
+
+    assert ran(program, 2).values == [(0, True), (1, True)]
+
+
+def test_an_event_loop_waits_in_real_time() -> None:
+    async def wait() -> float:
+        await asyncio.sleep(0.001)
+        dist.barrier()
+        return time.perf_counter()
+
+    def program() -> float:
+        dist.init_process_group()
+        return asyncio.run(wait())
+
+    assert ran(program, 2).values == [pytest.approx(100e-6, rel=1)] * 2
+
+
+def test_sparse_tensors_are_refused_with_a_way_out() -> None:
+    def program() -> None:
+        dist.init_process_group()
+        dist.all_reduce(torch.eye(3).to_sparse())
+
+    with pytest.raises(sim.SimulationError, match=r"call \.to_dense\(\) first"):
+        ran(program, 2)
 
 
 def test_lines_are_the_programs_own() -> None:

@@ -42,7 +42,9 @@ def _seconds(real: Callable[[], float], origin: int) -> Callable[[], float]:
     @wraps(real)
     def read() -> float:
         rank = find()
-        return real() if rank is None else origin + _now(rank) / _PICOSECONDS
+        if rank is None or _waits(sys._getframe(1)):
+            return real()
+        return origin + _now(rank) / _PICOSECONDS
 
     return read
 
@@ -51,7 +53,9 @@ def _nanoseconds(real: Callable[[], int], origin: int) -> Callable[[], int]:
     @wraps(real)
     def read() -> int:
         rank = find()
-        return real() if rank is None else origin * 10**9 + _now(rank) // 1000
+        if rank is None or _waits(sys._getframe(1)):
+            return real()
+        return origin * 10**9 + _now(rank) // 1000
 
     return read
 
@@ -76,6 +80,11 @@ def sleep(seconds: Any, /) -> None:
 def _now(rank: Rank) -> int:
     """The rank's clock; for libraries and imports, as it was when the rank last communicated."""
     return rank.now() if _free(sys._getframe(2)) else int(rank.core.clock(rank.number))
+
+
+def _waits(frame: FrameType | None) -> bool:
+    """Whether it is an event loop that reads the clock: it waits in real time."""
+    return frame is not None and frame.f_globals.get("__name__", "").startswith("asyncio.")
 
 
 def _free(frame: FrameType | None) -> bool:

@@ -99,6 +99,7 @@ class Rank:
         futures: Futures that C++ may wait for, in the order in which they were asked for.
         loose: Futures of works under way that were asked for outside of a backward pass.
         promised: The backward pass at whose end the futures get their values, or -1.
+        world: What c10d keeps of its process groups.
         worlds: How many times it has called init_process_group.
         counters: How many collectives of each group this rank has called.
     """
@@ -116,6 +117,7 @@ class Rank:
         "size",
         "state",
         "thread",
+        "world",
         "worlds",
     )
 
@@ -133,6 +135,7 @@ class Rank:
         self.futures: list[SimFuture] = []
         self.loose: list[SimFuture] = []
         self.promised = -1
+        self.world: dict[str, Any] = {}
         self.worlds = 0
         self.counters: dict[int, list[int]] = {}
 

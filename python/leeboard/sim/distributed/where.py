@@ -11,21 +11,26 @@ import torch
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-# Decorators of torch's functions, and what threads begin with.
 _LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
-_BETWEEN = tuple(_LIBRARY + name for name in ("threading.py", "contextlib.py", "warnings.py"))
-_DEPRECATED = f"{os.sep}typing_extensions.py"
+_PACKAGES = (f"{_LIBRARY}site-packages{os.sep}", f"{_LIBRARY}dist-packages{os.sep}")
+# Has the decorator of torch's deprecated functions.
+_TYPING = f"{os.sep}typing_extensions.py"
 
 
 def line(frame: FrameType | None) -> str:
-    """ "file.py:12" of the innermost frame that is neither ours nor torch's; empty: none is."""
+    """ "file.py:12" of the innermost frame that is neither ours, torch's nor Python's; empty: none is."""
     while frame is not None:
         path = frame.f_code.co_filename
-        between = path.startswith((_OURS, _TORCH, "<frozen", *_BETWEEN))
-        if not between and not path.endswith(_DEPRECATED):
+        if not _between(path):
             return f"{os.path.relpath(path) if os.path.isabs(path) else path}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def _between(path: str) -> bool:
+    if path.startswith(_LIBRARY) and not path.startswith(_PACKAGES):
+        return True
+    return path.startswith((_OURS, _TORCH, "<frozen")) or path.endswith(_TYPING)
 
 
 def here() -> str:
