@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 import timeit
 from concurrent.futures import ThreadPoolExecutor
+from importlib import _bootstrap as bootstrap  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,9 @@ from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 
 from leeboard import sim
+from leeboard.sim.distributed import watch
+
+REAL_SLEEP = time.sleep
 
 
 def ran(target: Any, ranks: int = 4, **options: Any) -> sim.Launched:
@@ -225,3 +231,41 @@ def test_lines_are_the_programs_own() -> None:
         ran(program, 2)
     line = program.__code__.co_firstlineno + 3
     assert f"test_habits.py:{line}" in caught.value.blocked[0].waits_for
+
+
+def test_settings_that_ranks_share_are_put_back(tmp_path: Path) -> None:
+    def settings() -> tuple[object, ...]:
+        return (
+            os.getcwd(),
+            sys.getrecursionlimit(),
+            threading.excepthook,
+            torch.is_anomaly_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+        )
+
+    def program() -> None:
+        os.chdir(tmp_path)
+        sys.setrecursionlimit(sys.getrecursionlimit() + 1000)
+        threading.excepthook = print
+        torch.autograd.set_detect_anomaly(True, check_nan=False)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_float32_matmul_precision("high")
+        raise ValueError
+
+    before = settings()
+    with pytest.raises(sim.SimulationError, match="raised ValueError"):
+        ran(program, 1)
+    assert settings() == before
+
+
+def test_a_slow_import_is_no_stuck_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "IMPORT", 0.1)
+
+    def program() -> None:
+        if os.environ["RANK"] == "0":
+            # As a module that loads its library from a slow disk.
+            bootstrap._call_with_frames_removed(REAL_SLEEP, 0.6)
+        dist.init_process_group()
+
+    ran(program, 2)

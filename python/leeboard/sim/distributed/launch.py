@@ -21,6 +21,7 @@ from leeboard.sim.distributed.compute.make import Profiles
 from leeboard.sim.distributed.crew import Crew, told
 from leeboard.sim.distributed.exchange import Exchange
 from leeboard.sim.distributed.isolation import Isolation, ProcessState
+from leeboard.sim.distributed.leftovers import put_back
 from leeboard.sim.distributed.patches import Patches
 from leeboard.sim.distributed.rank import Meter, NoMeter, Rank, find
 from leeboard.sim.distributed.script import Prefixed, Script, environment, resolve
@@ -132,7 +133,13 @@ def launch(
     session = Session(live, exchange, ranks)
     meters = _meters(compute, platform, profile, scale)
     outputs = {number: Prefixed(sys.stdout, number) for number in numbers if prefix}
-    with _alone(), Patches() as patches, script.modules(), Isolation() as isolation:
+    with (
+        _alone(),
+        put_back(),
+        Patches() as patches,
+        script.modules(),
+        Isolation() as isolation,
+    ):
         world.install(patches)
         clock.install(patches)
         failures.forbid_processes(patches)
