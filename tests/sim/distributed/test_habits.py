@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import sys
 import threading
@@ -269,3 +270,38 @@ def test_a_slow_import_is_no_stuck_one(monkeypatch: pytest.MonkeyPatch) -> None:
         dist.init_process_group()
 
     ran(program, 2)
+
+
+def test_what_a_rank_registers_at_exit_is_called_at_its_end(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    ends: list[tuple[int, bool]] = []
+
+    def end(*, known: bool) -> None:
+        ends.append((dist.get_rank(), known))
+        dist.destroy_process_group()
+
+    def fails() -> None:
+        raise ValueError("at the end")
+
+    def program() -> None:
+        dist.init_process_group()
+        atexit.register(end, known=True)
+        atexit.register(fails)
+        atexit.register(fails)
+        if dist.get_rank() == 0:
+            atexit.unregister(fails)
+        raise SystemExit
+
+    ran(program, 2)
+    assert ends == [(0, True), (1, True)]
+    assert capfd.readouterr().err.count("ValueError: at the end") == 2
+
+
+def test_an_all_to_all_with_itself_must_agree() -> None:
+    def program() -> None:
+        dist.init_process_group()
+        dist.all_to_all_single(torch.zeros(3), torch.zeros(2), [2, 1], [1, 1])
+
+    with pytest.raises(sim.SimulationError, match=r"all_to_all_single at .*gives itself 4 bytes"):
+        ran(program, 2)

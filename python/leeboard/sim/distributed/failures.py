@@ -225,8 +225,9 @@ def forbid_processes(patches: Patches) -> None:
 def forbid_profilers(patches: Patches) -> None:
     """Let only one rank at a time profile: torch has one profiler for the process, and two at once
     crash it."""
-    from torch.autograd.profiler import profile
+    from torch.autograd import profiler
 
+    profile: Any = profiler.profile
     prepare, end = profile._prepare_trace, profile.__exit__
     profiling: list[Any] = []
 

@@ -146,6 +146,7 @@ def launch(
         failures.forbid_profilers(patches)
         futures.install(patches)
         crew = Crew(session, script)
+        crew.exits.install(patches)
         if fake:
             from leeboard.sim.distributed import fake as fakes
             from leeboard.sim.distributed import fake_patches

@@ -13,6 +13,10 @@ _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGES = (f"{_LIBRARY}site-packages{os.sep}", f"{_LIBRARY}dist-packages{os.sep}")
+_SITES = (
+    tuple(os.path.join(sysconfig.get_paths()[kind], "") for kind in ("purelib", "platlib"))
+    + _PACKAGES
+)
 # Has the decorator of torch's deprecated functions.
 _TYPING = f"{os.sep}typing_extensions.py"
 
@@ -31,6 +35,11 @@ def _between(path: str) -> bool:
     if path.startswith(_LIBRARY) and not path.startswith(_PACKAGES):
         return True
     return path.startswith((_OURS, _TORCH, "<frozen")) or path.endswith(_TYPING)
+
+
+def of_library(path: str) -> bool:
+    """Whether a file is Python's, torch's, ours, or of another installed package."""
+    return _between(path) or path.startswith(_SITES)
 
 
 def here() -> str:
