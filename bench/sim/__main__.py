@@ -30,7 +30,18 @@ def _machine() -> dict[str, str]:
 SYSTEM = System(
     "sim",
     "Simulator",
-    ("hold", "messages", "contention", "scale", "whatif", "live", "decode", "accuracy"),
+    (
+        "hold",
+        "messages",
+        "contention",
+        "scale",
+        "whatif",
+        "live",
+        "decode",
+        "fold",
+        "record",
+        "accuracy",
+    ),
     _machine,
 )
 

@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "engine.h"
@@ -74,7 +76,13 @@ class Live {
     std::vector<int32_t> members;
   };
 
-  Rank& rank_of(uint32_t rank);
+  static constexpr uint64_t kMostBytes = uint64_t{1} << 62;
+  [[noreturn]] static void refuse(const std::string& text) { throw std::invalid_argument(text); }
+
+  static void check(const Op& op, uint32_t ranks);
+  static void check_algorithm(Collective collective, uint32_t algorithm);
+  const Rank& rank_of(uint32_t rank) const;
+  Rank& rank_of(uint32_t rank) { return const_cast<Rank&>(std::as_const(*this).rank_of(rank)); }
   const Slot& slot_of(uint32_t rank, int32_t slot) const;
   Member& member_of(uint32_t rank, uint32_t group);
   uint32_t size_of(uint32_t group) const;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -12,9 +13,10 @@ _PROFILE = """\
 Time on this device every operator that a program calls, with the shapes and dtypes it calls it with,
 and write a table for `leeboard sim run --compute profiled --profile FILE`.
 
-SCRIPT is a torch.distributed script, which is executed, so trust it: by itself in a world of one, or,
-with --platform, on the simulated ranks of a platform, whose operators are all timed here. Instead of
-it, `operators` and `transformer` are built in: operators of common programs over a range of sizes."""
+SCRIPT is a torch.distributed script, which is executed, so trust it: by itself in a world of one
+(under torchrun in its world, and what rank 0 calls is timed), or, with --platform, on the simulated
+ranks of a platform, whose operators are all timed here. Instead of a script, `operators` and
+`transformer` are built in: operators of common programs over a range of sizes."""
 
 _EXAMPLES = """\
 examples:
@@ -53,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ranks", type=int, metavar="N", help="with --platform: how many (default: all)"
     )
     parser.add_argument(
+        "--fold",
+        metavar="MESH",
+        help='with --platform: which ranks are alike, such as "dp=8 tp=8"; tensors are fake then',
+    )
+    parser.add_argument(
         "--seconds",
         type=float,
         default=0.1,
@@ -76,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--out: where to write the table is not given")
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise FileNotFoundError(f"--out {args.out}: is a folder, or is in none that there is")
-    if args.ranks is not None and args.platform is None:
-        raise ValueError(f"--ranks {args.ranks}: is for --platform")
+    for name in ("ranks", "fold"):
+        if getattr(args, name) is not None and args.platform is None:
+            raise ValueError(f"--{name} {getattr(args, name)}: is for --platform")
     if not 0 < args.seconds <= 60:
         raise ValueError(f"--seconds: got {args.seconds:g}, expected more than 0, at most 60")
     old = Profile.load(args.out) if args.add and args.out.exists() else None
@@ -92,7 +100,10 @@ def _write(args: argparse.Namespace, target: str, old: object) -> int:
     from leeboard.sim.distributed.compute.timing import profiled
 
     platform = Platform.load(args.platform) if args.platform else None
-    examples = calls_of(target, args.words, platform=platform, ranks=args.ranks)
+    examples = calls_of(target, args.words, platform=platform, ranks=args.ranks, fold=args.fold)
+    if os.environ.get("RANK", "0") != "0":
+        # Under torchrun: another worker times what it called.
+        return 0
     if not examples:
         raise ValueError(f"{target}: no operator was called")
     with progress_bar("timing", len(examples)) as bar:

@@ -19,6 +19,7 @@ OPTIONS = {
     "compute": "--compute",
     "profile": "--profile",
     "scale": "--scale",
+    "memory": "--memory",
     "record": "--record",
     "fold": "--fold",
     "fake": "--fake",
@@ -69,6 +70,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="how long a device takes for what takes this host a second, for measured (default: 1 if "
         "the platform says nothing of its speed, else from a calibration)",
+    )
+    group.add_argument(
+        "--memory",
+        action="store_true",
+        help="follow what tensors take; with profiled and roofline",
     )
     group.add_argument(
         "--record", type=Path, metavar="FILE", help="save what the ranks did, as a trace to replay"
@@ -162,6 +168,7 @@ def run(args: argparse.Namespace, platform: Platform, target: str, timeline: Any
         timeline=timeline,
         profile=args.profile,
         scale="auto" if args.scale is None else args.scale,
+        memory=args.memory,
         fold=args.fold,
         fake=args.fake,
         witness=args.witness or "one",

@@ -16,11 +16,20 @@ class FakeRank:
         self.meter: Any = None
         self.computed: list[tuple[int, int, int]] = []
         self.delays: list[int] = []
+        self.memory: list[int] = []
 
     def compute(self, rank: int, flops: int, size: int, precision: int = 0) -> None:
         assert rank == self.number
         assert flops or size
         self.computed.append((flops, size, precision))
+
+    def alloc(self, rank: int, size: int) -> None:
+        assert rank == self.number
+        self.memory.append(size)
+
+    def free(self, rank: int, size: int) -> None:
+        assert rank == self.number
+        self.memory.append(-size)
 
     def delay(self, rank: int, picoseconds: int) -> None:
         assert rank == self.number

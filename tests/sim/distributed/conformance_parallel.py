@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from conformance_cases import case, values
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+
+from conformance_cases import case, values
 
 
 def net(width: int = 8, depth: int = 2) -> nn.Sequential:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
@@ -282,6 +283,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["s.py"], "--out: where to write"),
         (["s.py", "--out", "no/where.json"], "is in none that there is"),
         (["s.py", "--out", "p.json", "--ranks", "2"], "--ranks 2: is for --platform"),
+        (["s.py", "--out", "p.json", "--fold", "dp=2"], "--fold dp=2: is for --platform"),
         (["s.py", "--out", "p.json", "--seconds", "0"], "--seconds: got 0"),
         (["none.py", "--out", "p.json"], "none.py: no such file"),
         (["s.py", "-m", "json", "--out", "p.json"], "expected a script"),
@@ -306,6 +308,24 @@ def test_wrong_words(
     assert main(["sim", "profile", *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "p.json").exists()
+
+
+def test_calls_of_folded_ranks() -> None:
+    """One rank stands for all, with fake tensors; their calls are made again with real ones."""
+
+    def program() -> None:
+        dist.init_process_group("gloo")
+        x = torch.ones(8, 4)
+        dist.all_reduce(x)
+        torch.nn.functional.embedding(torch.ones(3, dtype=torch.int64), x)
+
+    platform = Platform.star(4, bandwidth="1 Gbit/s")
+    examples = calls_of(program, platform=platform, fold="dp=4")
+    names = {str(example.call.rule.func) for example in examples}
+    assert names == {"aten.ones.default", "aten.embedding.default"}
+    profile, failed = profiled(examples, seconds=0.001)
+    assert failed == {}
+    assert len(profile) == 3
 
 
 def test_builtin_programs() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import conformance_parallel
 import pytest
 import torch
+
+import conformance_parallel
 from conformance_cases import CASES, plain
 from gloo_pool import run_gloo
-
 from leeboard import sim
 
 assert conformance_parallel

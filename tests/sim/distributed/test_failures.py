@@ -329,6 +329,29 @@ def test_a_rank_that_waits_for_a_lock_is_told(
     assert error.count("has computed nothing") == 1
 
 
+def test_the_profiler_of_the_process_is_one_rank_s() -> None:
+    def program(ranks_that_profile: int) -> int:
+        dist.init_process_group()
+        if dist.get_rank() >= ranks_that_profile:
+            dist.barrier()
+            return 0
+        with torch.autograd.profiler.profile() as profile:
+            dist.barrier()
+            torch.ones(2).add_(1)
+        return len(profile.function_events)
+
+    counts = ran(lambda: program(1))
+    assert counts[0] > 0
+    assert counts[1:] == [0, 0]
+    assert "rank 1 starts torch's profiler while that of rank 0 is on" in error_of(
+        lambda: program(2)
+    )
+    # It is free again.
+    with torch.autograd.profiler.profile() as profile:
+        torch.ones(2).add_(1)
+    assert len(profile.function_events) > 0
+
+
 def test_rpc_is_refused() -> None:
     def program() -> None:
         from torch.distributed import rpc
@@ -359,6 +382,12 @@ def test_another_thread_cannot_communicate() -> None:
         raise raised[0]
 
     assert "only the thread that runs the program may" in error_of(program)
+
+
+def test_runs_do_not_overlap() -> None:
+    with pytest.raises(sim.SimulationError, match="a simulation runs in this process already"):
+        ran(lambda: ran(lambda: None))
+    assert ran(lambda: 1) == [1, 1, 1]
 
 
 def test_this_process_may_be_in_no_group() -> None:

@@ -37,6 +37,13 @@ PLATFORM = Platform.star(
 _gather = getattr(functional, "all_gather_single", functional.all_gather_tensor)
 _scatter = getattr(functional, "reduce_scatter_single", functional.reduce_scatter_tensor)
 
+_gathers = getattr(
+    functional, "all_gather_single_coalesced", functional.all_gather_into_tensor_coalesced
+)
+_scatters = getattr(
+    functional, "reduce_scatter_single_coalesced", functional.reduce_scatter_tensor_coalesced
+)
+
 
 class Pair(nn.Module):
     """Two linear layers."""
@@ -87,6 +94,8 @@ def functionals() -> None:
     gathered = _gather(y, 1, group)
     shared = _scatter(gathered, "avg", 1, group)
     several = functional.all_reduce_coalesced([shared, y], "sum", group)
+    several = _gathers([several[0], several[1] + 1], group)
+    several = _scatters(several, "sum", [0, 0], group)
     functional.broadcast(several[0] + 1, 2, group).sum()
     functional.all_to_all_single(several[1] @ x, None, None, group).sum()
 
@@ -133,6 +142,19 @@ def replicas() -> None:
         module(torch.randn(8, 64)).sum().backward()
 
 
+def from_meta() -> None:
+    """Weights that are made where they are needed, and converted."""
+    mesh = init_device_mesh("cpu", (4,))
+    with torch.device("meta"):
+        module = Pair()
+    parallelize_module(module, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    module.to_empty(device="cpu").to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.to_local().fill_(0.5)
+    module(torch.randn(8, 64, dtype=torch.bfloat16)).sum().backward()
+
+
 def pipeline(kind: Any, train: bool) -> Callable[[], None]:
     """A pipeline whose stages find out themselves what they pass on."""
 
@@ -157,6 +179,7 @@ PROGRAMS: dict[str, Callable[[], None]] = {
     "functionals": functionals,
     "tensor_parallel": tensor_parallel,
     "two_meshes": two_meshes,
+    "from_meta": from_meta,
     "fully_sharded": fully_sharded,
     "replicas": replicas,
     "gpipe": pipeline(ScheduleGPipe, train=False),

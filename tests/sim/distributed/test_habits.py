@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
 import sys
@@ -129,7 +128,7 @@ def test_two_ranks_that_profile_at_once_are_told() -> None:
         return len(profile.key_averages())
 
     assert ran(program, 2, args=(False,)).values[0] > 0
-    with pytest.raises(sim.SimulationError, match="rank 1 profiles while rank 0 does"):
+    with pytest.raises(sim.SimulationError, match="rank 1 starts torch's profiler"):
         ran(program, 2, args=(True,))
     # The next run may.
     assert ran(program, 2, args=(False,)).values[0] > 0
@@ -148,14 +147,6 @@ def test_the_clock_of_timeit_is_simulated() -> None:
     assert timeit.default_timer is real
 
 
-def test_a_rank_cannot_launch() -> None:
-    def program() -> None:
-        ran(lambda: None)
-
-    with pytest.raises(sim.SimulationError, match="called by a simulated rank"):
-        ran(program, 2)
-
-
 def test_one_run_at_a_time() -> None:
     refused: list[str] = []
 
@@ -172,7 +163,7 @@ def test_one_run_at_a_time() -> None:
             thread.join()
 
     ran(program, 1)
-    assert "another thread of this process" in refused[0]
+    assert "runs in this process already" in refused[0]
 
 
 def test_a_script_has_its_own_modules(tmp_path: Path) -> None:
@@ -198,19 +189,6 @@ def test_a_thread_knows_the_ranks_groups_but_cannot_use_them() -> None:
         return rank, dist.is_initialized()
 
     assert ran(program, 2).values == [(0, True), (1, True)]
-
-
-def test_an_event_loop_waits_in_real_time() -> None:
-    async def wait() -> float:
-        await asyncio.sleep(0.001)
-        dist.barrier()
-        return time.perf_counter()
-
-    def program() -> float:
-        dist.init_process_group()
-        return asyncio.run(wait())
-
-    assert ran(program, 2).values == [pytest.approx(100e-6, rel=1)] * 2
 
 
 def test_sparse_tensors_are_refused_with_a_way_out() -> None:

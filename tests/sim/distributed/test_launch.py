@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -86,6 +88,39 @@ def test_any_backend_and_any_address_is_sim(backend: str | None, method: str | N
     ]
 
 
+def test_what_torch_has_for_one_backend_alone() -> None:
+    def program() -> tuple[Any, ...]:
+        dist.init_process_group("nccl")
+        dist.monitored_barrier(wait_all_ranks=True)
+        group = dist.split_group(split_ranks=[[3, 1], [0]])
+        if group is None:
+            return (None,)
+        x = torch.ones(1)
+        dist.all_reduce(x, group=group)
+        return dist.get_process_group_ranks(group), dist.get_backend(group), x.item()
+
+    pair = ([1, 3], "sim", 2.0)
+    assert ran(program).values == [([0], "sim", 1.0), pair, (None,), pair]
+    with pytest.raises(sim.SimulationError, match="split_ranks: got None"):
+        ran(lambda: (dist.init_process_group(), dist.split_group()))
+
+
+def test_groups_can_be_made_again() -> None:
+    def program() -> list[float]:
+        sums = []
+        for _ in range(3):
+            dist.init_process_group()
+            mine, every = dist.new_subgroups(2)
+            assert len(every) == 2
+            x = torch.full((1,), float(dist.get_rank()))
+            dist.all_reduce(x, group=mine)
+            sums.append(x.item())
+            dist.destroy_process_group()
+        return sums
+
+    assert ran(program).values == [[1.0] * 3, [1.0] * 3, [5.0] * 3, [5.0] * 3]
+
+
 def test_torchrun_variables() -> None:
     def program() -> tuple[str, ...]:
         names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -118,6 +153,29 @@ def test_time_is_virtual_on_ranks_and_real_elsewhere() -> None:
     assert launched.result.makespan == 3600
     # Asleep is neither busy nor communicating.
     assert launched.result.shares()["idle"] == 1
+
+
+def test_timers_of_asyncio_pass_in_virtual_time() -> None:
+    import asyncio
+
+    async def serve(rank: int) -> float:
+        loop = asyncio.get_running_loop()
+        first = asyncio.create_task(asyncio.sleep(10 + rank, "slow"))
+        done = [await asyncio.sleep(4, "quick"), await first]
+        assert done == ["quick", "slow"]
+        assert await loop.run_in_executor(None, lambda: 3) == 3
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.Event().wait(), timeout=5)
+        return loop.time()
+
+    def program() -> tuple[float, float]:
+        return asyncio.run(serve(int(os.environ["RANK"]))), time.monotonic()
+
+    began = time.monotonic()
+    for rank, (loop_time, now) in enumerate(ran(program, 2).values):
+        assert loop_time == pytest.approx(15 + rank, abs=1e-6)
+        assert now == pytest.approx(15 + rank, abs=1e-6)
+    assert time.monotonic() - began < 10
 
 
 def test_a_message_takes_what_the_platform_says() -> None:
@@ -281,7 +339,7 @@ def state() -> list[Any]:
         [sys.stdout, sys.argv, sys.path, sys.excepthook, sys.modules["__main__"]],
         [list(sys.path), list(sys.argv), warnings.filters, list(warnings.filters)],
         torch.get_num_threads(),
-        torch.set_num_threads,
+        [torch.set_num_threads, selectors.DefaultSelector.select, signal.signal],
         torch.get_default_dtype(),
         torch.default_generator.get_state().tolist(),
         random.getstate(),

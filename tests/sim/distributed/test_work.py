@@ -142,6 +142,19 @@ def test_a_future_of_a_batch() -> None:
     assert run(2, program) == [[1.0, 3.0]] * 2
 
 
+def test_futures_that_torch_makes_of_ours() -> None:
+    """`collect_all` and `wait_all` wait in C++ for a future that is no longer ours."""
+
+    def program() -> list[float]:
+        values = [torch.ones(1), torch.ones(1) * 2, torch.ones(1) * 3]
+        futures = [dist.all_reduce(value, async_op=True).get_future() for value in values]
+        torch.futures.wait_all(futures[:1])
+        collected = torch.futures.collect_all(futures[1:]).wait()
+        return [future.value()[0].item() for future in (futures[0], *collected)]
+
+    assert run(2, program) == [[2.0, 4.0, 6.0]] * 2
+
+
 def test_sent_tensors_may_change_after_the_wait() -> None:
     """The receiver sees what was there when the send was over, however late it looks."""
 
@@ -260,6 +273,34 @@ def test_data_parallel_training(options: dict[str, Any], hook: Any, tolerance: f
     values = run(2, program)
     assert torch.equal(values[0], values[1])
     torch.testing.assert_close(values[0], alone(2), rtol=tolerance, atol=tolerance)
+
+
+def test_ranks_with_fewer_batches() -> None:
+    """Who is through shadows the others' collectives, and waits for works that C++ keeps."""
+
+    def program() -> Tensor:
+        rank = dist.get_rank()
+        parallel = DistributedDataParallel(model())
+        with parallel.join():
+            for step in range(2 + rank):
+                parallel(batch(rank, step)).square().mean().backward()
+        gradients = [value.grad for value in parallel.parameters() if value.grad is not None]
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    def expected(rank: int) -> Tensor:
+        # The mean over both for two steps. Then rank 0 gives zeros, and half of what rank 1 has
+        # gathered is the mean.
+        module = model()
+        for step in range(2):
+            for other in range(2):
+                (module(batch(other, step)).square().mean() / 2).backward()
+        if rank == 1:
+            module(batch(1, 2)).square().mean().backward()
+        gradients = [value.grad for value in module.parameters() if value.grad is not None]
+        return torch.cat([gradient.flatten() for gradient in gradients]) / (1 + rank)
+
+    for rank, value in enumerate(run(2, program)):
+        torch.testing.assert_close(value, expected(rank))
 
 
 def test_gradients_travel_while_the_backward_pass_goes_on() -> None:

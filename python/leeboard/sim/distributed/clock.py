@@ -6,6 +6,7 @@ name before the run (`from time import perf_counter`) keeps the real one.
 
 from __future__ import annotations
 
+import selectors
 import sys
 import time
 import timeit
@@ -22,7 +23,7 @@ EPOCH = 1_735_689_600
 _PICOSECONDS = 10**12
 _ORIGINS = {"time": EPOCH, "perf_counter": 0, "monotonic": 0, "process_time": 0}
 # Their own reading of the clock must not let another rank go on: they may hold a lock.
-_LIBRARIES = frozenset(sys.stdlib_module_names) - {"test", "timeit"} | {"torch"}
+_LIBRARIES = frozenset(sys.stdlib_module_names) - {"asyncio", "test", "timeit"} | {"torch"}
 _IMPORT = "<frozen importlib._bootstrap>"
 _sleep = time.sleep
 
@@ -36,15 +37,15 @@ def install(patches: Patches) -> None:
     patches.set(time, "sleep", sleep)
     # It has taken the clock by name.
     patches.set(timeit, "default_timer", time.perf_counter)
+    selector = selectors.DefaultSelector
+    patches.set(selector, "select", _select(selector.select))
 
 
 def _seconds(real: Callable[[], float], origin: int) -> Callable[[], float]:
     @wraps(real)
     def read() -> float:
         rank = find()
-        if rank is None or _waits(sys._getframe(1)):
-            return real()
-        return origin + _now(rank) / _PICOSECONDS
+        return real() if rank is None else origin + _now(rank) / _PICOSECONDS
 
     return read
 
@@ -53,9 +54,7 @@ def _nanoseconds(real: Callable[[], int], origin: int) -> Callable[[], int]:
     @wraps(real)
     def read() -> int:
         rank = find()
-        if rank is None or _waits(sys._getframe(1)):
-            return real()
-        return origin * 10**9 + _now(rank) // 1000
+        return real() if rank is None else origin * 10**9 + _now(rank) // 1000
 
     return read
 
@@ -68,23 +67,39 @@ def sleep(seconds: Any, /) -> None:
         return
     if not seconds >= 0:
         raise ValueError(f"sleep length must be non-negative, got {seconds!r}")
+    _idle(rank, seconds, _free(sys._getframe(1)))
+
+
+def _idle(rank: Rank, seconds: float, free: bool) -> None:
     rank.flush()
     rank.core.sleep(rank.number, round(seconds * _PICOSECONDS))
-    if _free(sys._getframe(1)):
+    if free:
         # A program that polls what another rank writes must let it come to that.
         rank.give(rank.core.run(rank.number))
     else:
         rank.meter.resume(rank)
 
 
+def _select(real: Callable[..., Any]) -> Callable[..., Any]:
+    """What an asyncio loop waits in: its timers pass in virtual time."""
+
+    @wraps(real)
+    def select(self: Any, timeout: float | None = None) -> Any:
+        rank = find()
+        if rank is None or timeout is None or timeout <= 0:
+            return real(self, timeout)
+        ready = real(self, 0)
+        if not ready:
+            _idle(rank, timeout, free=True)
+            ready = real(self, 0)
+        return ready
+
+    return select
+
+
 def _now(rank: Rank) -> int:
     """The rank's clock; for libraries and imports, as it was when the rank last communicated."""
     return rank.now() if _free(sys._getframe(2)) else int(rank.core.clock(rank.number))
-
-
-def _waits(frame: FrameType | None) -> bool:
-    """Whether it is an event loop that reads the clock: it waits in real time."""
-    return frame is not None and frame.f_globals.get("__name__", "").startswith("asyncio.")
 
 
 def _free(frame: FrameType | None) -> bool:

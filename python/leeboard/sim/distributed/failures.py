@@ -9,6 +9,8 @@ import traceback
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from torch.autograd import profiler
+
 from leeboard.sim.distributed import where
 from leeboard.sim.distributed.patches import Patches
 from leeboard.sim.distributed.rank import find
@@ -222,34 +224,39 @@ def forbid_processes(patches: Patches) -> None:
             patches.set(holder, name, _refused(getattr(holder, name), name))
 
 
-def forbid_profilers(patches: Patches) -> None:
-    """Let only one rank at a time profile: torch has one profiler for the process, and two at once
-    crash it."""
-    from torch.autograd import profiler
+def one_profiler(patches: Patches) -> None:
+    """torch's profiler is one of the process: a rank that starts another one is refused."""
+    holder: list[int] = []
 
-    profile: Any = profiler.profile
-    prepare, end = profile._prepare_trace, profile.__exit__
-    profiling: list[Any] = []
+    def begin(original: Any) -> Any:
+        def start(*args: Any, **kwargs: Any) -> Any:
+            rank = find()
+            if rank is not None:
+                if holder and holder[0] != rank.number:
+                    raise RuntimeError(
+                        f"rank {rank.number} starts torch's profiler while that of rank "
+                        f"{holder[0]} is on, and there is one of it in a process: profile on one "
+                        "rank only; of simulated time, `--perfetto` shows all ranks"
+                    )
+                holder[:] = [rank.number]
+            return original(*args, **kwargs)
 
-    def begin(self: Any) -> Any:
-        rank = find()
-        if rank is None:
-            return prepare(self)
-        if profiling and profiling[0] != rank.number:
-            raise RuntimeError(
-                f"rank {rank.number} profiles while rank {profiling[0]} does: ranks share the one "
-                "profiler that torch has; profile on one of them (`if dist.get_rank() == 0`)"
-            )
-        value = prepare(self)
-        profiling[:] = [rank.number]
-        return value
+        return start
 
-    def finish(self: Any, *args: Any) -> Any:
-        profiling.clear()
-        return end(self, *args)
+    def end(original: Any) -> Any:
+        def stop(*args: Any, **kwargs: Any) -> Any:
+            holder.clear()
+            return original(*args, **kwargs)
 
-    patches.set(profile, "_prepare_trace", begin)
-    patches.set(profile, "__exit__", finish)
+        return stop
+
+    for name, around in (
+        ("_prepare_profiler", begin),
+        ("_enable_profiler", begin),
+        ("_disable_profiler", end),
+    ):
+        if hasattr(profiler, name):
+            patches.set(profiler, name, around(getattr(profiler, name)))
 
 
 def _refused(original: Any, name: str) -> Any:

@@ -18,70 +18,16 @@ from numpy.typing import NDArray
 from leeboard import _C
 from leeboard.sim.distributed.expand import Ops, expand, moves
 from leeboard.sim.distributed.fold_exchange import FakeExchange, FoldExchange
-from leeboard.sim.distributed.mesh import FoldError, Mesh
+from leeboard.sim.distributed.fold_groups import Group, make
+from leeboard.sim.distributed.mesh import FoldError, Folding
 from leeboard.sim.distributed.witness import check
-from leeboard.sim.ops import ANY, OP
+from leeboard.sim.ops import ANY, COLLECTIVES, OP, OpKind
 from leeboard.sim.trace import COLUMNS, Trace
 
 __all__ = ["FakeExchange", "FoldCore", "FoldError", "FoldExchange", "Folding", "replay_raw"]
 
 
-# Kinds of ops that live runs alone make.
-_SLEEP, _SIGNAL, _AWAIT = 17, 18, 19
-
-
-@dataclass(frozen=True)
-class Folding:
-    """How a run is folded.
-
-    Attributes:
-        mesh: Ranks and their classes.
-        witness: Whose ops are checked against those of its representative: "one" rank of each
-            class, that at the far end of every folded axis; "all"; or "none".
-        live: Ranks that run, ascending: the representatives and the witnesses.
-    """
-
-    mesh: Mesh
-    witness: str = "one"
-    live: tuple[int, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        mesh = self.mesh
-        checked = mesh.witnesses(self.witness)
-        columns = (0, *(offset for offset in checked if offset))
-        live = sorted(int(r) for offset in columns for r in mesh.shift(mesh.classes, offset))
-        object.__setattr__(self, "live", tuple(live))
-
-    @classmethod
-    def parse(cls, text: str, ranks: int | None = None, witness: str = "one") -> Folding:
-        """Read `Mesh.parse`'s text.
-
-        Args:
-            text: "dp=8 pp=16* tp=8".
-            ranks: How many the run is to have; None: as many as the mesh.
-            witness: See the class.
-
-        Raises:
-            FoldError: It does not read, or the mesh has another number of ranks.
-        """
-        mesh = Mesh.parse(text)
-        if ranks is not None and ranks != mesh.ranks:
-            raise FoldError(f"fold: {text!r} has {mesh.ranks} ranks, expected {ranks}, as asked")
-        return cls(mesh, witness)
-
-
-@dataclass
-class _Group:
-    """A group as the program knows it, and its members that run."""
-
-    name: str
-    members: tuple[int, ...]
-    # Number of the group of members that run, at the engine.
-    live: int
-    # For each member, the one that runs and passes in the same: its place among those that run.
-    stand_in: list[int]
-    # Whether all members run.
-    whole: bool
+_ALL_TO_ALL = COLLECTIVES.index("all_to_all")
 
 
 @dataclass
@@ -114,7 +60,9 @@ class FoldCore:
         self.index = {rank: i for i, rank in enumerate(self.live)}
         self.core = core(len(self.live), self.live)
         self._replay = replay
-        self._groups: list[_Group] = [self._make("world", tuple(range(self.mesh.ranks)), 0)]
+        self._groups: list[Group] = [
+            make(self.mesh, self.index, "world", tuple(range(self.mesh.ranks)), 0)
+        ]
         self._by_name: dict[str, int] = {}
         self._moved = [_Moved() for _ in self.live]
         # By its serial, the rank that a message was meant for, if a copy of the one it goes to.
@@ -189,7 +137,7 @@ class FoldCore:
                 number = 0
             else:
                 number = len(self._groups)
-                self._groups.append(self._make(name, given, found))
+                self._groups.append(make(self.mesh, self.index, name, given, found))
             self._by_name[name] = number
         elif self._groups[number].members != given:
             raise ValueError(
@@ -241,7 +189,7 @@ class FoldCore:
                     "mark the axes along which they lie as distinct (*)"
                 )
             # Even: what a rank passes in.
-            return self.collective(rank, group, 7, sum(sends), -1, algorithm, blocking)
+            return self.collective(rank, group, _ALL_TO_ALL, sum(sends), -1, algorithm, blocking)
         self._moved[me].groups.append(group)
         self._moved[me].roots.append(0)
         return int(self.core.all_to_all(me, there.live, sends, recvs, algorithm, blocking))
@@ -364,28 +312,6 @@ class FoldCore:
             lists[rank] = own
         return lists
 
-    def _make(self, name: str, members: tuple[int, ...], live: int) -> _Group:
-        """A group, and who passes in what for whom."""
-        mesh = self.mesh
-        running = [m for m in members if m in self.index]
-        # The first that runs of each class.
-        place: dict[int, int] = {}
-        for i, member in enumerate(running):
-            place.setdefault(int(mesh.representatives[member]), i)
-        own = {member: i for i, member in enumerate(running)}
-        stand_in = []
-        for member in members:
-            i = own.get(member, place.get(int(mesh.representatives[member])))
-            if i is None:
-                home = int(mesh.representatives[member])
-                raise FoldError(
-                    f"fold: {mesh.describe(member)} is in group {name!r}, but {mesh.describe(home)}"
-                    ", which runs for it, is not: mark the axes along which they differ as "
-                    "distinct (*)"
-                )
-            stand_in.append(i)
-        return _Group(name, members, live, stand_in, len(running) == len(members))
-
     def _beside(self, me: int, peer: int) -> int:
         """The engine's number of the rank that stands for a peer of `me`."""
         there = self._standing.get((me, peer))
@@ -401,19 +327,15 @@ class FoldCore:
 
     def aliases(self, group: int) -> dict[int, list[int]]:
         """For each member of a group that runs, the copies that it stands for; places in it."""
-        there = self._groups[group]
-        running = [i for i, member in enumerate(there.members) if member in self.index]
-        aliases: dict[int, list[int]] = {place: [] for place in running}
-        for i, standing in enumerate(there.stand_in):
-            if running[standing] != i:
-                aliases[running[standing]].append(i)
-        return aliases
+        return self._groups[group].aliases(self.index)
 
 
 def _between_ranks_that_run(ops: Ops) -> NDArray[np.bool_]:
     """What is no part of the program: waiting at stores, and looking at what is over."""
     kind = ops["kind"]
-    return (kind == _SIGNAL) | (kind == _AWAIT) | ((kind == _SLEEP) & (ops["a"] == 0))
+    apart: NDArray[np.bool_] = np.isin(kind, (OpKind.SIGNAL, OpKind.AWAIT))
+    apart |= (kind == OpKind.SLEEP) & (ops["a"] == 0)
+    return apart
 
 
 def replay_raw(platform_core: dict[str, Any], options: dict[str, Any]) -> Any:

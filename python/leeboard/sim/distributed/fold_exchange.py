@@ -65,14 +65,13 @@ class FoldExchange(FakeExchange):
     ) -> Meeting:
         """See `Exchange`."""
         key = (group, number)
-        meeting = self._meetings.get(key)
-        if meeting is None:
-            aliases = self._aliases.get(group)
-            if aliases is None:
-                aliases = self._aliases[group] = self._core.aliases(group)
-            meeting = self._meetings[key] = _FoldMeeting(self, key, size, signature, aliases)
+        aliases = self._aliases.get(group)
+        if aliases is None:
+            aliases = self._aliases[group] = self._core.aliases(group)
+        if key not in self._meetings:
+            self._meetings[key] = _FoldMeeting(self, key, size, signature, aliases)
         meeting = super().join(group, number, me, size, signature, inputs)
-        for member in meeting.aliases[me]:
+        for member in aliases[me]:
             meeting.inputs[member] = inputs
         return meeting
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from leeboard.sim.distributed.patches import Patches
-from leeboard.sim.distributed.rank import find
+from leeboard.sim.distributed.rank import Rank, find
 
 if TYPE_CHECKING:
-    from leeboard.sim.distributed.rank import Rank
+    from leeboard.sim.distributed.patches import Patches
 
 
 class SimFuture(torch.futures.Future[Any]):
@@ -71,68 +70,51 @@ class SimFuture(torch.futures.Future[Any]):
 
 
 def install(patches: Patches) -> None:
-    """Let a rank that waits for a future that C++ made of others wait in virtual time.
+    """Let futures that torch makes of ours wait in virtual time: those of C++, and `collect_all`."""
+    wait = torch._C.Future.wait
 
-    `torch.futures.collect_all` makes such ones, and DDP's reducer does: they know nothing of what
-    they wait for, so the rank waits for its works, in order, until the future has its value.
-    """
-    base: Any = torch._C.Future
-    done, wait, value = base.done, base.wait, base.value
+    def wait_virtually(self: torch._C.Future[Any]) -> Any:
+        rank = None if self.done() else find()
+        while rank is not None and rank.futures and not self.done():
+            next(iter(rank.futures)).wait()
+        return wait(self)
 
-    def bring(future: Any) -> None:
-        rank = None if done(future) else find()
-        while rank is not None and rank.loose and not done(future):
-            first = rank.loose[0]
-            first.wait()
-            if first in rank.loose:
-                rank.loose.remove(first)
+    patches.set(torch._C.Future, "wait", wait_virtually)
+    done = torch._C.Future.done
 
-    def brought(original: Any) -> Any:
-        def get(future: Any) -> Any:
-            bring(future)
-            return original(future)
+    def done_virtually(self: torch._C.Future[Any]) -> bool:
+        # A program that polls such a future must let those come that it is made of.
+        if not isinstance(self, SimFuture) and not done(self):
+            rank = find()
+            for future in () if rank is None else tuple(rank.futures):
+                future.done()
+        return done(self)
 
-        return get
-
-    def is_done(future: Any) -> bool:
-        rank = None if isinstance(future, SimFuture) or done(future) else find()
-        if rank is not None:
-            for promised in list(rank.loose):
-                promised.done()
-        return bool(done(future))
-
-    patches.set(base, "wait", brought(wait))
-    patches.set(base, "value", brought(value))
-    patches.set(base, "done", is_done)
-
-
-def settle(rank: Rank) -> None:
-    """Wait for everything that C++ may be about to wait for."""
-    while rank.futures:
-        rank.futures[0].wait()
+    patches.set(torch._C.Future, "done", done_virtually)
 
 
 def promise(rank: Rank, future: SimFuture) -> None:
-    """In a backward pass: before what is queued from now on for its end, the future gets its value.
+    """Keep a future until it has its value; of a backward pass: until the end of that.
 
-    DDP's reducer waits for its futures in C++, where no other rank could go on.
+    DDP's reducer waits for its futures in C++, where no other rank could go on. What it queues for
+    the end of the backward pass comes after what is queued here.
     """
     task = torch._C._current_graph_task_id()
+    rank.futures[future] = task >= 0
     if task < 0:
-        rank.loose.append(future)
         return
     if torch._C._current_autograd_node() is None:
         # The end has come: whoever asks here, in a callback, may wait before the next one is called
         # (the first step of a static graph).
         future.wait()
-        return
-    rank.futures.append(future)
-    if rank.promised == task:
-        return
-    rank.promised = task
+    elif rank.promised != task:
+        rank.promised = task
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: _settle(rank))
 
-    def keep() -> None:
-        rank.promised = -1
-        settle(rank)
 
-    torch.autograd.Variable._execution_engine.queue_callback(keep)
+def _settle(rank: Rank) -> None:
+    """Wait for everything that C++ may be about to wait for."""
+    rank.promised = -1
+    for future, backward in list(rank.futures.items()):
+        if backward:
+            future.wait()

@@ -82,8 +82,10 @@ class Spaces:
         self._late = dict(_LATE)
         self._modules = 0
         for module, keys in _SHARED.items():
+            holder = vars(sys.modules[module])
             for key in keys:
-                self._add(vars(sys.modules[module]), key, _own)
+                if key in holder:
+                    self._add(holder, key, _own)
         self._add(sys.modules, "__main__", _own)
         self.look()
         self._compile()

@@ -23,7 +23,7 @@ from leeboard.sim.distributed.exchange import Exchange
 from leeboard.sim.distributed.isolation import Isolation, ProcessState
 from leeboard.sim.distributed.leftovers import put_back
 from leeboard.sim.distributed.patches import Patches
-from leeboard.sim.distributed.rank import Meter, NoMeter, Rank, find
+from leeboard.sim.distributed.rank import Meter, NoMeter, Rank
 from leeboard.sim.distributed.script import Prefixed, Script, environment, resolve
 from leeboard.sim.distributed.session import Session
 from leeboard.sim.errors import SimulationError
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from leeboard.sim.platform import Platform
 
 COMPUTE = costs.MODES
+
+_RUNNING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def launch(
     links: bool = True,
     profile: Profiles | None = None,
     scale: float | Literal["auto"] = "auto",
+    memory: bool = False,
     fold: str | None = None,
     fake: bool | None = None,
     witness: str = "one",
@@ -97,6 +100,8 @@ def launch(
             "profiled".
         scale: How long a device of speed 1 takes for what takes this host a second, for "measured";
             "auto": 1 where the platform says nothing of the device's speed, else by a calibration.
+        memory: Whether to follow what tensors take, for the ranks' peaks and for devices that cannot
+            hold it; with "profiled" and "roofline".
         fold: Which ranks are alike (docs/sim/folding.md), such as "dp=8 tp=4"; None: each runs.
         fake: Whether tensors have shapes but no values, and nothing is computed
             (docs/sim/folding.md). None: if the run is folded, unless `compute` is "measured".
@@ -114,10 +119,6 @@ def launch(
             init_process_group.
         ValueError: An argument is wrong.
     """
-    if find() is not None:
-        raise SimulationError(
-            "launch: called by a simulated rank; expected a program that makes no run of its own"
-        )
     compute, fake = _mode(compute, fold, fake)
     if not callable(compute) and compute not in COMPUTE:
         raise ValueError(f"compute: got {compute!r}, expected one of {', '.join(COMPUTE)}")
@@ -131,7 +132,7 @@ def launch(
     options = core_options(core, network, seed, timeline, links)
     live, exchange, numbers = _engine(platform, core, options, ranks, fold, fake, witness)
     session = Session(live, exchange, ranks)
-    meters = _meters(compute, platform, profile, scale)
+    meters = _meters(compute, platform, profile, scale, memory)
     outputs = {number: Prefixed(sys.stdout, number) for number in numbers if prefix}
     with (
         _alone(),
@@ -142,9 +143,9 @@ def launch(
     ):
         world.install(patches)
         clock.install(patches)
-        failures.forbid_processes(patches)
-        failures.forbid_profilers(patches)
         futures.install(patches)
+        failures.forbid_processes(patches)
+        failures.one_profiler(patches)
         crew = Crew(session, script)
         crew.exits.install(patches)
         if fake:
@@ -188,21 +189,18 @@ def record(target: str | Path | Callable[..., Any], platform: Platform, **option
     return launch(target, platform, **options).trace
 
 
-_running = threading.Lock()
-
-
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One run at a time: all replace the same names."""
-    if not _running.acquire(blocking=False):
+    """No other run of this process may be under way: ranks replace what a process has."""
+    if not _RUNNING.acquire(blocking=False):
         raise SimulationError(
-            "launch: another thread of this process is running a simulation, and a process can run "
-            "one at a time; expected a call after that one's end, or in a process of its own"
+            "launch: a simulation runs in this process already; expected one after the other, or a "
+            "process for each"
         )
     try:
         yield
     finally:
-        _running.release()
+        _RUNNING.release()
 
 
 def _count(ranks: int | None, platform: Platform) -> int:
@@ -264,10 +262,12 @@ def _meters(
     platform: Platform,
     profile: Profiles | None,
     scale: float | Literal["auto"],
+    memory: bool,
 ) -> Callable[[int], Meter]:
-    if compute == "none":
+    if compute == "none" and not memory:
         return lambda rank: NoMeter()
-    return lambda rank: costs.meter(compute, platform, rank, profile=profile, scale=scale)
+    options: dict[str, Any] = {"profile": profile, "scale": scale, "memory": memory}
+    return lambda rank: costs.meter(compute, platform, rank, **options)
 
 
 def _seed(seed: int, rank: int) -> int:

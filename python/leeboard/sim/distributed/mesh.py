@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -124,7 +124,7 @@ class Mesh:
         for i, axis in enumerate(self.axes):
             if axis.distinct is not distinct:
                 coordinates[i] = 0
-        part = np.ravel_multi_index(tuple(coordinates), self.shape).astype(np.int64)
+        part: Ranks = np.ravel_multi_index(tuple(coordinates), self.shape).astype(np.int64)
         part.setflags(write=False)
         return part
 
@@ -134,7 +134,8 @@ class Mesh:
         step = np.unravel_index(offset, self.shape)
         for i in self.folded:
             moved[i] = (moved[i] + step[i]) % self.shape[i]
-        return np.ravel_multi_index(tuple(moved), self.shape).astype(np.int64)
+        found: Ranks = np.ravel_multi_index(tuple(moved), self.shape).astype(np.int64)
+        return found
 
     def unshift(self, ranks: Sequence[int] | Ranks, offset: int) -> Ranks:
         """What `shift` undoes."""
@@ -189,3 +190,43 @@ class Mesh:
             f"{self.describe(one)} to {self.describe(other)}, it is another group. Split the axis "
             "in two (tp=8 as tp_far=2 tp=4), or mark it as distinct (*)"
         )
+
+
+@dataclass(frozen=True)
+class Folding:
+    """How a run is folded.
+
+    Attributes:
+        mesh: Ranks and their classes.
+        witness: Whose ops are checked against those of its representative: "one" rank of each
+            class, that at the far end of every folded axis; "all"; or "none".
+        live: Ranks that run, ascending: the representatives and the witnesses.
+    """
+
+    mesh: Mesh
+    witness: str = "one"
+    live: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        mesh = self.mesh
+        checked = mesh.witnesses(self.witness)
+        columns = (0, *(offset for offset in checked if offset))
+        live = sorted(int(r) for offset in columns for r in mesh.shift(mesh.classes, offset))
+        object.__setattr__(self, "live", tuple(live))
+
+    @classmethod
+    def parse(cls, text: str, ranks: int | None = None, witness: str = "one") -> Folding:
+        """Read `Mesh.parse`'s text.
+
+        Args:
+            text: "dp=8 pp=16* tp=8".
+            ranks: How many the run is to have; None: as many as the mesh.
+            witness: See the class.
+
+        Raises:
+            FoldError: It does not read, or the mesh has another number of ranks.
+        """
+        mesh = Mesh.parse(text)
+        if ranks is not None and ranks != mesh.ranks:
+            raise FoldError(f"fold: {text!r} has {mesh.ranks} ranks, expected {ranks}, as asked")
+        return cls(mesh, witness)

@@ -96,9 +96,11 @@ class Rank:
         meter: What this rank's computation costs.
         state: What is swapped when another rank goes on; None: nothing.
         thread: Identifier of the rank's thread, the only one that may communicate.
-        futures: Futures that C++ may wait for, in the order in which they were asked for.
-        loose: Futures of works under way that were asked for outside of a backward pass.
+        futures: Those without a value, in the order in which they were asked for; whether that was
+            in a backward pass.
         promised: The backward pass at whose end the futures get their values, or -1.
+        works: Collectives under way: C++ may keep one whose Python part nobody holds any more, and
+            wait for it.
         world: What c10d keeps of its process groups.
         worlds: How many times it has called init_process_group.
         counters: How many collectives of each group this rank has called.
@@ -109,7 +111,6 @@ class Rank:
         "counters",
         "exchange",
         "futures",
-        "loose",
         "meter",
         "number",
         "promised",
@@ -117,6 +118,7 @@ class Rank:
         "size",
         "state",
         "thread",
+        "works",
         "world",
         "worlds",
     )
@@ -132,9 +134,9 @@ class Rank:
         self.meter: Meter = NoMeter() if meter is None else meter
         self.state = state
         self.thread = 0
-        self.futures: list[SimFuture] = []
-        self.loose: list[SimFuture] = []
+        self.futures: dict[SimFuture, bool] = {}
         self.promised = -1
+        self.works: set[object] = set()
         self.world: dict[str, Any] = {}
         self.worlds = 0
         self.counters: dict[int, list[int]] = {}

@@ -132,9 +132,7 @@ class SimWork(dist.Work):
     def _tell(self) -> None:
         future = self._future
         if future is not None and not future.complete:
-            for kept in (self._rank.futures, self._rank.loose):
-                if future in kept:
-                    kept.remove(future)
+            self._rank.futures.pop(future, None)
             future.set_result(list(self._outs))
 
 
@@ -151,12 +149,14 @@ class CollectiveWork(SimWork):
         move: Move,
     ) -> None:
         super().__init__(rank, slot, outs)
+        rank.works.add(self)
         self._meeting: Meeting | None = meeting
         self._me = me
         self._move = move
 
     def _finish(self) -> None:
         self._over = True
+        self._rank.works.discard(self)
         meeting, self._meeting = self._meeting, None
         assert meeting is not None
         self._rank.exchange.collect(meeting, self._me, self._move, self._outs)

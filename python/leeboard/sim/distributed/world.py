@@ -49,13 +49,32 @@ _TABLES = (
 )
 
 
-class _Worlds(threading.local):
-    """c10d's `_World`, one a thread."""
+class _GroupRanks(dict[Any, dict[int, int]]):
+    """c10d's table of the ranks of each group. Equal entries of all ranks are one object: a thousand
+    times a thousand numbers are a hundred megabytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: dict[tuple[int, ...], dict[int, int]]) -> None:
+        super().__init__()
+        self._shared = shared
+
+    def __setitem__(self, group: Any, ranks: dict[int, int]) -> None:
+        if list(ranks.values()) == list(range(len(ranks))):
+            ranks = self._shared.setdefault(tuple(ranks), ranks)
+        super().__setitem__(group, ranks)
+
+
+class _Worlds(threading.local):
+    """c10d's `_World`, one a thread.
+
+    Args:
+        shared: Ranks of groups, of all threads.
+    """
+
+    def __init__(self, shared: dict[tuple[int, ...], dict[int, int]]) -> None:
         for name, member in vars(distributed_c10d._World).items():
             if isinstance(member, property) and name != "pg_config_info":
                 setattr(self, name, _EMPTY.get(name, dict)())
+        self.pg_group_ranks = _GroupRanks(shared)
         rank = find()
         if rank is not None:
             rank.world = vars(self)
@@ -115,7 +134,7 @@ def install(patches: Patches) -> None:
     isolate(True)
     patches.after(lambda: isolate(False))
     _register(patches)
-    patches.set(distributed_c10d, "_world", _Worlds())
+    patches.set(distributed_c10d, "_world", _Worlds({}))
     patches.set(threading.Thread, "start", _started(threading.Thread.start))
     for name in ("_backend", "_default_pg_init_method"):
         patches.set(distributed_c10d, name, getattr(distributed_c10d, name, None))

@@ -130,11 +130,20 @@ class Rounds:
         return bool(self.written >= self.options.tokens)
 
     @property
+    def most(self) -> int:
+        """Proposals of a round at most."""
+        return 0 if self.options.drafter == "none" else int(self.options.depth)
+
+    @property
     def depth(self) -> int:
         """Proposals of the next round: the last ones are no more than are wanted."""
-        if self.options.drafter == "none":
-            return 0
-        return int(min(self.options.depth, self.options.tokens - self.written - 1))
+        return int(min(self.most, self.options.tokens - self.written - 1))
+
+    @property
+    def left(self) -> int:
+        """Rounds that there will be at least."""
+        wanted = int(self.options.tokens) - self.written
+        return -(-wanted // (self.most + 1))
 
     def drawn(self) -> int:
         """Proposals of this round that are kept, where that is not seen."""

@@ -26,6 +26,7 @@ which it was told before the clock starts, or wrong ones; the work is the same.
 from __future__ import annotations
 
 import argparse
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ from leeboard.sim.strategies.llama import Config, config_of
 from leeboard.sim.strategies.speculation import Chances, Drafter, Rounds, Target, longest
 
 EDGE, SERVER = 0, 1
+# Messages that the edge is ready for.
+AHEAD = 32
 
 
 def edge_drafts(place: Place, drafter: Drafter, rounds: Rounds) -> tuple[list[Tensor], list[float]]:
@@ -107,12 +110,16 @@ def server_verifies(place: Place, target: Target, rounds: Rounds) -> None:
     options = place.options
     prompt = torch.empty(options.prompt, dtype=torch.int64, device=place.device)
     dist.recv(prompt, EDGE)
-    last = target.read(prompt[None])
-    dist.send(last, EDGE)
-    while not rounds.over:
-        drafts = prompt.new_empty(rounds.depth)
-        if rounds.depth:
-            dist.recv(drafts, EDGE)
+    last = reply = target.read(prompt[None])
+    while True:
+        # Ready for the next proposals before the edge hears that it may send them.
+        drafts = prompt.new_empty(0 if rounds.over else rounds.depth)
+        coming = dist.irecv(drafts, EDGE) if len(drafts) else None
+        dist.send(reply, EDGE)
+        if rounds.over:
+            break
+        if coming is not None:
+            coming.wait()
         written = target.verify(last, drafts)
         kept = rounds.drawn() if options.no_sampling else longest(drafts, written)
         target.keep(len(drafts), kept)
@@ -121,7 +128,6 @@ def server_verifies(place: Place, target: Target, rounds: Rounds) -> None:
         # The edge drafts ahead and keeps what it guessed right: here only the draws need to know.
         hit = options.no_sampling and options.overlap and rounds.guessed(kept)
         rounds.end(kept, hit)
-        dist.send(reply, EDGE)
 
 
 def server_streams(place: Place, target: Target, drafter: Drafter | None, rounds: Rounds) -> None:
@@ -147,8 +153,9 @@ def server_streams(place: Place, target: Target, drafter: Drafter | None, rounds
             kept = rounds.drawn() if options.no_sampling else longest(drafts, written)
         target.keep(depth, kept)
         last = written[kept : kept + 1]
-        # Always as long as the longest, so that the edge knows the size: [kept, tokens..., filling]
-        message = torch.cat((torch.full_like(last, kept), written))
+        # All equally long, so that the edge can be ready for them: [kept, tokens..., filling].
+        filling = last.new_zeros(rounds.most - depth)
+        message = torch.cat((torch.full_like(last, kept), written, filling))
         going.append((dist.isend(message, EDGE), message))
         rounds.end(kept, False)
         if drafter is not None and not rounds.over:
@@ -168,9 +175,16 @@ def edge_listens(place: Place, rounds: Rounds) -> tuple[list[Tensor], list[float
     first = prompt.new_empty(1)
     dist.recv(first, SERVER)
     text, times = [first], [place.now()]
+    coming: collections.deque[tuple[dist.Work | None, Tensor]] = collections.deque()
     while not rounds.over:
-        message = prompt.new_empty(rounds.depth + 2)
-        dist.recv(message, SERVER)
+        # Ready for as many as will come at least: a sender that waits to be asked would pay the
+        # delay for each.
+        while len(coming) < min(rounds.left, AHEAD):
+            message = prompt.new_empty(rounds.most + 2)
+            coming.append((dist.irecv(message, SERVER), message))
+        work, message = coming.popleft()
+        assert work is not None
+        work.wait()
         if place.options.no_sampling:
             kept = rounds.drawn() if rounds.depth else 0
         else:

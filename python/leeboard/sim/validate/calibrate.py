@@ -6,10 +6,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
-from leeboard.sim.calibration import PointToPoint, fit_point_to_point
+from leeboard.sim.collectives import LATENCIES
 from leeboard.sim.parts import Protocol
 from leeboard.sim.platform import Platform
 from leeboard.sim.validate.rig import FRAMING, Links
@@ -17,8 +18,8 @@ from leeboard.sim.validate.rig import FRAMING, Links
 # Of a full packet: what TCP carries (1500 bytes, less the headers of IP and TCP and its timestamps)
 # of what the link does.
 HEADERS = (1500 - 20 - 20 - 12) / (1500 + FRAMING)
-# Below this share of what the headers leave, something else than the link holds messages back.
-_HELD = 0.93
+# Times that say a rate so far from what the headers leave say something: a window, mostly.
+_SCATTER = 0.07
 # net.core.wmem_max where it cannot be read: Linux' own.
 _WMEM = 212_992
 
@@ -84,6 +85,11 @@ def calibrate(
 ) -> Calibration:
     """Fit latency, goodput, cross-traffic and, if a window shows, its rate.
 
+    n bytes take 2 latencies + n / rate. The rate is reckoned: it is what the headers of full packets
+    leave of the link's, which the rig keeps. Only where the times say another one, by more than a
+    scatter of them explains, is it theirs. All is fitted by the least sum of absolute relative errors,
+    so that a size that was disturbed moves nothing.
+
     Args:
         links: The rig's.
         messages: Bytes to seconds of one message.
@@ -91,36 +97,57 @@ def calibrate(
         buffer: Bytes that a socket takes over; None: this host's.
 
     Raises:
-        ValueError: The times are none that the links could give.
+        ValueError: Less than two sizes, or larger messages took no longer.
     """
+    if len(messages) < 2:
+        raise ValueError(f"messages: got {len(messages)} sizes, expected 2 or more")
     rate = links.bandwidth / 8
-    fit = _fit(messages, crossing, None)
-    limit = 0.0
-    if fit.bandwidth < _HELD * HEADERS * rate:
-        limit, goodput = fit.bandwidth, HEADERS
+    limit, goodput = 0.0, HEADERS
+    begin, slope = _line(messages)
+    seen = 1 / (slope * rate)
+    if seen < HEADERS * (1 - _SCATTER):
+        limit = seen * rate
+    elif seen > HEADERS * (1 + _SCATTER):
+        goodput = min(seen, 1.0)
     else:
-        # A link cannot have carried more than it does; measurements scatter.
-        goodput = min(fit.bandwidth / rate, 1.0)
+        slope = 1 / (HEADERS * rate)
+        begin = _begin(messages, slope)
+    # The largest message says most of what acknowledgements take: a little of the time of its bytes.
+    shares = [(seconds - begin) / (size * slope) - 1 for size, seconds in crossing.items()]
+    cross = min(max(shares[-1], 0.0), 1.0) if shares else 0.0
+    worst = max(abs((begin + n * slope) / t - 1) for n, t in messages.items())
     return Calibration(
-        latency=fit.latency,
+        latency=begin / LATENCIES["notify"],
         goodput=goodput,
-        cross_traffic=fit.cross_traffic,
+        cross_traffic=cross,
         rate_limit=limit,
         send_buffer=send_buffer() if buffer is None else buffer,
-        worst=fit.worst,
+        worst=worst,
     )
 
 
-def _fit(
-    messages: Mapping[int, float], crossing: Mapping[int, float], bandwidth: float | None
-) -> PointToPoint:
-    return fit_point_to_point(
-        list(messages),
-        list(messages.values()),
-        bandwidth=bandwidth,
-        crossing=(list(crossing), list(crossing.values())) if crossing else None,
-        handshake="notify",
-    )
+def _begin(messages: Mapping[int, float], slope: float) -> float:
+    """Seconds of no bytes, where those of a byte are known: a median, weighted by 1 / time."""
+    rests = sorted((max(t - n * slope, 0.0), 1 / t) for n, t in messages.items())
+    half = sum(weight for _, weight in rests) / 2
+    passed = accumulate(weight for _, weight in rests)
+    return next(rest for (rest, _), sum_ in zip(rests, passed, strict=True) if sum_ >= half)
+
+
+def _line(messages: Mapping[int, float]) -> tuple[float, float]:
+    """Seconds of no bytes, and seconds a byte: of the lines through two of the points, one of which
+    is the best of all lines."""
+    found = []
+    for (a, s), (b, t) in combinations(messages.items(), 2):
+        slope = (t - s) / (b - a)
+        begin = s - a * slope
+        if slope > 0 and begin >= 0:
+            missed = sum(abs((begin + n * slope) / m - 1) for n, m in messages.items())
+            found.append((missed, begin, slope))
+    if not found:
+        raise ValueError("messages: larger ones took no longer; expected times that grow")
+    _, begin, slope = min(found)
+    return begin, slope
 
 
 def sizes_and_times(lines: Sequence[Mapping[str, Any]], what: str) -> dict[int, float]:

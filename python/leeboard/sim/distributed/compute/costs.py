@@ -86,6 +86,7 @@ class Rule:
     Attributes:
         func: The op.
         free: It costs nothing.
+        view: Nor does it make a tensor with memory of its own.
         composite: It is to be taken apart into ops that have costs.
         count: Its formula, or None: `per_element`.
         per_element: FLOP an element of its largest tensor.
@@ -98,6 +99,7 @@ class Rule:
 
     func: Any
     free: bool = False
+    view: bool = False
     composite: bool = False
     count: flops.Count | None = None
     per_element: int = 0
@@ -146,7 +148,7 @@ def rule_of(func: Any) -> Rule:
     if func.namespace == "aten" and name in _FREE:
         free = True
     if free or torch.Tag.inplace_view in func.tags:
-        return Rule(func, free=True)
+        return Rule(func, free=True, view=bool(views) and not written)
     count = flops.FORMULAS.get(schema.name) or flops.registered(func)
     per_element, known = _per_element(func, name)
     return Rule(

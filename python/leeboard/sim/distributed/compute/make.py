@@ -41,6 +41,7 @@ def meter(
     scale: float | str = "auto",
     profile: Profiles | None = None,
     meta: bool = False,
+    memory: bool = False,
 ) -> Any:
     """The meter of a rank.
 
@@ -53,6 +54,8 @@ def meter(
         profile: Of "profiled": a profile or its file, or several; each device is charged by the one
             that bears the name of its kind, or by the only one.
         meta: Whether ops on torch's meta device count.
+        memory: Whether to tell the engine what tensors take; "profiled" and "roofline" alone see
+            tensors.
 
     Raises:
         ValueError: `spec`, `scale` or `profile` does not fit.
@@ -64,10 +67,12 @@ def meter(
     if spec not in MODES:
         hint = nearest(str(spec), MODES)
         raise ValueError(f"compute: got {spec!r}{hint}, expected {', '.join(MODES)}")
+    if memory and spec not in ("profiled", "roofline"):
+        raise ValueError(f"memory: given with compute {spec!r}, expected 'profiled' or 'roofline'")
     device = device_of(platform, rank)
     if spec == "profiled":
         table = _profile_of(device, profile)
-        made: Any = ProfiledMeter(table, meta=meta)
+        made: Any = ProfiledMeter(table, meta=meta, memory=memory)
         made.tally.note = f"{_name(device)}: by the profile of {table.device!r}"
     elif profile is not None:
         raise ValueError(f"profile: given with compute {spec!r}, expected compute 'profiled'")
@@ -76,7 +81,7 @@ def meter(
         made = MeasuredMeter(factor)
         made.tally.note = f"{_name(device)}: {factor:.4g} times the time on this host ({why})"
     elif spec == "roofline":
-        made = RooflineMeter(meta=meta)
+        made = RooflineMeter(meta=meta, memory=memory)
         made.tally.note = f"{_name(device)}: {_speeds(device)}"
     else:
         made = NoneMeter()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 
 # The module's functions are virtual in a rank's thread; this is the real one.
 from time import thread_time_ns
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from leeboard.sim.distributed.compute.memory import Storages, resizes_seen
 from leeboard.sim.distributed.compute.mode import Call, OpMode
 from leeboard.sim.distributed.compute.report import Tally
 
@@ -128,10 +129,18 @@ def single_threaded() -> Iterator[None]:
 
 
 class OpMeter:
-    """Sees ops while the program's own code runs, and charges for them at `flush`."""
+    """Sees ops while the program's own code runs, and charges for them at `flush`.
 
-    def __init__(self, *, meta: bool = False) -> None:
+    Args:
+        meta: Whether ops on torch's meta device count.
+        memory: Whether to tell the engine what tensors take: as much as there is at once between
+            two flushes, at the beginning of what runs between them.
+    """
+
+    def __init__(self, *, meta: bool = False, memory: bool = False) -> None:
         self.tally = Tally()
+        self._storages = Storages(self._changed) if memory else None
+        self._changes: list[int] = []
         self._running = False
         self._seen: list[Call] = []
         self._meta = meta
@@ -143,13 +152,37 @@ class OpMeter:
     def flush(self, rank: Place) -> None:
         """Ops that ran become ops of the rank."""
         self._running = False
+        if self._changes:
+            self._tell(rank)
         if self._seen:
             self.charge(rank, self._seen)
             self._seen = []
 
     def modes(self) -> Sequence[AbstractContextManager[object]]:
         """The mode that sees ops."""
-        return (OpMode(self._see, meta=self._meta),)
+        if self._storages is None:
+            return (OpMode(self._see, meta=self._meta),)
+        watched = OpMode(self._see, meta=self._meta, used=self._used)
+        return (resizes_seen(), closing(self._storages), watched)
+
+    def _used(self, values: Any) -> None:
+        if self._running and self._storages is not None:
+            self._storages.made(values)
+
+    def _changed(self, size: int) -> None:
+        changes = self._changes
+        if changes and (changes[-1] > 0) == (size > 0):
+            changes[-1] += size
+        else:
+            changes.append(size)
+
+    def _tell(self, rank: Place) -> None:
+        for size in self._changes:
+            if size > 0:
+                rank.core.alloc(rank.number, size)
+            else:
+                rank.core.free(rank.number, -size)
+        self._changes = []
 
     def _see(self, call: Call, args: Any, kwargs: Any) -> None:
         # The simulator's own copies and reductions are no work of the program's.
@@ -184,8 +217,8 @@ class ProfiledMeter(OpMeter):
         table: Gives picoseconds for a call, or None.
     """
 
-    def __init__(self, table: Any, *, meta: bool = False) -> None:
-        super().__init__(meta=meta)
+    def __init__(self, table: Any, *, meta: bool = False, memory: bool = False) -> None:
+        super().__init__(meta=meta, memory=memory)
         self.table = table
 
     def charge(self, rank: Place, calls: list[Call]) -> None:

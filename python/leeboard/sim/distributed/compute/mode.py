@@ -51,12 +51,20 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         seen: Takes the call and the op's arguments (args, kwargs).
         meta: Whether ops on the meta device count.
+        used: Takes the arguments and the results of every op that is no view, free ones too.
     """
 
-    def __init__(self, seen: Callable[[Call, Any, Any], None], *, meta: bool = False) -> None:
+    def __init__(
+        self,
+        seen: Callable[[Call, Any, Any], None],
+        *,
+        meta: bool = False,
+        used: Callable[[Any], None] | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen = seen
         self.meta = meta
+        self.used = used
 
     def __enter__(self) -> Self:
         """Begin to see the ops of this thread."""
@@ -80,13 +88,18 @@ class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         rule = rule_of(func)
         if rule.free or propagation.hidden.depth:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if self.used is not None and not rule.view and not propagation.hidden.depth:
+                self.used((args, out))
+            return out
         if rule.composite:
             with self:
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
-        if not self.meta and not types and _is_meta(args, out):
+        if not self.meta and _is_meta(args, out):
             return out
+        if self.used is not None:
+            self.used((args, out))
         self.seen(call_of(rule, args, kwargs, out), args, kwargs)
         return out
 
@@ -134,4 +147,5 @@ def _is_meta(args: tuple[Any, ...], out: Any) -> bool:
     tensor = next(tensors(out), None)
     if tensor is None:
         tensor = next(tensors(args), None)
-    return tensor is not None and tensor.is_meta and not isinstance(tensor, FakeTensor)
+    # A fake tensor says what it stands for.
+    return tensor is not None and tensor.device.type == "meta"

@@ -35,6 +35,7 @@ def calls_of(
     *,
     platform: Platform | None = None,
     ranks: int | None = None,
+    fold: str | None = None,
 ) -> list[Example]:
     """The calls that a program makes, each once.
 
@@ -44,6 +45,7 @@ def calls_of(
         platform: Run it on simulated ranks on this platform and take the calls of them all; None:
             run it in this process, as torchrun has set its environment, or in a world of one.
         ranks: With a platform: how many; None: as many as it has room for.
+        fold: With a platform: which ranks are alike (docs/sim/folding.md); tensors are fake then.
 
     Raises:
         RuntimeError: The script ended with an error.
@@ -60,7 +62,8 @@ def calls_of(
         def make(platform: Platform, rank: int) -> CollectMeter:
             return CollectMeter(examples)
 
-        launch(target, platform, ranks=ranks, args=args, compute=make, timeline=False)
+        options: dict[str, Any] = {"ranks": ranks, "fold": fold, "timeline": False}
+        launch(target, platform, args=args, compute=make, **options)
         return list(examples.values())
     script = resolve(target, args)
     meter, place = CollectMeter(examples), _Alone()

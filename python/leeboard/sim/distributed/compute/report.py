@@ -94,13 +94,15 @@ class Report:
         mode: "measured", "profiled", "roofline" or "none".
         notes: How times came about, a line for each kind of device.
         ops: By time, the longest first; empty where ops were not seen.
-        seconds: Of computing, all ranks together.
+        seconds: Of computing, all ranks that ran together (of a folded run: the representatives).
+        ranks: How many ran.
     """
 
     mode: str
     notes: tuple[str, ...]
     ops: tuple[OpTotal, ...]
     seconds: float
+    ranks: int
 
     @property
     def unknown(self) -> list[OpTotal]:
@@ -129,7 +131,9 @@ class Report:
         return shown
 
     def __str__(self) -> str:
-        lines = [f"compute         {self.mode}, {text_of(self.seconds, 's')} of all ranks together"]
+        of = "1 rank" if self.ranks == 1 else f"{self.ranks:,} ranks together"
+        took = f", {text_of(self.seconds, 's')} of {of}" if self.ranks else ""
+        lines = [f"{'compute':<15} {self.mode}{took}"]
         lines += [f"  {note}" for note in self.notes]
         if self.mode == "profiled":
             lines.append(f"  calls: {_counts(self.sources())}")
@@ -170,8 +174,9 @@ def report(mode: str, tallies: Iterable[Tally]) -> Report:
     """
     notes: dict[str, None] = {}
     totals: dict[str, list[Any]] = {}
-    seconds = 0.0
+    seconds, ranks = 0.0, 0
     for tally in tallies:
+        ranks += 1
         seconds += tally.picoseconds * 1e-12
         if tally.note:
             notes[tally.note] = None
@@ -189,7 +194,7 @@ def report(mode: str, tallies: Iterable[Tally]) -> Report:
         for name, (calls, took, flops, size, call, sources) in totals.items()
     ]
     ops.sort(key=lambda op: (-op.seconds, op.name))
-    return Report(mode, tuple(notes), tuple(ops), seconds)
+    return Report(mode, tuple(notes), tuple(ops), seconds, ranks)
 
 
 def _seconds(call: Call, found: Found, device: Device | None) -> float:

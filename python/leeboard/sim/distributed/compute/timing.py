@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
@@ -19,8 +20,10 @@ from leeboard.sim.distributed.compute.profile import Profile
 # Copies of the arguments take turns, so that weights come from memory and not from a cache. What is
 # small comes from a cache in programs, too.
 _ROTATED = 96 << 20
-_COPIES = 16
+_COPIES = 256
 _SMALL = 1 << 18
+# Of one set of arguments, by an op that writes to them.
+_CHANGES = 8
 # One reading of the clock covers at least so long.
 _SHORTEST = 100_000
 _ROUNDS = 7
@@ -69,51 +72,63 @@ def time_call(example: Example, seconds: float = 0.1) -> float:
     """Seconds that a call takes, median."""
     size = max(1, example.bytes)
     copies = 2 if size <= _SMALL else max(1, min(_COPIES, _ROTATED // size))
-    func, sets = example.call.rule.func, [example.make() for _ in range(copies)]
-    on_gpu = any(tensor.is_cuda for args, kwargs in sets[:1] for tensor in _flat((args, kwargs)))
-    clock = _cuda_time if on_gpu else _thread_time
-    _repeated(func, sets, 1)
-    repeats, took = 1, clock(func, sets, 1)
-    while took < _SHORTEST and repeats < 1 << 14:
-        repeats = min(1 << 14, max(2 * repeats, int(1.2 * repeats * _SHORTEST / max(took, 1000))))
-        if example.call.rule.written:
-            # What is changed again and again must not run off to infinity or to nothing.
-            sets = [example.make() for _ in range(copies)]
-            repeats = min(repeats, 8 * copies)
-        took = clock(func, sets, repeats)
-        if example.call.rule.written and repeats == 8 * copies:
-            break
-    rounds = max(3, min(_ROUNDS, int(seconds * 1e9 / max(took, 1))))
+    # What is changed again and again must not run off to infinity or to nothing.
+    fresh = bool(example.call.rule.written)
+    timer = _Timer(example, copies)
+    timer(1)
+    repeats, took = 1, timer(1)
+    most = _CHANGES * copies if fresh else 1 << 14
+    while took < _SHORTEST and repeats < most:
+        repeats = min(most, max(2 * repeats, int(1.2 * repeats * _SHORTEST / max(took, 1000))))
+        if fresh:
+            timer.renew()
+        took = timer(repeats)
     times = []
-    for _ in range(rounds):
-        if example.call.rule.written:
-            sets = [example.make() for _ in range(copies)]
-        times.append(clock(func, sets, repeats))
+    for _ in range(max(3, min(_ROUNDS, int(seconds * 1e9 / max(took, 1))))):
+        if fresh:
+            timer.renew()
+        times.append(timer(repeats))
     return max(statistics.median(times), 1.0) / repeats * 1e-9
 
 
-def _repeated(func: Any, sets: list[tuple[Any, dict[str, Any]]], repeats: int) -> None:
-    count = len(sets)
-    for number in range(repeats):
-        args, kwargs = sets[number % count]
-        func(*args, **kwargs)
+class _Timer:
+    """Makes a call on sets of arguments that take turns, and tells how long that took.
 
+    Args:
+        example: The call.
+        copies: Sets of arguments.
+    """
 
-def _thread_time(func: Any, sets: list[tuple[Any, dict[str, Any]]], repeats: int) -> float:
-    start = thread_time_ns()
-    _repeated(func, sets, repeats)
-    return thread_time_ns() - start
+    def __init__(self, example: Example, copies: int) -> None:
+        self._example = example
+        self._copies = copies
+        self.renew()
+        args, kwargs = self._first
+        self._on_gpu = any(tensor.is_cuda for tensor in _flat((args, kwargs)))
 
+    def renew(self) -> None:
+        """New sets."""
+        sets = [self._example.make() for _ in range(self._copies)]
+        self._first = sets[0]
+        self._turns = itertools.cycle(sets)
 
-def _cuda_time(func: Any, sets: list[tuple[Any, dict[str, Any]]], repeats: int) -> float:
-    made: Any = torch.cuda.Event
-    start, end = (made(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    _repeated(func, sets, repeats)
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1e6
+    def __call__(self, repeats: int) -> float:
+        """Nanoseconds of so many calls; the next one goes on where this one ended."""
+        func, turns = self._example.call.rule.func, itertools.islice(self._turns, repeats)
+        if not self._on_gpu:
+            start = thread_time_ns()
+            for args, kwargs in turns:
+                func(*args, **kwargs)
+            return thread_time_ns() - start
+        made: Any = torch.cuda.Event
+        begin, end = (made(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        for args, kwargs in turns:
+            func(*args, **kwargs)
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) * 1e6
 
 
 def _flat(value: Any) -> Iterator[torch.Tensor]:
