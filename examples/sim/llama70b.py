@@ -161,6 +161,18 @@ def shard(stage: Stage, mesh: DeviceMesh) -> Stage:
     return stage
 
 
+def fill(stage: Stage, seed: int) -> None:
+    """Weights to begin with."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in stage.parameters():
+            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            if local.dim() == 1:
+                local.fill_(1.0)
+            else:
+                local.normal_(std=0.02)
+
+
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -187,9 +199,11 @@ def main() -> None:
         "cpu", (given.dp, given.pp, given.tp), mesh_dim_names=("dp", "pp", "tp")
     )
     index = mesh["pp"].get_local_rank()
-    torch.manual_seed(index)
     torch.set_default_dtype(getattr(torch, given.dtype))
-    module = shard(Stage(sizes, index, given.pp), mesh["tp"])
+    # A rank makes its own share of the weights; none are sent.
+    with torch.device("meta"):
+        module = shard(Stage(sizes, index, given.pp), mesh["tp"])
+    fill(module.to_empty(device="cpu"), seed=index * given.tp + mesh["tp"].get_local_rank())
     # Replicas differ in what they are given, not in the weights.
     torch.manual_seed(1000 + mesh["dp"].get_local_rank())
     batch = given.microbatches * given.batch

@@ -142,6 +142,19 @@ def replicas() -> None:
         module(torch.randn(8, 64)).sum().backward()
 
 
+def from_meta() -> None:
+    """Weights that are made where they are needed, and converted."""
+    mesh = init_device_mesh("cpu", (4,))
+    with torch.device("meta"):
+        module = Pair()
+    parallelize_module(module, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    module.to_empty(device="cpu").to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.to_local().fill_(0.5)
+    module(torch.randn(8, 64, dtype=torch.bfloat16)).sum().backward()
+
+
 def pipeline(kind: Any, train: bool) -> Callable[[], None]:
     """A pipeline whose stages find out themselves what they pass on."""
 
@@ -166,6 +179,7 @@ PROGRAMS: dict[str, Callable[[], None]] = {
     "functionals": functionals,
     "tensor_parallel": tensor_parallel,
     "two_meshes": two_meshes,
+    "from_meta": from_meta,
     "fully_sharded": fully_sharded,
     "replicas": replicas,
     "gpipe": pipeline(ScheduleGPipe, train=False),

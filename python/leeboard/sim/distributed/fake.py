@@ -131,6 +131,11 @@ class FakeMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 " use torch.where or fixed shapes, or run with fake=False"
             ) from None
 
+    def forget(self) -> None:
+        """Drop the notes on tensors that FakeTensorMode has converted."""
+        mode: Any = torch._C._get_dispatch_mode(_FAKE)
+        mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
+
     def start(self, filled: Tensor, work: Any) -> Tensor:
         """Note that `work` fills a tensor."""
         if work is not None:

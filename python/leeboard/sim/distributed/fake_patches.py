@@ -58,6 +58,7 @@ def install(set_: Callable[[Any, str, Any], Any]) -> None:
     functional = importlib.import_module("torch.distributed._functional_collectives")
     if hasattr(functional, "_are_we_tracing"):
         _redirect(functional, functional._are_we_tracing, _not_here, set_)
+    _with_swaps(set_)
     _with_values_in_c(set_)
 
 
@@ -95,6 +96,24 @@ def _redirect(module: Any, function: Any, wrap: Callable[[Any], Any], set_: Any)
 
 def _forward(*args: Any, **kwargs: Any) -> Any:
     return really(*args, **kwargs)  # The name is another in each function's code.
+
+
+def _with_swaps(set_: Callable[[Any, str, Any], Any]) -> None:
+    """Parameters that FakeTensorMode remembers cannot be swapped by `Module.to`: let it forget."""
+    import torch
+
+    swap = getattr(torch.utils, "swap_tensors", None)
+    if swap is None:
+        return
+
+    @functools.wraps(swap)
+    def forgotten(one: Any, other: Any) -> None:
+        mode = active()
+        if mode is not None:
+            mode.forget()
+        swap(one, other)
+
+    set_(torch.utils, "swap_tensors", forgotten)
 
 
 class _Reducer:
