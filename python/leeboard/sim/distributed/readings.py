@@ -18,6 +18,8 @@ import numpy as np
 from leeboard.sim.ops import OP, OpKind
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from leeboard.sim.distributed.expand import Ops
     from leeboard.sim.distributed.fold import FoldCore
 
@@ -27,8 +29,8 @@ _NO_SLOT = -1
 # Above the names of a program's own marks.
 _FIRST = 1 << 30
 _UNSETTLED = (
-    f"what the ranks do depends on the time they are told, and was another in each of {PASSES} runs: "
-    "times that they read are those of the run before the last; those of the result are right"
+    f"fold: what the ranks do depends on the times they read, and changed in each of {PASSES} runs: "
+    "in the last, the times that they read are those of the run before; the result's are its own"
 )
 
 
@@ -157,30 +159,25 @@ def settled(once: Callable[[Readings, Held], P], measured: bool) -> tuple[P, P, 
     """
     before: P | None = None
     answers: dict[int, list[int]] = {}
-    for left in reversed(range(PASSES)):
-        held = Held()
-        try:
+    with Held() as held:
+        for _ in range(PASSES):
+            # Of the pass before: it was told wrong times.
+            held.drop()
             current = once(Readings(answers), held)
             core: FoldCore = current.live
             if not core.ended():
-                break
+                return current, current, ()
             if before is not None and same(core, before.live, measured):
                 return before, current, ()
             answers = times(core)
             if answers == core.readings.told:
-                break
-            if left:
-                before = current
-                held.drop()
-        finally:
-            held.release()
-    else:
-        return current, current, (_UNSETTLED,)
-    return current, current, ()
+                return current, current, ()
+            before = current
+    return current, current, (_UNSETTLED,)
 
 
 class Held:
-    """What ranks print, held back until it is known whether it is to be shown.
+    """What ranks print, held back until the context is left.
 
     Attributes:
         out: For their `sys.stdout`.
@@ -189,26 +186,23 @@ class Held:
 
     def __init__(self) -> None:
         self._kept: list[tuple[Any, bytes]] = []
-        self.out, self.err = (self._stream(target) for target in (sys.stdout, sys.stderr))
+        # The same in all passes: a library may keep them, as handlers of `logging` do.
+        self._streams = [_Kept(self._kept, target) for target in (sys.stdout, sys.stderr)]
+        self.out, self.err = map(_text, self._streams)
 
-    def _stream(self, target: Any) -> io.TextIOWrapper:
-        encoding = getattr(target, "encoding", None) or "utf-8"
-        errors = getattr(target, "errors", None) or "replace"
-        raw = _Kept(self._kept, target)
-        # Without a buffer of its own, so that both streams stay in order.
-        return io.TextIOWrapper(raw, encoding, errors, newline="\n", write_through=True)  # type: ignore[arg-type]
+    def __enter__(self) -> Self:
+        return self
 
-    def release(self) -> None:
-        """Show it."""
-        kept = list(self._kept)
+    def __exit__(self, *_: object) -> None:
+        """Show what is kept, and from now on everything at once."""
+        for stream in self._streams:
+            stream.hold = False
+        for target, pieces in itertools.groupby(self._kept, key=lambda entry: entry[0]):
+            _show(target, b"".join(data for _, data in pieces))
         self.drop()
-        for target, pieces in itertools.groupby(kept, key=lambda entry: entry[0]):
-            encoding = getattr(target, "encoding", None) or "utf-8"
-            target.write(b"".join(data for _, data in pieces).decode(encoding, "replace"))
-            target.flush()
 
     def drop(self) -> None:
-        """Forget it."""
+        """Forget what is kept."""
         self._kept.clear()
 
 
@@ -216,17 +210,42 @@ class _Kept(io.RawIOBase):
     """Where a stream's bytes are kept; else it is like the stream that they are for."""
 
     def __init__(self, kept: list[tuple[Any, bytes]], target: Any) -> None:
-        self._list, self._target = kept, target
+        self.target, self.hold = target, True
+        self._all = kept
 
     def writable(self) -> bool:
         return True
 
     def isatty(self) -> bool:
-        return bool(self._target.isatty())
+        return bool(self.target.isatty())
 
     def fileno(self) -> int:
-        return int(self._target.fileno())
+        return int(self.target.fileno())
 
     def write(self, data: Any, /) -> int:
-        self._list.append((self._target, bytes(data)))
+        if self.hold:
+            self._all.append((self.target, bytes(data)))
+        else:
+            _show(self.target, bytes(data))
         return len(data)
+
+
+def _text(raw: _Kept) -> io.TextIOWrapper:
+    errors = getattr(raw.target, "errors", None) or "replace"
+    # Without a buffer, so that what goes to the two streams stays in order.
+    return io.TextIOWrapper(
+        raw,  # type: ignore[arg-type]
+        _encoding(raw.target),
+        errors,
+        newline="\n",
+        write_through=True,
+    )
+
+
+def _encoding(target: Any) -> str:
+    return getattr(target, "encoding", None) or "utf-8"
+
+
+def _show(target: Any, data: bytes) -> None:
+    target.write(data.decode(_encoding(target), "replace"))
+    target.flush()
