@@ -172,6 +172,9 @@ class Engine final : public NetworkSink {
     // Among those of its pair, where these are matched by arrival; else among all.
     uint32_t place = 0;
     bool eager = false, matched = false;
+    // Of a receiver's word that waits in its socket: which message waits for it.
+    bool word = false;
+    uint32_t waits = kNil;
   };
 
   struct Receive {
@@ -183,7 +186,8 @@ class Engine final : public NetworkSink {
     uint32_t op = 0;
     uint32_t record = kNoRecord;
     uint32_t next = kNil;
-    uint32_t place = 0;  // among all
+    uint32_t place = 0;    // among all
+    uint32_t word = kNil;  // a message that says so, if that is not there a latency later
   };
 
   // Of a pair of ranks whose messages are matched by arrival: they enter in the order in which they
@@ -363,6 +367,7 @@ class Engine final : public NetworkSink {
              const Endpoint& sender, Time ready);
   void expect(uint32_t target, uint32_t source, int32_t tag, uint32_t channel,
               const Receive& receive);
+  uint32_t word(uint32_t from, uint32_t to);
   void match(uint32_t message, const Receive& receive);
   void start(uint32_t message, Time at);
   void leave(uint32_t message);

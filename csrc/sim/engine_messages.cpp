@@ -102,14 +102,36 @@ void Engine::expect(uint32_t target, uint32_t source, int32_t tag, uint32_t chan
     inbox.receives.push_back(index);
     return;
   }
+  Receive posted = receive;
+  posted.word = word(target, source);
   Mailbox::Entry& entry = mailbox_.at({target, source, tag, channel});
   if (entry.head != kNil && !entry.receives) {
-    return match(mailbox_.take(entry, messages_), receive);
+    return match(mailbox_.take(entry, messages_), posted);
   }
   const uint32_t index = receives_.make();
-  receives_[index] = receive;
+  receives_[index] = posted;
   receives_[index].place = posts_++;
   mailbox_.link(entry, receives_, index, true);
+}
+
+// A receiver's word goes through the same socket as its messages to the sender, behind what that
+// has taken over. kNil: there is nothing before it, and it is there a latency later.
+uint32_t Engine::word(uint32_t from, uint32_t to) {
+  const Protocol& protocol = platform_.protocol;
+  if (protocol.send_buffer == 0 || protocol.eager_limit > 0 ||
+      protocol.handshake != Handshake::kNotify) {
+    return kNil;
+  }
+  const uint32_t a = ranks_[from].device, b = ranks_[to].device;
+  if (a == b || !network_->queued(a, b)) return kNil;
+  const uint32_t index = messages_.make();
+  Message& m = messages_[index];
+  m.source = from;
+  m.target = to;
+  m.word = true;
+  dirty_ = true;
+  network_->start(index, a, b, 0, 0, now_);
+  return index;
 }
 
 // A message and its receive have met, now.
@@ -145,7 +167,17 @@ void Engine::match(uint32_t index, const Receive& receive) {
   } else if (asks) {
     from_sender += latency(m.source, m.target) + back;
   }
-  const Time from_receiver = receive.posted + back;
+  Time from_receiver = receive.posted + back;
+  if (receive.word != kNil) {
+    Message& word = messages_[receive.word];
+    if (word.arrived == kNever) {
+      word.waits = index;
+      m.sender_record = receive.record;
+      return;
+    }
+    from_receiver = word.arrived;
+    messages_.release(receive.word);
+  }
   if (from_receiver > from_sender) m.sender_record = receive.record;
   start(index, std::max({from_sender, from_receiver, now_}));
 }
@@ -199,6 +231,13 @@ void Engine::leave(uint32_t index) {
 
 void Engine::delivered(uint32_t index, Time departed, Time arrived) {
   Message& m = messages_[index];
+  if (m.word) {
+    m.arrived = arrived;
+    if (m.waits == kNil) return;
+    const uint32_t message = m.waits;
+    messages_.release(index);
+    return start(message, std::max(messages_[message].ready, arrived));
+  }
   --in_flight_;
   ++outcome_.messages;
   within(arrived);

@@ -244,6 +244,11 @@ Time FlowNetwork::ideal(uint32_t source, uint32_t target, uint64_t bytes) {
   return pair.overhead + ticks(static_cast<double>(bytes), pair.alone) + pair.latency;
 }
 
+bool FlowNetwork::queued(uint32_t source, uint32_t target) const {
+  const auto it = index_.find((uint64_t{source} << 32) | target);
+  return it != index_.end() && pairs_[it->second].first != kNil;
+}
+
 void FlowNetwork::set_factor(uint32_t link, double factor, Time now) {
   nominal_ = false;
   changed_ = true;

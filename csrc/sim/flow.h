@@ -33,6 +33,7 @@ class FlowNetwork final : public Network {
   void settle(Time now) override;
   Time latency(uint32_t source, uint32_t target) override;
   Time ideal(uint32_t source, uint32_t target, uint64_t bytes) override;
+  bool queued(uint32_t source, uint32_t target) const override;
   void set_factor(uint32_t link, double factor, Time now) override;
 
  private:

@@ -37,6 +37,8 @@ class Network {
   virtual Time latency(uint32_t source, uint32_t target) = 0;
   // What a message of `bytes` takes on an idle network, from start to arrival.
   virtual Time ideal(uint32_t source, uint32_t target, uint64_t bytes) = 0;
+  // Whether messages of the pair are under way or wait, so that another one would wait for them.
+  virtual bool queued(uint32_t, uint32_t) const { return false; }
   // A link's speed changes.
   virtual void set_factor(uint32_t link, double factor, Time now) = 0;
 };

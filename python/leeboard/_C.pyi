@@ -3,7 +3,8 @@
 Kernel entry points return False, with nothing touched, for arguments that they do not take.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -13,6 +14,37 @@ STREAM_BYTES: int
 def isa_levels() -> list[tuple[int, str]]: ...
 def has_thread_pool() -> bool: ...
 def has_exchange_table() -> bool: ...
+
+# (up and down rate in bits a second, up and down delay in ns, bytes that may wait).
+_Port: TypeAlias = tuple[float, float, int, int, int]
+
+class Star:
+    """Links of known rate and delay around a switch, without a clock. Times in ns."""
+
+    def __init__(self, ports: Sequence[_Port], framing: int = 0) -> None: ...
+    def offer(
+        self,
+        now: int,
+        source: int,
+        target: int,
+        bytes: int,  # noqa: A002
+        packet: int,
+        flow: int = 0,
+    ) -> bool: ...
+    def next(self) -> int: ...
+    def advance(self, now: int) -> tuple[list[tuple[int, int, int]], list[int]]: ...
+    def counters(self, port: int) -> dict[str, int]: ...
+
+class Relay:
+    """A thread that moves packets between TUN devices, over such links."""
+
+    def __init__(
+        self, descriptors: Sequence[int], ports: Sequence[Any], framing: int, network: int
+    ) -> None: ...
+    def set_links(self, ports: Sequence[Any]) -> None: ...
+    def real_time(self) -> bool: ...
+    def report(self) -> dict[str, Any]: ...
+    def stop(self) -> None: ...
 
 class SimProgram:
     def __init__(self, program: dict[str, Any]) -> None: ...

@@ -121,6 +121,7 @@ def test_core_protocol() -> None:
         [
             "eager_limit",
             "handshake",
+            "send_buffer",
             "send_overhead",
             "recv_overhead",
             "goodput",
@@ -396,3 +397,8 @@ def test_refused(site: Platform, make: Any, words: list[str]) -> None:
         make(site)
     for word in words:
         assert word in str(error.value)
+
+
+def test_an_argument_that_there_is_not_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"unknown argument 'protcol'.*protocol"):
+        Platform.star(2, bandwidth=1e9, latency=0, protcol="gloo")  # type: ignore[call-arg]

@@ -161,8 +161,8 @@ class Builder(CollectiveBuilder):
 
         Args:
             source: Of which rank; None: of any.
-            tag: Which; None: any. A rank that receives from anywhere, or with any tag, matches by
-                arrival, and large messages ask it first.
+            tag: Which; None: any. From its first receive from anywhere, or with any tag, on, a
+                rank matches by arrival, and large messages ask it first.
             bytes: The most that it may hold; None: any size.
             stream: See the class.
         """

@@ -18,7 +18,7 @@ from leeboard.sim.faults import Fault, RandomFaults
 from leeboard.sim.generators import Generators, Parts
 from leeboard.sim.graph import Graph, Route
 from leeboard.sim.kinds import canonical, changed, replaced
-from leeboard.sim.names import Columns, Group, Index, Names, PlatformError, Selector, index
+from leeboard.sim.names import Columns, Group, Index, Names, PlatformError, Selector, index, nearest
 from leeboard.sim.parts import PEAKS, Device, Link, Protocol
 from leeboard.sim.selector import Rule, Table, table
 
@@ -80,7 +80,18 @@ class Platform(Columns, Generators):
         generator: Any = None,
         **parts: Unpack[Parts],
     ) -> Self:
-        """A platform of named devices on a graph."""
+        """A platform of named devices on a graph.
+
+        Raises:
+            TypeError: An argument that there is not; the nearest one is suggested.
+        """
+        known = list(Parts.__annotations__)
+        for name in parts:
+            if name not in known:
+                raise TypeError(
+                    f"unknown argument {name!r}{nearest(name, known)}; beside the shape a platform "
+                    f"takes {', '.join(known)}"
+                )
         given = parts.get("device", "generic")
         chosen = given if isinstance(given, Mapping) else {"*": given}
         kinds, kind = [library.DEVICES["generic"]], np.zeros(len(devices), np.uint32)

@@ -50,7 +50,8 @@ def run(
             yes, unless it grows beyond a million records.
         links: Whether to keep what each link carried over time. With neither, the messages of rings
             that have the alpha-beta network to themselves are counted and timed all the same, but
-            are no events of their own: the hash is another.
+            are no events of their own: the hash is another, and another than that of the `launch`
+            that recorded the trace.
 
     Raises:
         DeadlockError: Nothing can happen any more; it says which rank waits for what, since when.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 import traceback
 from pathlib import Path
@@ -14,24 +13,15 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _work(rank: int, size: int, port: int, folder: str) -> None:
+def _work(rank: int, size: int, folder: str) -> None:
     import conformance_parallel
     from conformance_cases import CASES, plain
 
     assert conformance_parallel
     torch.set_num_threads(1)
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size)
-    )
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))
     out: dict[str, Any] = {}
-    store = dist.TCPStore("127.0.0.1", port, size, rank == 0)
+    store = dist.FileStore(f"{folder}/store", size)
     for name, run in CASES.items():
         # A group of its own for each case, as in the simulator; the store stays.
         dist.init_process_group(
@@ -45,24 +35,21 @@ def _work(rank: int, size: int, port: int, folder: str) -> None:
         dist.barrier()
         dist.destroy_process_group()
     torch.save(out, Path(folder) / f"{rank}.pt")
-    store.add("saved", 1)
-    if rank == 0:
-        while store.add("saved", 0) < size:
-            store.wait(["saved"])
 
 
 def run_gloo(size: int) -> list[dict[str, Any]]:
     """What each case gives on each rank: [rank][name] -> {"value": ...} or {"error": text}."""
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
-        port = _free_port()
         processes = [
-            context.Process(target=_work, args=(rank, size, port, folder)) for rank in range(size)
+            context.Process(target=_work, args=(rank, size, folder)) for rank in range(size)
         ]
         for process in processes:
             process.start()
         for process in processes:
-            process.join(180)
+            process.join(300)
+        codes = [process.exitcode for process in processes]
         for process in processes:
             process.kill()
+        assert codes == [0] * size, f"gloo's processes ended with {codes}"
         return [torch.load(Path(folder) / f"{r}.pt", weights_only=True) for r in range(size)]

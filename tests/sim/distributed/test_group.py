@@ -295,6 +295,28 @@ def test_functional_collectives() -> None:
     run(3, program)
 
 
+def test_results_of_functional_collectives_as_arguments() -> None:
+    """They are under way; only the rank that has one can wait for it."""
+
+    def program() -> list[float]:
+        me, world = dist.get_rank(), dist.group.WORLD
+        total = functional.all_reduce(torch.full((1,), me + 1.0), "sum", world)
+        dist.all_reduce(total)
+        again = functional.all_reduce(torch.ones(1), "sum", world)
+        outs = [torch.zeros(1), torch.zeros(1)]
+        dist.all_gather(outs, again)
+        last = functional.all_reduce(torch.full((1,), 5.0), "sum", world)
+        value = torch.zeros(1)
+        if me == 0:
+            dist.send(last, 1)
+        else:
+            dist.recv(value, 0)
+            value += last
+        return [total.item(), outs[0].item(), outs[1].item(), value.item()]
+
+    assert run(2, program) == [[6.0, 2.0, 2.0, 0.0], [6.0, 2.0, 2.0, 20.0]]
+
+
 def test_objects() -> None:
     def program() -> None:
         me, ranks = dist.get_rank(), dist.get_world_size()

@@ -13,6 +13,7 @@ from torch import nn
 
 from leeboard.cli import main
 from leeboard.sim import Device, Platform, Trace, record, replay
+from leeboard.sim.distributed.compute.profile import Profile
 from leeboard.sim.distributed.launch import launch
 
 RANKS = 4
@@ -148,6 +149,16 @@ def test_a_replay_elsewhere_is_a_run_there(program: Callable[[], None], compute:
         assert (replayed.makespan, replayed.event_hash) == (there.makespan, there.event_hash), name
         if name != "faster devices" or (compute == "roofline" and program is not sleeps):
             assert replayed.makespan != recorded.result.makespan
+
+
+def test_a_profiled_replay_on_another_network_is_a_run_there() -> None:
+    profile = Profile("generic", 1e9, 1e9)
+    recorded = launch(overlap, HERE, compute="profiled", profile=profile)
+    slow = THERE["slower network"]
+    there = launch(overlap, slow, compute="profiled", profile=profile).result
+    replayed = replay(recorded.trace, slow)
+    assert (replayed.makespan, replayed.event_hash) == (there.makespan, there.event_hash)
+    assert recorded.result.makespan < replayed.makespan
 
 
 def test_measured_times_are_kept() -> None:

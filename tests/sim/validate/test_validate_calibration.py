@@ -35,6 +35,25 @@ def test_a_calibration_finds_what_was_given(given: Calibration) -> None:
     assert found.worst < 1e-3
 
 
+def test_a_size_that_was_disturbed_moves_nothing() -> None:
+    given = Calibration(2.15e-3, 0.951, 0.03, 0.0, 1 << 22, 0.0)
+    messages = times(given, "message")
+    messages[65536] *= 1.3
+    found = calibrate(LINKS, messages, times(given, "crossing"), buffer=1 << 22)
+    assert found.latency == pytest.approx(given.latency, rel=1e-6)
+    assert found.goodput == pytest.approx(given.goodput, rel=1e-6)
+    assert found.worst == pytest.approx(1 - 1 / 1.3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [({4: 1.0}, "got 1 sizes"), ({4: 1.0, 8: 0.5}, "larger ones took no longer")],
+)
+def test_times_that_say_nothing_are_refused(messages: dict[int, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        calibrate(LINKS, messages, {})
+
+
 def test_a_window_holds_one_message_and_not_three() -> None:
     given = Calibration(2e-3, HEADERS, 0.0, 5e6, 1 << 22, 0.0)
     platform = given.platform(4, LINKS)
@@ -49,6 +68,24 @@ def test_a_send_is_over_when_its_socket_has_taken_it() -> None:
         given = Calibration(2e-3, 1.0, 0.0, 0.0, buffer, 0.0)
         result = sim.run(program("message", 1 << 20, 2), given.platform(2, LINKS))
         assert result.ranks["finish"][0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_word_waits_behind_what_its_socket_has_taken() -> None:
+    """Rank 1 says that it is ready while its own megabyte to rank 0 is on the same connection."""
+    size, latency = 1 << 20, 2e-3
+    for buffer, expected in ((1 << 22, 3 * latency + size / 12.5e6), (0, 5 * latency)):
+        given = Calibration(latency, 1.0, 0.0, 0.0, buffer, 0.0)
+        made = sim.Program(2)
+        first, second = made[0].irecv(1), made[0].isend(1, bytes=4)
+        third = made[1].isend(0, bytes=size)
+        made[1].compute(seconds=3 * latency)
+        made[1].wait(made[1].irecv(0))
+        made[1].mark("here")
+        made[0].wait(first, second)
+        made[1].wait(third)
+        result = sim.run(made, given.platform(2, LINKS), timeline=True)
+        marks = result.records[result.records["kind"] == 7]
+        assert int(marks["end"][0]) / 1e12 == pytest.approx(expected, rel=1e-5)
 
 
 def test_medians_are_read_from_lines() -> None:

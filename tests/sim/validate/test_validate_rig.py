@@ -71,19 +71,34 @@ def test_a_rank_that_fails_ends_the_others(rig: Rig) -> None:
     assert time.monotonic() - begun < 45
 
 
-def test_ranks_that_take_too_long_are_stopped(rig: Rig, tmp_path: Path) -> None:
-    file = tmp_path / "pid"
-    text = f"import os, time; open({str(file)!r} + os.environ['RANK'], 'w').write(str(os.getpid()))"
-    with pytest.raises(RigError, match="took too long"):
-        rig.run([sys.executable, "-c", f"{text}; time.sleep(60)"], seconds=1.5)
-    for rank in range(2):
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(Path(f"{file}{rank}").read_text()), 0)
+def started(*texts: str) -> list[subprocess.Popen[bytes]]:
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for text in texts
+    ]
 
 
-def test_a_program_that_is_not_there_is_named(rig: Rig) -> None:
-    with pytest.raises(NoNamespacesError, match="no-such-program"):
-        rig.run(["no-such-program"])
+def test_ranks_that_take_too_long_are_stopped() -> None:
+    processes = started("print('a')", "import time; print('b', flush=True); time.sleep(60)")
+    until = time.monotonic() + 0.5
+    why, statuses, _, _ = agent.gather(processes, until, lambda: True)
+    assert why == "late"
+    assert statuses[1] == -9
+
+
+def test_ranks_are_stopped_when_nobody_waits_for_them() -> None:
+    processes = started("import time; time.sleep(60)")
+    why, statuses, _, _ = agent.gather(processes, time.monotonic() + 50, lambda: False)
+    assert (why, statuses) == ("left", [-9])
+
+
+def test_all_that_ranks_write_is_kept() -> None:
+    processes = started("print('x' * 300000)", "import sys; sys.stderr.write('y' * 300000)")
+    why, statuses, out, err = agent.gather(processes, time.monotonic() + 50, lambda: True)
+    assert (why, statuses) == ("done", [0, 0])
+    assert (out[0], err[1]) == ("x" * 300000 + "\n", "y" * 300000)
 
 
 def test_ranks_get_torchruns_environment() -> None:

@@ -31,6 +31,8 @@ def tensors(call: str, name: str, given: Any) -> list[Tensor]:
 
 def single(call: str, name: str, given: Any) -> Tensor:
     """The only tensor of a list."""
+    if type(given) is list and len(given) == 1 and isinstance(given[0], Tensor):
+        return given[0]
     found = tensors(call, name, given)
     if len(found) != 1:
         raise fault(call, f"{name}: got {len(found)} tensors, expected 1")
@@ -87,13 +89,21 @@ def splits(call: str, name: str, given: Sequence[int], tensor: Tensor, size: int
     return result
 
 
-def movable(call: str, tensor: Tensor) -> None:
-    """A tensor must have dense memory: there are no values to move elsewhere."""
-    if tensor.is_meta:
-        raise fault(
-            call,
-            f"{shown(tensor)} is on the meta device and has no values: move it to the CPU, or run "
-            "the program under fake tensors",
-        )
-    if tensor.layout is not torch.strided:
-        raise fault(call, f"a tensor of layout {tensor.layout}: only dense ones are supported")
+def movable(call: str, given: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors with dense memory: there are no values to move elsewhere.
+
+    What functional collectives return is waited for, as the rank that has it only can.
+    """
+    result = []
+    for tensor in given:
+        if tensor.is_meta:
+            raise fault(
+                call,
+                f"{shown(tensor)} is on the meta device and has no values: move it to the CPU, or "
+                "run the program under fake tensors",
+            )
+        if tensor.layout is not torch.strided:
+            raise fault(call, f"a tensor of layout {tensor.layout}: only dense ones are supported")
+        wait = None if type(tensor) is Tensor else getattr(tensor, "trigger_wait", None)
+        result.append(tensor if wait is None else wait())
+    return result

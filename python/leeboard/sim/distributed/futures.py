@@ -73,7 +73,7 @@ def install(patches: Patches) -> None:
     """Let futures that torch makes of ours wait in virtual time: those of C++, and `collect_all`."""
     wait = torch._C.Future.wait
 
-    def wait_virtually(self: torch._C.Future) -> Any:
+    def wait_virtually(self: torch._C.Future[Any]) -> Any:
         rank = None if self.done() else find()
         while rank is not None and rank.futures and not self.done():
             next(iter(rank.futures)).wait()

@@ -90,13 +90,16 @@ class SimGroup(Collectives, _ProcessGroup):
         rank = self.owner
         if _thread() != rank.thread:
             rank.check_thread()
-        rank.meter.flush(rank)
-        calls = self._calls
         core, exchange, number, me = rank.core, rank.exchange, rank.number, self._me
         if exchange.values:
             for tensor in inputs if inputs is outs else (*inputs[:1], *outs[:1]):
-                if tensor.is_meta or tensor.layout is not _STRIDED:
-                    arguments.movable(signature[0], tensor)
+                if type(tensor) is not Tensor or tensor.is_meta or tensor.layout is not _STRIDED:
+                    same = inputs is outs
+                    inputs = arguments.movable(signature[0], inputs)
+                    outs = inputs if same else arguments.movable(signature[0], outs)
+                    break
+        rank.meter.flush(rank)
+        calls = self._calls
         meeting = exchange.join(self._number, calls[0], me, self._size, signature, inputs)
         calls[0] += 1
         blocking = not asynchronous
@@ -122,11 +125,11 @@ class SimGroup(Collectives, _ProcessGroup):
         tensor = arguments.single("send", "tensors", given).data
         rank = self.owner
         if rank.exchange.values:
-            arguments.movable("send", tensor)
+            (tensor,) = arguments.movable("send", [tensor])
         rank.check_thread()
+        target = self._member("send", to)
         rank.meter.flush(rank)
         core, number = rank.core, rank.number
-        target = self._member("send", to)
         slot = core.isend(number, target, rank.run.tag(self._number, tag), tensor.nbytes)
         key = (number, core.serial(number, slot))
         rank.exchange.post(key, tensor)
@@ -144,7 +147,7 @@ class SimGroup(Collectives, _ProcessGroup):
         out = arguments.single(call, "tensors", given).data
         rank = self.owner
         if rank.exchange.values:
-            arguments.movable(call, out)
+            (out,) = arguments.movable(call, [out])
         rank.check_thread()
         rank.meter.flush(rank)
         engine_tag = rank.run.tag(self._number, tag)

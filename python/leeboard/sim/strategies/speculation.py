@@ -142,7 +142,8 @@ class Rounds:
     @property
     def left(self) -> int:
         """Rounds that there will be at least."""
-        return -(-(self.options.tokens - self.written) // (self.most + 1))
+        wanted = int(self.options.tokens) - self.written
+        return -(-wanted // (self.most + 1))
 
     def drawn(self) -> int:
         """Proposals of this round that are kept, where that is not seen."""

@@ -6,10 +6,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from leeboard.sim.calibration import PointToPoint, fit_point_to_point
+from leeboard.sim.collectives import LATENCIES
 from leeboard.sim.parts import Protocol
 from leeboard.sim.platform import Platform
 from leeboard.sim.validate.rig import FRAMING, Links
@@ -84,6 +85,10 @@ def calibrate(
 ) -> Calibration:
     """Fit latency, goodput, cross-traffic and, if a window shows, its rate.
 
+    n bytes take 2 latencies + n / rate. The line is the one that has the least sum of absolute
+    relative errors, so that a size that was disturbed does not move it; `fit_point_to_point` takes
+    least squares, for times without outliers.
+
     Args:
         links: The rig's.
         messages: Bytes to seconds of one message.
@@ -91,36 +96,43 @@ def calibrate(
         buffer: Bytes that a socket takes over; None: this host's.
 
     Raises:
-        ValueError: The times are none that the links could give.
+        ValueError: Less than two sizes, or larger messages took no longer.
     """
+    if len(messages) < 2:
+        raise ValueError(f"messages: got {len(messages)} sizes, expected 2 or more")
+    begin, slope = _line(messages)
     rate = links.bandwidth / 8
-    fit = _fit(messages, crossing, None)
-    limit = 0.0
-    if fit.bandwidth < _HELD * HEADERS * rate:
-        limit, goodput = fit.bandwidth, HEADERS
-    else:
-        # A link cannot have carried more than it does; measurements scatter.
-        goodput = min(fit.bandwidth / rate, 1.0)
+    limit, goodput = 0.0, min(1 / (slope * rate), 1.0)
+    if goodput < _HELD * HEADERS:
+        limit, goodput = 1 / slope, HEADERS
+    # The largest message says most of what acknowledgements take: a little of the time of its bytes.
+    shares = [(seconds - begin) / (size * slope) - 1 for size, seconds in crossing.items()]
+    cross = min(max(shares[-1], 0.0), 1.0) if shares else 0.0
+    worst = max(abs((begin + n * slope) / t - 1) for n, t in messages.items())
     return Calibration(
-        latency=fit.latency,
+        latency=begin / LATENCIES["notify"],
         goodput=goodput,
-        cross_traffic=fit.cross_traffic,
+        cross_traffic=cross,
         rate_limit=limit,
         send_buffer=send_buffer() if buffer is None else buffer,
-        worst=fit.worst,
+        worst=worst,
     )
 
 
-def _fit(
-    messages: Mapping[int, float], crossing: Mapping[int, float], bandwidth: float | None
-) -> PointToPoint:
-    return fit_point_to_point(
-        list(messages),
-        list(messages.values()),
-        bandwidth=bandwidth,
-        crossing=(list(crossing), list(crossing.values())) if crossing else None,
-        handshake="notify",
-    )
+def _line(messages: Mapping[int, float]) -> tuple[float, float]:
+    """Seconds of no bytes, and seconds a byte: of the lines through two of the points, one of which
+    is the best of all lines."""
+    found = []
+    for (a, s), (b, t) in combinations(messages.items(), 2):
+        slope = (t - s) / (b - a)
+        begin = s - a * slope
+        if slope > 0 and begin >= 0:
+            missed = sum(abs((begin + n * slope) / m - 1) for n, m in messages.items())
+            found.append((missed, begin, slope))
+    if not found:
+        raise ValueError("messages: larger ones took no longer; expected times that grow")
+    _, begin, slope = min(found)
+    return begin, slope
 
 
 def sizes_and_times(lines: Sequence[Mapping[str, Any]], what: str) -> dict[int, float]:

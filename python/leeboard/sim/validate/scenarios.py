@@ -76,7 +76,7 @@ class Plan:
 
 def calibration_cases(large: int) -> tuple[Case, ...]:
     """Messages of which the links' figures are fitted."""
-    sizes = (4, 4 * _KB, 64 * _KB, large // 4, large)
+    sizes = sorted({4, _KB, 4 * _KB, 16 * _KB, 64 * _KB, large // 4, large // 2, large})
     return (*(("message", size) for size in sizes), ("crossing", large // 4), ("crossing", large))
 
 
@@ -120,7 +120,8 @@ def built_in(*, quick: bool = False, oversubscribe: bool = False) -> Plan:
     for bandwidth, delay, large, counts, models in (
         ("100 Mbit/s", "1 ms", _MB, (2, 3, 4), True),
         ("20 Mbit/s", "5 ms", 256 * _KB, (2, 4), True),
-        ("500 Mbit/s", "0.5 ms", 4 * _MB, (2, 4), True),
+        ("500 Mbit/s", "5 ms", 4 * _MB, (2, 4), True),
+        ("100 Mbit/s", "0.5 ms", _MB, (2,), False),
         ("100 Mbit/s", "20 ms", _MB, (2, 3), False),
     ):
         for ranks in counts:

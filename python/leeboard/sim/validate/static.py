@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from leeboard.sim.program import Program
 
 
@@ -31,7 +33,7 @@ def program(what: str, size: int, ranks: int) -> Program:
     return made
 
 
-PAIRS = {
+PAIRS: dict[str, Callable[[int], list[tuple[int, int]]]] = {
     "message": lambda ranks: [(0, 1)],
     "crossing": lambda ranks: [(0, 1), (1, 0)],
     "both_ways": lambda ranks: [(r, (r + 1) % ranks) for r in range(ranks)],

@@ -66,22 +66,24 @@ def rows_of(
     Raises:
         ValueError: The two ran different scenarios.
     """
-    known = {str(line["scenario"]): float(line["seconds"]) for line in predicted}
-    names = [str(line["scenario"]) for line in measured]
-    if names != list(known):
-        raise ValueError(f"{title}: measured {', '.join(names)}, but predicted {', '.join(known)}")
+    names, theirs = ([str(line["scenario"]) for line in lines] for lines in (measured, predicted))
+    if names != theirs:
+        raise ValueError(
+            f"{title}: measured {', '.join(names) or 'nothing'}, but predicted "
+            f"{', '.join(theirs) or 'nothing'}"
+        )
     return [
         Row(
             title,
             str(line["scenario"]),
             kind,
             float(line["seconds"]),
-            known[str(line["scenario"])],
+            float(other["seconds"]),
             min(line.get("all", [line["seconds"]])),
             max(line.get("all", [line["seconds"]])),
             str(line["scenario"]).split()[0] in CALIBRATION,
         )
-        for line in measured
+        for line, other in zip(measured, predicted, strict=True)
     ]
 
 

@@ -113,7 +113,9 @@ def reduce_scatter(bytes_: int) -> Act:
     ranks = dist.get_world_size()
     part = _numbers(bytes_ // ranks)
     data = torch.zeros(len(part) * ranks)
-    return lambda: dist.reduce_scatter_tensor(part, data)
+    # torch 2.13 gave it another name.
+    collective = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+    return lambda: collective(part, data)
 
 
 def broadcast(bytes_: int) -> Act:
