@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,13 @@ def run(args: argparse.Namespace) -> int:
         return _script(args, means)
     plan = built_in(quick=args.quick, oversubscribe=args.oversubscribe)
     refuse_crowding(plan.settings, args.oversubscribe)
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(
+            f"leeboard sim validate: the load of this host is {load:.1f}; what is measured beside "
+            "other work says more of that than of the network",
+            file=sys.stderr,
+        )
     with progress_bar("validate", len(plan.settings)) as bar:
         study = Study(plan, args.folder, means=means, tell=bar.set_postfix_str)
         results = study.run(bar.update)

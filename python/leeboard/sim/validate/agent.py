@@ -7,6 +7,7 @@ live as long as the descriptors that hold them, and ranks die with their parent.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from leeboard.sim.validate import namespaces, traffic_control
@@ -23,6 +25,8 @@ from leeboard.sim.validate import namespaces, traffic_control
 DEVICE = "leeboard0"
 _DIE_WITH_PARENT = 1
 _MOST_OUTPUT = 1 << 24
+# Of ranks, where this user may give it.
+_PRIORITY = -10
 
 
 def _tell(**fields: Any) -> None:
@@ -36,6 +40,11 @@ def _entering(network: int, core: int | None) -> Callable[[], None]:
         os.setsid()
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         namespaces.enter_network(network)
+        # Other work on the host is not what is measured.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
+            # A session is a group of the scheduler's, within which alone that counts.
+            Path("/proc/self/autogroup").write_text(str(_PRIORITY))
         if core is not None:
             os.sched_setaffinity(0, {core})
 
@@ -130,6 +139,9 @@ def stop(processes: list[subprocess.Popen[bytes]]) -> None:
                 process.kill()
     for process in processes:
         process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def _parent_lives() -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from leeboard.sim.validate.rig import FRAMING, Links
 # Of a full packet: what TCP carries (1500 bytes, less the headers of IP and TCP and its timestamps)
 # of what the link does.
 HEADERS = (1500 - 20 - 20 - 12) / (1500 + FRAMING)
-# Below this share of what the headers leave, something else than the link holds messages back.
-_HELD = 0.93
+# Times that say a rate so far from what the headers leave say something: a window, mostly.
+_SCATTER = 0.07
 # net.core.wmem_max where it cannot be read: Linux' own.
 _WMEM = 212_992
 
@@ -85,9 +85,10 @@ def calibrate(
 ) -> Calibration:
     """Fit latency, goodput, cross-traffic and, if a window shows, its rate.
 
-    n bytes take 2 latencies + n / rate. The line is the one that has the least sum of absolute
-    relative errors, so that a size that was disturbed does not move it; `fit_point_to_point` takes
-    least squares, for times without outliers.
+    n bytes take 2 latencies + n / rate. The rate is reckoned: it is what the headers of full packets
+    leave of the link's, which the rig keeps. Only where the times say another one, by more than a
+    scatter of them explains, is it theirs. All is fitted by the least sum of absolute relative errors,
+    so that a size that was disturbed moves nothing.
 
     Args:
         links: The rig's.
@@ -100,11 +101,17 @@ def calibrate(
     """
     if len(messages) < 2:
         raise ValueError(f"messages: got {len(messages)} sizes, expected 2 or more")
-    begin, slope = _line(messages)
     rate = links.bandwidth / 8
-    limit, goodput = 0.0, min(1 / (slope * rate), 1.0)
-    if goodput < _HELD * HEADERS:
-        limit, goodput = 1 / slope, HEADERS
+    limit, goodput = 0.0, HEADERS
+    begin, slope = _line(messages)
+    seen = 1 / (slope * rate)
+    if seen < HEADERS * (1 - _SCATTER):
+        limit = seen * rate
+    elif seen > HEADERS * (1 + _SCATTER):
+        goodput = min(seen, 1.0)
+    else:
+        slope = 1 / (HEADERS * rate)
+        begin = _begin(messages, slope)
     # The largest message says most of what acknowledgements take: a little of the time of its bytes.
     shares = [(seconds - begin) / (size * slope) - 1 for size, seconds in crossing.items()]
     cross = min(max(shares[-1], 0.0), 1.0) if shares else 0.0
@@ -117,6 +124,14 @@ def calibrate(
         send_buffer=send_buffer() if buffer is None else buffer,
         worst=worst,
     )
+
+
+def _begin(messages: Mapping[int, float], slope: float) -> float:
+    """Seconds of no bytes, where those of a byte are known: a median, weighted by 1 / time."""
+    rests = sorted((max(t - n * slope, 0.0), 1 / t) for n, t in messages.items())
+    half = sum(weight for _, weight in rests) / 2
+    passed = accumulate(weight for _, weight in rests)
+    return next(rest for (rest, _), sum_ in zip(rests, passed, strict=True) if sum_ >= half)
 
 
 def _line(messages: Mapping[int, float]) -> tuple[float, float]:

@@ -206,6 +206,8 @@ def _setting(result: dict[str, Any]) -> list[str]:
         text += f"; a rank takes {result['scale']:.3f} times what the simulator's own host takes"
     ports = result["relay"].get("ports", [])
     dropped = sum(port["dropped_up"] + port["dropped_down"] for port in ports)
+    if "load" in result:
+        text += f". Load of the host before: {result['load']:.1f}"
     if ports:
         text += f". The relay dropped {dropped:,} packets"
         text += f", and was {result['relay']['late_mean'] * 1e6:.0f} µs late on average"

@@ -156,9 +156,11 @@ class Study:
         self.tell(f"measuring {setting.title}")
         rig = Rig(setting.ranks, setting.links, self.means)
         command = [sys.executable, "-m", PROGRAMS[setting.kind], json.dumps(setting.order())]
+        load = os.getloadavg()[0]
         begun = time.perf_counter()
         outcome = rig.run(command, seconds=900.0)
         return {
+            "load": load,
             "measured": outcome.lines(),
             "rig": outcome.rig,
             "relay": outcome.relay,
