@@ -7,38 +7,23 @@ did is then laid out for all ranks (`expand`) and simulated as a whole; that is 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from leeboard import _C
-from leeboard.sim.distributed.expand import Ops, expand, moves
 from leeboard.sim.distributed.fold_exchange import FakeExchange, FoldExchange
 from leeboard.sim.distributed.fold_groups import Group, make
+from leeboard.sim.distributed.heard import Heard, Moved
 from leeboard.sim.distributed.mesh import FoldError, Folding
 from leeboard.sim.distributed.readings import Readings
-from leeboard.sim.distributed.witness import check
-from leeboard.sim.ops import ANY, COLLECTIVES, OP, OpKind
+from leeboard.sim.ops import ANY, COLLECTIVES
 from leeboard.sim.trace import COLUMNS, Trace
 
 __all__ = ["FakeExchange", "FoldCore", "FoldError", "FoldExchange", "Folding", "replay_raw"]
 
 
 _ALL_TO_ALL = COLLECTIVES.index("all_to_all")
-
-
-@dataclass
-class _Moved:
-    """What the engine was not told: who the ranks that an op names really are."""
-
-    peers: list[int] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    roots: list[int] = field(default_factory=list)
 
 
 class FoldCore:
@@ -70,14 +55,11 @@ class FoldCore:
             make(self.mesh, self.index, "world", tuple(range(self.mesh.ranks)), 0)
         ]
         self._by_name: dict[str, int] = {}
-        self._moved = [_Moved() for _ in self.live]
+        self._moved = [Moved() for _ in self.live]
         # By its serial, the rank that a message was meant for, if a copy of the one it goes to.
         self._meant: dict[int, int] = {}
         self._standing: dict[tuple[int, int], int] = {}
         self._trace: Trace | None = None
-        self._heard: dict[int, Ops] = {}
-        # By rank: how many of its first ops are part of the program.
-        self._parts: dict[int, NDArray[np.int64]] = {}
         self._raw: dict[str, Any] = {}
         self.names: Sequence[str] = ()
 
@@ -301,68 +283,18 @@ class FoldCore:
     def trace(self) -> Trace:
         """The trace of all ranks, after the witnesses were heard."""
         if self._trace is None:
-            lists = self.heard()
-            self._trace = self.expanded({rank: lists[rank] for rank in self.mesh.classes})
+            self._trace = self.heard.expanded(self.heard.lists)
         return self._trace
 
-    def expanded(self, lists: Mapping[int, Ops]) -> Trace:
-        """The trace of all ranks, from such lists of the representatives."""
-        bounds = [*map(int, self._program["size_offsets"]), len(self._program["sizes"])]
-        return expand(
-            self.mesh,
-            lists,
-            self.groups(),
-            sizes=[self._program["sizes"][a:b] for a, b in itertools.pairwise(bounds)],
-            names=self.names,
-            metadata={"fold": str(self.mesh), "witness": self.folding.witness},
-        )
-
-    def groups(self) -> list[tuple[int, ...]]:
-        """Members of the groups, without the first of all ranks."""
-        return [group.members for group in self._groups[1:]]
-
-    def heard(self) -> dict[int, Ops]:
-        """What each rank that ran did, after the witnesses were heard.
+    @cached_property
+    def heard(self) -> Heard:
+        """What those that ran did, after the witnesses were heard.
 
         Raises:
             FoldError: A witness did something else than its representative.
         """
-        if not self._heard:
-            lists = self.lists(self._program)
-            for rank in set(self.live).difference(self.mesh.classes):
-                check(self.mesh, rank, lists, self.groups())
-            self._heard = lists
-        return self._heard
-
-    def places(self) -> dict[int, list[int]]:
-        """By rank, how many of the ops in `heard` were over at each reading of its clock."""
-        self.heard()
-        return {
-            rank: self._parts[rank][places].tolist()
-            for rank, places in sorted(self.readings.places.items())
-        }
-
-    @cached_property
-    def _program(self) -> dict[str, Any]:
-        program: dict[str, Any] = self.core.program()
-        return program
-
-    def lists(self, program: dict[str, Any]) -> dict[int, Ops]:
-        """What each rank that ran did, in numbers of all ranks and of this object's groups."""
-        lists: dict[int, Ops] = {}
-        ops = np.asarray(program["ops"]).view(OP)
-        for i, rank in enumerate(self.live):
-            own = ops[int(program["begin"][i]) : int(program["end"][i])]
-            part = ~_between_ranks_that_run(own)
-            self._parts[rank] = np.concatenate([[0], np.cumsum(part)])
-            own = own[part]
-            pairs, collectives = moves(own)
-            moved = self._moved[i]
-            own["peer"][pairs] = moved.peers
-            own["tag"][collectives] = moved.groups
-            own["peer"][collectives] = moved.roots
-            lists[rank] = own
-        return lists
+        groups = [group.members for group in self._groups[1:]]
+        return Heard(self.folding, self.core.program(), self._moved, groups, self.names)
 
     def _beside(self, me: int, peer: int) -> int:
         """The engine's number of the rank that stands for a peer of `me`."""
@@ -380,14 +312,6 @@ class FoldCore:
     def aliases(self, group: int) -> dict[int, list[int]]:
         """For each member of a group that runs, the copies that it stands for; places in it."""
         return self._groups[group].aliases(self.index)
-
-
-def _between_ranks_that_run(ops: Ops) -> NDArray[np.bool_]:
-    """What is no part of the program: waiting at stores, and looking at what is over."""
-    kind = ops["kind"]
-    apart: NDArray[np.bool_] = np.isin(kind, (OpKind.SIGNAL, OpKind.AWAIT))
-    apart |= (kind == OpKind.SLEEP) & (ops["a"] == 0)
-    return apart
 
 
 def replay_raw(platform_core: dict[str, Any], options: dict[str, Any]) -> Any:

@@ -77,7 +77,8 @@ def times(core: FoldCore) -> dict[int, list[int]]:
     Raises:
         FoldError: A witness did something else than its representative.
     """
-    places = core.places()
+    heard = core.heard
+    places = heard.places(core.readings.places)
     if not any(map(any, places.values())):
         # Before anything else.
         return core.readings.told
@@ -88,10 +89,10 @@ def times(core: FoldCore) -> dict[int, list[int]]:
         by_class.setdefault(int(home[rank]), []).extend(own)
     lists = {
         rank: _marked(ops, np.unique(by_class.get(rank, [])).astype(np.int64))
-        for rank, ops in core.heard().items()
+        for rank, ops in heard.lists.items()
         if rank == home[rank]
     }
-    raw = core.replay(core.expanded(lists), sorted(places))
+    raw = core.replay(heard.expanded(lists), sorted(places))
     if raw["status"] != "done":
         return core.readings.told
     marks = raw["marks"]
@@ -119,11 +120,13 @@ def same(core: FoldCore, other: FoldCore, measured: bool) -> bool:
         other: The other.
         measured: Whether times of computing are measured, and so never quite the same.
     """
-    if core.places() != other.places() or core.groups() != other.groups():
+    mine, others = core.heard, other.heard
+    places = mine.places(core.readings.places)
+    if places != others.places(other.readings.places) or mine.groups != others.groups:
         return False
     return all(
-        np.array_equal(_compared(ops, measured), _compared(other.heard()[rank], measured))
-        for rank, ops in core.heard().items()
+        np.array_equal(_compared(ops, measured), _compared(others.lists[rank], measured))
+        for rank, ops in mine.lists.items()
     )
 
 
