@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from leeboard import _C
-from leeboard.sim import Device, Platform, Program, replay
+from leeboard.sim import Device, Fault, Platform, Program, replay
 from leeboard.sim.distributed.launch import Launched, launch
 from leeboard.sim.distributed.readings import PASSES, Held, Readings
 from leeboard.sim.run import options
@@ -26,10 +26,8 @@ def _platform(ranks: int) -> Platform:
     return Platform.star(ranks, bandwidth="100 Gbit/s", latency="2 us", device=device)
 
 
-def _run(
-    program: Callable[[], Any], fold: str | None, ranks: int, compute: str = "roofline"
-) -> Launched:
-    return launch(program, _platform(ranks), fold=fold, compute=compute, fake=True)
+def _run(program: Callable[[], Any], fold: str | None, ranks: int, **options: Any) -> Launched:
+    return launch(program, _platform(ranks), fold=fold, compute="roofline", fake=True, **options)
 
 
 def stages() -> list[float]:
@@ -145,8 +143,9 @@ def until() -> tuple[int, float]:
     return rounds, now
 
 
-def test_a_loop_that_ends_by_the_clock() -> None:
-    whole, folded = _run(until, None, 8), _run(until, "tp=8", 8)
+@pytest.mark.parametrize("network", ["flow", "alpha-beta"])
+def test_a_loop_that_ends_by_the_clock(network: str) -> None:
+    whole, folded = _run(until, None, 8, network=network), _run(until, "tp=8", 8, network=network)
     assert folded.values[0] == whole.values[0]
     assert folded.result.event_hash == whole.result.event_hash
     assert folded.notes == ()
@@ -212,8 +211,9 @@ def test_held_streams(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "later\n"
 
 
+@pytest.mark.parametrize("fault", [None, Fault(device=1, at="15 us", duration="1 ms")])
 @pytest.mark.parametrize("network", ["flow", "alpha-beta"])
-def test_marks_alone(network: str) -> None:
+def test_marks_alone(network: str, fault: Fault | None) -> None:
     """They take no timeline, and change nothing."""
 
     def program(marks: bool) -> Any:
@@ -228,7 +228,8 @@ def test_marks_alone(network: str) -> None:
                     rank.mark("summed")
         return made.trace()
 
-    core = _platform(4).core()
+    platform = _platform(4) if fault is None else _platform(4).with_faults(fault)
+    core = platform.core()
     bare = options(core, network, 0, False, False)
     kept = _C.sim_run(program(True).compiled(), core, {**bare, "marked": [1, 3]})
     without = _C.sim_run(program(False).compiled(), core, bare)
