@@ -21,6 +21,7 @@ from leeboard.sim.distributed.compute.make import Profiles
 from leeboard.sim.distributed.crew import Crew, told
 from leeboard.sim.distributed.exchange import Exchange
 from leeboard.sim.distributed.isolation import Isolation, ProcessState
+from leeboard.sim.distributed.leftovers import put_back
 from leeboard.sim.distributed.patches import Patches
 from leeboard.sim.distributed.rank import Meter, NoMeter, Rank
 from leeboard.sim.distributed.readings import Held, Readings, settled
@@ -148,13 +149,19 @@ def launch(
         session = Session(live, exchange, ranks)
         out, err = (sys.stdout, None) if held is None else (held.out, held.err)
         outputs = {number: Prefixed(out, number) for number in numbers if prefix}
-        with Patches() as patches, Isolation() as isolation:
+        with (
+            put_back(),
+            Patches() as patches,
+            script.modules(),
+            Isolation() as isolation,
+        ):
             world.install(patches)
             clock.install(patches)
             futures.install(patches)
             failures.forbid_processes(patches)
             failures.one_profiler(patches)
             crew = Crew(session, script)
+            crew.exits.install(patches)
             if fake:
                 from leeboard.sim.distributed import fake as fakes
                 from leeboard.sim.distributed import fake_patches
