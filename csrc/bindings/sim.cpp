@@ -143,6 +143,11 @@ py::dict result_of(const Outcome& outcome, const Engine& engine, const sim::Plat
     out_of_memory.append(py::make_tuple(o.rank, o.at, o.in_use, o.limit, o.requested));
   }
   result["out_of_memory"] = out_of_memory;
+  py::dict marks;
+  marks["rank"] = column<uint32_t>(outcome.marks, [](const sim::Mark& m) { return m.rank; });
+  marks["name"] = column<uint32_t>(outcome.marks, [](const sim::Mark& m) { return m.name; });
+  marks["at"] = column<uint64_t>(outcome.marks, [](const sim::Mark& m) { return m.at; });
+  result["marks"] = marks;
   return result;
 }
 
@@ -165,6 +170,7 @@ sim::Options options_of(const py::dict& given) {
   options.seed = option<uint64_t>(given, "seed");
   options.records = std::min<uint64_t>(option<uint64_t>(given, "records"), sim::kNoRecord - 1);
   options.bins = option<uint32_t>(given, "bins");
+  if (given.contains("marked")) options.marked = given["marked"].cast<std::vector<uint32_t>>();
   return options;
 }
 

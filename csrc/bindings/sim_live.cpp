@@ -197,6 +197,9 @@ void bind_sim_live(py::module_& module) {
           "clock", [](SimLive& self, uint32_t rank) { return self.live().clock(rank); },
           py::arg("rank"))
       .def(
+          "place", [](SimLive& self, uint32_t rank) { return self.live().place(rank); },
+          py::arg("rank"))
+      .def(
           "done",
           [](SimLive& self, uint32_t rank, int32_t slot) { return self.live().done(rank, slot); },
           py::arg("rank"), py::arg("slot"))

@@ -212,7 +212,9 @@ bool Engine::execute(uint32_t index) {
 bool Engine::begin(uint32_t index) {
   Process& p = processes_[index];
   const Op& op = *p.op;
-  if (!devices_[ranks_[p.rank].device].steady() && !up(p)) return false;
+  // A mark takes nothing, not even a device that is up.
+  const bool works = op.kind != OpKind::kMark;
+  if (works && !devices_[ranks_[p.rank].device].steady() && !up(p)) return false;
   const bool communicates_beside = op.kind == OpKind::kCollective && op.slot >= 0;
   if (p.stream == 0 && (op.stream != 0 || communicates_beside)) return launch(index, op);
   switch (op.kind) {
@@ -249,6 +251,9 @@ bool Engine::begin(uint32_t index) {
     }
     case OpKind::kMark:
       record(p, RecordKind::kMark, p.clock, p.last, 0, -1, static_cast<int32_t>(op.a));
+      if (ranks_[p.rank].marked) {
+        outcome_.marks.push_back({p.rank, static_cast<uint32_t>(op.a), p.clock});
+      }
       return true;
     case OpKind::kCall:
       p.return_pc = p.pc;

@@ -38,6 +38,8 @@ struct Options {
   uint64_t seed = 0;
   uint64_t records = 0;  // at most; 0: no timeline
   uint32_t bins = 0;     // of link use over time; 0: links are not watched
+  // Ranks whose marks go into `Outcome::marks`, with a timeline or without.
+  std::vector<uint32_t> marked;
   // Asked now and then; true ends the run with Interrupted.
   std::function<bool()> interrupted;
 };
@@ -79,6 +81,11 @@ struct OutOfMemory {
   uint64_t in_use, limit, requested;
 };
 
+struct Mark {
+  uint32_t rank, name;
+  Time at;
+};
+
 struct Outcome {
   Status status = Status::kDone;
   std::string message;
@@ -91,6 +98,7 @@ struct Outcome {
   std::vector<Blocked> blocked;
   std::vector<std::pair<uint32_t, Time>> failed;
   std::vector<OutOfMemory> out_of_memory;
+  std::vector<Mark> marks;  // of each rank in its order
 };
 
 class Engine final : public NetworkSink {
@@ -280,6 +288,7 @@ class Engine final : public NetworkSink {
     bool shared = false;    // others compute on its device, or its own streams do
     bool failed = false;    // its device is down for good
     bool awaiting = false;  // a signal
+    bool marked = false;    // its marks are kept
     RandomStream random;
   };
 

@@ -50,6 +50,9 @@ void Engine::load() {
   devices_.resize(device_count);
   memory_.resize(device_count);
   running_ = count;
+  for (const uint32_t rank : options_.marked) {
+    if (rank < count) ranks_[rank].marked = true;
+  }
 
   // A device's changes lie together in a copy that is sorted by device.
   device_changes_ = platform_.device_changes;

@@ -165,6 +165,11 @@ Time Live::clock(uint32_t rank) const {
   return engine_.clock(rank);
 }
 
+uint64_t Live::place(uint32_t rank) const {
+  rank_of(rank);
+  return ops_.taken(rank);
+}
+
 bool Live::done(uint32_t rank, int32_t slot) const {
   slot_of(rank, slot);
   return engine_.over(rank, slot);

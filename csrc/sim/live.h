@@ -44,6 +44,8 @@ class Live {
   // It waits for another rank to unpark it, and none has yet.
   bool parked(uint32_t rank) const { return ranks_[rank].parked; }
   Time clock(uint32_t rank) const;
+  // Which of its ops are over at that clock: so many from its first one.
+  uint64_t place(uint32_t rank) const;
   bool done(uint32_t rank, int32_t slot) const;
   // Of a send: a number of its own among those of all ranks.
   uint64_t serial(uint32_t rank, int32_t slot) const;

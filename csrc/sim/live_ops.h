@@ -54,6 +54,7 @@ class LiveOps {
   }
 
   uint64_t count(uint32_t rank) const { return ranks_[rank].count; }
+  uint64_t taken(uint32_t rank) const { return ranks_[rank].taken; }
   const Op& op(uint32_t rank, uint64_t index) const {
     return ranks_[rank].chunks[index / kChunk]->ops[index % kChunk];
   }

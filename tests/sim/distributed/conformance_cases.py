@@ -381,7 +381,6 @@ def refusals(rank: int, size: int) -> Any:
         lambda: dist.send(torch.zeros(2), rank),
         lambda: dist.all_gather([torch.zeros(2)] * (size + 1), torch.zeros(2)),
         lambda: dist.scatter(torch.zeros(2), [torch.zeros(2)] * (size + 1), src=rank),
-        lambda: dist.all_to_all_single(torch.zeros(3), torch.zeros(4), [1] * size, [1] * size),
         lambda: dist.get_process_group_ranks(dist.new_group([size + 5])),
     ]
     return [_refused(call) for call in calls]

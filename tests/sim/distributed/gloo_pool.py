@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def _work(rank: int, size: int, folder: str) -> None:
     torch.save(out, Path(folder) / f"{rank}.pt")
 
 
+@cache
 def run_gloo(size: int) -> list[dict[str, Any]]:
     """What each case gives on each rank: [rank][name] -> {"value": ...} or {"error": text}."""
     with tempfile.TemporaryDirectory() as folder:

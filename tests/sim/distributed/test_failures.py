@@ -381,7 +381,7 @@ def test_another_thread_cannot_communicate() -> None:
         assert "thread" in str(raised[1])
         raise raised[0]
 
-    assert "on the thread that runs the script" in error_of(program)
+    assert "only the thread that runs the program may" in error_of(program)
 
 
 def test_runs_do_not_overlap() -> None:

@@ -46,7 +46,9 @@ def test_an_import_that_is_only_slow_ends_no_run(monkeypatch: pytest.MonkeyPatch
             frame = sys._current_frames()[thread.ident or 0]
             if frame.f_code.co_name == "_load_unlocked":
                 break
-        holder = SimpleNamespace(number=0, thread=thread.ident)
+        # Even where another rank imports, too.
+        ranks = {1: SimpleNamespace(number=1, thread=thread.ident)}
+        holder = SimpleNamespace(number=0, thread=thread.ident, run=SimpleNamespace(ranks=ranks))
         looks = watch.Watch(SimpleNamespace(holder=holder))  # type: ignore[arg-type]
         assert frame.f_code.co_filename == watch._IMPORT
         looks.look()

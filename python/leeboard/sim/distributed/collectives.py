@@ -118,6 +118,9 @@ class Collectives(Reductions, Gathers):
         self, call: str, outs: Sequence[Tensor], mine: Sequence[Tensor], opts: Any
     ) -> dist.Work:
         sizes = [tensor.nbytes for tensor in mine], [tensor.nbytes for tensor in outs]
+        gives, gets = sizes[0][self._me], sizes[1][self._me]
+        if gives != gets:
+            raise fault(call, f"the rank gives itself {gives} bytes and expects {gets} of itself")
         signature = (f"{call} of given sizes", -1, -1)
         return self._start(
             _ALL_TO_ALL, signature, mine, outs, moves.all_to_all, 0, is_async(opts), sizes

@@ -18,6 +18,7 @@ import torch
 from leeboard import _C
 from leeboard._progress import progress_line
 from leeboard.sim.distributed import failures, where
+from leeboard.sim.distributed.exits import Exits
 from leeboard.sim.distributed.isolation import Spaces
 from leeboard.sim.distributed.rank import Rank, Stuck
 from leeboard.sim.distributed.script import Script
@@ -39,6 +40,7 @@ class Crew:
         values: What the program returned, by rank.
         error: What ended the run, if a rank raised.
         lines: If the run could not go on: what each rank was doing (`failures.lines`).
+        exits: What ranks want called at their ends.
         modes: What every rank's thread stays within, besides its meter's modes.
     """
 
@@ -52,6 +54,7 @@ class Crew:
         self._threads: list[threading.Thread] = []
         self._over = threading.Event()
         self._processor = _processor()
+        self.exits = Exits()
         self.modes: Callable[[], Sequence[AbstractContextManager[Any]]] = tuple
 
     def add(self, rank: Rank, main: Any) -> None:
@@ -155,6 +158,7 @@ class Crew:
                 if error.code not in (None, 0):
                     raise
                 how = "it called sys.exit"
+            self.exits.run(rank)
             rank.flush()
         self.session.ended[rank.number] = how
         return value

@@ -50,6 +50,10 @@ _HINTS = (
         "simulated ranks share this host's GPUs: use LOCAL_RANK modulo torch.cuda.device_count()",
     ),
     (
+        ("nbytes is not defined for sparse tensors",),
+        "simulated ranks exchange dense tensors only: call .to_dense() first",
+    ),
+    (
         ("Default process group has not been initialized",),
         "call torch.distributed.init_process_group() first, on the thread that runs the script",
     ),

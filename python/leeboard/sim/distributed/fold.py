@@ -7,36 +7,23 @@ did is then laid out for all ranks (`expand`) and simulated as a whole; that is 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from leeboard import _C
-from leeboard.sim.distributed.expand import Ops, expand, moves
 from leeboard.sim.distributed.fold_exchange import FakeExchange, FoldExchange
 from leeboard.sim.distributed.fold_groups import Group, make
+from leeboard.sim.distributed.heard import Heard, Moved
 from leeboard.sim.distributed.mesh import FoldError, Folding
-from leeboard.sim.distributed.witness import check
-from leeboard.sim.ops import ANY, COLLECTIVES, OP, OpKind
+from leeboard.sim.distributed.readings import Readings
+from leeboard.sim.ops import ANY, COLLECTIVES
 from leeboard.sim.trace import COLUMNS, Trace
 
 __all__ = ["FakeExchange", "FoldCore", "FoldError", "FoldExchange", "Folding", "replay_raw"]
 
 
 _ALL_TO_ALL = COLLECTIVES.index("all_to_all")
-
-
-@dataclass
-class _Moved:
-    """What the engine was not told: who the ranks that an op names really are."""
-
-    peers: list[int] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    roots: list[int] = field(default_factory=list)
 
 
 class FoldCore:
@@ -46,29 +33,34 @@ class FoldCore:
         core: Makes the engine for so many ranks: `core(ranks, devices)`, where devices are the
             ranks whose devices they run on.
         folding: Who runs.
-        replay: Runs the trace of all ranks: what `_C.sim_run` returns.
+        replay: Runs the trace of all ranks: what `_C.sim_run` returns. With ranks: nothing is kept
+            but the marks of these.
+        readings: What ranks are told of the time.
     """
 
     def __init__(
         self,
         core: Callable[[int, tuple[int, ...]], Any],
         folding: Folding,
-        replay: Callable[[Trace], dict[str, Any]],
+        replay: Callable[..., dict[str, Any]],
+        readings: Readings | None = None,
     ) -> None:
         self.folding, self.mesh = folding, folding.mesh
         self.live = folding.live
         self.index = {rank: i for i, rank in enumerate(self.live)}
         self.core = core(len(self.live), self.live)
-        self._replay = replay
+        self.replay = replay
+        self.readings = Readings() if readings is None else readings
         self._groups: list[Group] = [
             make(self.mesh, self.index, "world", tuple(range(self.mesh.ranks)), 0)
         ]
         self._by_name: dict[str, int] = {}
-        self._moved = [_Moved() for _ in self.live]
+        self._moved = [Moved() for _ in self.live]
         # By its serial, the rank that a message was meant for, if a copy of the one it goes to.
         self._meant: dict[int, int] = {}
         self._standing: dict[tuple[int, int], int] = {}
         self._trace: Trace | None = None
+        self._raw: dict[str, Any] = {}
         self.names: Sequence[str] = ()
 
     # What a rank appends.
@@ -236,6 +228,11 @@ class FoldCore:
         """The clock among the ranks that run: what copies cost is not in it."""
         return int(self.core.clock(self.index[rank]))
 
+    def told(self, rank: int) -> int:
+        """The clock as the program reads it."""
+        me = self.index[rank]
+        return self.readings.read(rank, self.core.place(me), self.core.clock(me))
+
     def done(self, rank: int, slot: int) -> bool:
         """See `SimLive`."""
         return bool(self.core.done(self.index[rank], slot))
@@ -264,14 +261,19 @@ class FoldCore:
         Raises:
             FoldError: A witness did something else than its representative.
         """
-        raw: dict[str, Any] = self.core.outcome()
-        if raw["status"] != "done":
+        if not self.ended():
+            raw = self._raw
             for entry in raw["blocked"]:
                 entry["rank"] = self.live[entry["rank"]]
                 entry["missing"] = [self.live[rank] for rank in entry["missing"]]
             raw["failed"] = [(self.live[rank], at) for rank, at in raw["failed"]]
             return raw
-        return self._replay(self.trace())
+        return self.replay(self.trace())
+
+    def ended(self) -> bool:
+        """Whether all that ran came to their end."""
+        self._raw = self._raw or self.core.outcome()
+        return bool(self._raw["status"] == "done")
 
     def program(self) -> dict[str, Any]:
         """Columns of the trace of all ranks."""
@@ -281,36 +283,18 @@ class FoldCore:
     def trace(self) -> Trace:
         """The trace of all ranks, after the witnesses were heard."""
         if self._trace is None:
-            program = self.core.program()
-            lists = self.lists(program)
-            groups = [group.members for group in self._groups[1:]]
-            for rank in set(self.live).difference(self.mesh.classes):
-                check(self.mesh, rank, lists, groups)
-            bounds = [*map(int, program["size_offsets"]), len(program["sizes"])]
-            self._trace = expand(
-                self.mesh,
-                {rank: lists[rank] for rank in self.mesh.classes},
-                groups,
-                sizes=[program["sizes"][a:b] for a, b in itertools.pairwise(bounds)],
-                names=self.names,
-                metadata={"fold": str(self.mesh), "witness": self.folding.witness},
-            )
+            self._trace = self.heard.expanded(self.heard.lists)
         return self._trace
 
-    def lists(self, program: dict[str, Any]) -> dict[int, Ops]:
-        """What each rank that ran did, in numbers of all ranks and of this object's groups."""
-        lists: dict[int, Ops] = {}
-        ops = np.asarray(program["ops"]).view(OP)
-        for i, rank in enumerate(self.live):
-            own = ops[int(program["begin"][i]) : int(program["end"][i])]
-            own = own[~_between_ranks_that_run(own)]
-            pairs, collectives = moves(own)
-            moved = self._moved[i]
-            own["peer"][pairs] = moved.peers
-            own["tag"][collectives] = moved.groups
-            own["peer"][collectives] = moved.roots
-            lists[rank] = own
-        return lists
+    @cached_property
+    def heard(self) -> Heard:
+        """What those that ran did, after the witnesses were heard.
+
+        Raises:
+            FoldError: A witness did something else than its representative.
+        """
+        groups = [group.members for group in self._groups[1:]]
+        return Heard(self.folding, self.core.program(), self._moved, groups, self.names)
 
     def _beside(self, me: int, peer: int) -> int:
         """The engine's number of the rank that stands for a peer of `me`."""
@@ -330,14 +314,11 @@ class FoldCore:
         return self._groups[group].aliases(self.index)
 
 
-def _between_ranks_that_run(ops: Ops) -> NDArray[np.bool_]:
-    """What is no part of the program: waiting at stores, and looking at what is over."""
-    kind = ops["kind"]
-    apart: NDArray[np.bool_] = np.isin(kind, (OpKind.SIGNAL, OpKind.AWAIT))
-    apart |= (kind == OpKind.SLEEP) & (ops["a"] == 0)
-    return apart
-
-
 def replay_raw(platform_core: dict[str, Any], options: dict[str, Any]) -> Any:
     """`FoldCore`'s `replay`, on a platform's columns with the options of `_C.sim_run`."""
-    return lambda trace: _C.sim_run(trace.compiled(), platform_core, options)
+
+    def run(trace: Trace, marked: Sequence[int] = ()) -> Any:
+        only = {"records": 0, "bins": 0, "marked": list(marked)} if marked else {}
+        return _C.sim_run(trace.compiled(), platform_core, {**options, **only})
+
+    return run

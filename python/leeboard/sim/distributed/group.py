@@ -64,7 +64,10 @@ class SimGroup(Collectives, _ProcessGroup):
             self._places = {member: place for place, member in enumerate(every)}
         self._name = name
         self._desc = ""
-        self._number: int = rank.core.group(name, every)
+        # c10d counts groups from 0 again after destroy_process_group().
+        again = rank.worlds > 1 and self._places is not None
+        known = f"{name} of world {rank.worlds}" if again else name
+        self._number: int = rank.core.group(known, every)
         rank.exchange.open(self._number, every, rank.number, rank.thread)
         # One list for all ranks of the group.
         self._members: Sequence[int] = rank.exchange.members[self._number]

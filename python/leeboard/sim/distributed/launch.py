@@ -21,8 +21,10 @@ from leeboard.sim.distributed.compute.make import Profiles
 from leeboard.sim.distributed.crew import Crew, told
 from leeboard.sim.distributed.exchange import Exchange
 from leeboard.sim.distributed.isolation import Isolation, ProcessState
+from leeboard.sim.distributed.leftovers import put_back
 from leeboard.sim.distributed.patches import Patches
 from leeboard.sim.distributed.rank import Meter, NoMeter, Rank
+from leeboard.sim.distributed.readings import Held, Readings, settled
 from leeboard.sim.distributed.script import Prefixed, Script, environment, resolve
 from leeboard.sim.distributed.session import Session
 from leeboard.sim.errors import SimulationError
@@ -50,12 +52,21 @@ class Launched:
         trace: The program that the ranks turned out to be, for `replay`.
         values: What the function returned on each rank; of a script None.
         compute: What computing was charged for, by op where ops were seen.
+        notes: What is not as it should be (docs/sim/folding.md); it goes to stderr, too.
     """
 
     result: Result
     trace: Trace
     values: list[Any] = field(default_factory=list)
     compute: costs.Report | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Ran:
+    live: Any
+    session: Session
+    crew: Crew
 
 
 def launch(
@@ -129,45 +140,66 @@ def launch(
     script = resolve(target, args)
     core = platform.core()
     options = core_options(core, network, seed, timeline, links)
-    live, exchange, numbers = _engine(platform, core, options, ranks, fold, fake, witness)
-    session = Session(live, exchange, ranks)
     meters = _meters(compute, platform, profile, scale, memory)
-    outputs = {number: Prefixed(sys.stdout, number) for number in numbers if prefix}
-    with _alone(), Patches() as patches, Isolation() as isolation:
-        world.install(patches)
-        clock.install(patches)
-        futures.install(patches)
-        failures.forbid_processes(patches)
-        failures.one_profiler(patches)
-        crew = Crew(session, script)
-        if fake:
-            from leeboard.sim.distributed import fake as fakes
-            from leeboard.sim.distributed import fake_patches
 
-            fake_patches.install(patches.set)
-            crew.modes = fakes.modes
-        for number in numbers:
-            main = script.main()
-            state = ProcessState(
-                isolation.spaces,
-                environment(number, ranks, per_node),
-                _seed(seed, number),
-                _own(script, outputs.get(number)),
-                main,
-            )
-            crew.add(Rank(number, session, meters(number), state), main)
-        with told(isolation.spaces, progress) as tell:
-            crew.run(tell)
-        for output in outputs.values():
-            output.finish()
-    crew.check()
-    raw = live.outcome()
-    report = costs.report_of(compute, [rank.meter for rank in session.ranks.values()])
-    trace = _trace(live, session, script, report, fold)
-    failures.raise_for(raw, trace, platform, core, session, crew.lines)
+    def once(readings: Readings | None = None, held: Held | None = None) -> _Ran:
+        live, exchange, numbers = _engine(
+            platform, core, options, ranks, fold, fake, witness, readings
+        )
+        session = Session(live, exchange, ranks)
+        out, err = (sys.stdout, None) if held is None else (held.out, held.err)
+        outputs = {number: Prefixed(out, number) for number in numbers if prefix}
+        with (
+            put_back(),
+            Patches() as patches,
+            script.modules(),
+            Isolation() as isolation,
+        ):
+            world.install(patches)
+            clock.install(patches)
+            futures.install(patches)
+            failures.forbid_processes(patches)
+            failures.one_profiler(patches)
+            crew = Crew(session, script)
+            crew.exits.install(patches)
+            if fake:
+                from leeboard.sim.distributed import fake as fakes
+                from leeboard.sim.distributed import fake_patches
+
+                fake_patches.install(patches.set)
+                crew.modes = fakes.modes
+            for number in numbers:
+                main = script.main()
+                state = ProcessState(
+                    isolation.spaces,
+                    environment(number, ranks, per_node),
+                    _seed(seed, number),
+                    _own(script, outputs.get(number, out), err),
+                    main,
+                )
+                crew.add(Rank(number, session, meters(number), state), main)
+            with told(isolation.spaces, progress) as tell:
+                crew.run(tell)
+            for output in outputs.values():
+                output.finish()
+        return _Ran(live, session, crew)
+
+    notes: tuple[str, ...] = ()
+    with _alone():
+        if fold is None:
+            ran = shown = once()
+        else:
+            ran, shown, notes = settled(once, compute == "measured")
+    shown.crew.check()
+    raw = ran.live.outcome()
+    report = costs.report_of(compute, [rank.meter for rank in ran.session.ranks.values()])
+    trace = _trace(ran.live, ran.session, script, report, fold)
+    failures.raise_for(raw, trace, platform, core, ran.session, ran.crew.lines)
     result = Result.from_core(raw, trace, platform, network=network, seed=seed, core=core)
-    values = [crew.values.get(number) for number in range(ranks)]
-    return Launched(result, trace, values, report)
+    values = [shown.crew.values.get(number) for number in range(ranks)]
+    for note in notes:
+        print(f"leeboard sim: {note}", file=sys.stderr, flush=True)
+    return Launched(result, trace, values, report, notes)
 
 
 def record(target: str | Path | Callable[..., Any], platform: Platform, **options: Any) -> Trace:
@@ -217,6 +249,7 @@ def _engine(
     fold: str | None,
     fake: bool,
     witness: str,
+    readings: Readings | None = None,
 ) -> tuple[Any, Any, list[int]]:
     """Engine, exchange, and which ranks run."""
     if fold is None and not fake:
@@ -231,7 +264,7 @@ def _engine(
         placed = [int(platform.placement[d]) if len(platform.placement) else d for d in devices]
         return _C.SimLive(count, platform.with_placement(placed).core(), options)
 
-    live = folds.FoldCore(part, folding, folds.replay_raw(core, options))
+    live = folds.FoldCore(part, folding, folds.replay_raw(core, options), readings)
     return live, folds.FoldExchange(live), list(folding.live)
 
 
@@ -266,12 +299,12 @@ def _seed(seed: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _own(script: Script, output: Any) -> dict[str, Any]:
-    own: dict[str, Any] = {"argv": list(script.argv)}
+def _own(script: Script, out: Any, err: Any) -> dict[str, Any]:
+    own: dict[str, Any] = {"argv": list(script.argv), "stdout": out}
     if script.folder:
         own["path"] = [script.folder, *sys.path]
-    if output is not None:
-        own["stdout"] = output
+    if err is not None:
+        own["stderr"] = err
     return own
 
 

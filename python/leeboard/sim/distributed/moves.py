@@ -155,6 +155,9 @@ def all_to_all_single(meeting: Meeting, me: int, outs: Tensors) -> None:
 def all_to_all(meeting: Meeting, me: int, outs: Tensors) -> None:
     """`outs` has a tensor from each member; each gave a tensor for each."""
     for source, (out, given) in enumerate(zip(outs, meeting.inputs, strict=True)):
+        if given is None:
+            # One that gives nothing to this member, which need not wait for it.
+            continue
         value = given[me]
         if value.numel() != out.numel() or value.dtype != out.dtype:
             raise meeting.disagreement(source, me, value, out)

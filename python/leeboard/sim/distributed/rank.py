@@ -101,6 +101,8 @@ class Rank:
         promised: The backward pass at whose end the futures get their values, or -1.
         works: Collectives under way: C++ may keep one whose Python part nobody holds any more, and
             wait for it.
+        world: What c10d keeps of its process groups.
+        worlds: How many times it has called init_process_group.
         counters: How many collectives of each group this rank has called.
     """
 
@@ -117,6 +119,8 @@ class Rank:
         "state",
         "thread",
         "works",
+        "world",
+        "worlds",
     )
 
     def __init__(
@@ -133,6 +137,8 @@ class Rank:
         self.futures: dict[SimFuture, bool] = {}
         self.promised = -1
         self.works: set[object] = set()
+        self.world: dict[str, Any] = {}
+        self.worlds = 0
         self.counters: dict[int, list[int]] = {}
 
     def enter(self) -> None:

@@ -61,7 +61,7 @@ def reduced(tensors: Sequence[Tensor], kind: int, to_root: bool = False) -> Tens
     """
     first = tensors[0]
     ranks = len(tensors)
-    if ranks == 1:
+    if ranks == 1 or first.numel() == 0:
         result = first.clone()
     elif ranks == 2:
         result = _STEP[kind](first, tensors[1].view_as(first))

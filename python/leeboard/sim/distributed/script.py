@@ -7,7 +7,8 @@ import io
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,32 @@ class Script:
         module = types.ModuleType("__main__")
         vars(module).update(self.attributes)
         return module
+
+    @contextmanager
+    def modules(self) -> Iterator[None]:
+        """Forget afterwards what was imported from the script's own folder: another script may have
+        modules of the same names, and this one's may be edited before it runs again."""
+        before = set(sys.modules)
+        try:
+            yield
+        finally:
+            if self.folder:
+                for name in set(sys.modules) - before:
+                    if _from(self.folder, sys.modules[name]):
+                        del sys.modules[name]
+
+
+def _from(folder: str, module: Any) -> bool:
+    """Whether a module comes from a folder, and from no nearer entry of `sys.path`."""
+    file = getattr(module, "__file__", None)
+    if not file:
+        return False
+    places = [
+        place
+        for place in (folder, *sys.path)
+        if place and file.startswith(place.rstrip(os.sep) + os.sep)
+    ]
+    return bool(places) and max(places, key=len) == folder
 
 
 def resolve(target: str | Path | Callable[..., Any], args: Sequence[Any]) -> Script:

@@ -43,9 +43,11 @@ class Watch:
         rank = self._holder
         if rank is None or idle < IMPORT:
             return
-        frame = sys._current_frames().get(rank.thread)
+        frames = sys._current_frames()
+        frame = frames.get(rank.thread)
         line = where.line(frame)
-        if frame is not None and _awaits_import(frame):
+        others = [other.thread for other in rank.run.ranks.values() if other is not rank]
+        if _waits_to_import(frame) and any(_imports(frames.get(thread)) for thread in others):
             raise SimulationError(
                 f"rank {rank.number} ({line}) imports a module that another rank is importing, and "
                 "that one waits for its turn: no rank may communicate while it imports; do it in a "
@@ -66,11 +68,18 @@ class Watch:
         self._since, self._cpu = monotonic(), process_time()
 
 
-def _awaits_import(frame: FrameType) -> bool:
-    """Whether a thread's innermost frame waits for the lock of a module.
+def _waits_to_import(frame: FrameType | None) -> bool:
+    """Whether a thread waits for a module that is being imported; reading files may be slow, too."""
+    return (
+        frame is not None
+        and frame.f_code.co_filename == _IMPORT
+        and frame.f_code.co_name == "acquire"
+    )
 
-    Other frames of the import system do not tell: a slow disk, or a host that is busy with something
-    else, can hold up any of them.
-    """
-    code = frame.f_code
-    return code.co_filename == _IMPORT and code.co_name == "acquire"
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT:
+            return True
+        frame = frame.f_back
+    return False

@@ -8,6 +8,7 @@ function that another module has imported by name works, too.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import sys
 import threading
@@ -74,8 +75,31 @@ class _Worlds(threading.local):
             if isinstance(member, property) and name != "pg_config_info":
                 setattr(self, name, _EMPTY.get(name, dict)())
         self.pg_group_ranks = _GroupRanks(shared)
+        rank = find()
+        if rank is not None:
+            rank.world = vars(self)
+        else:
+            # A thread that a rank started knows the rank's groups; they refuse to serve it.
+            parent = getattr(threading.current_thread(), _PARENT, None)
+            vars(self).update({} if parent is None else parent.world)
 
     pg_config_info = distributed_c10d._World.pg_config_info
+
+
+_PARENT = "_leeboard_rank"
+
+
+def _started(original: Callable[..., None]) -> Callable[..., None]:
+    """`threading.Thread.start`, for threads that know which rank they come from."""
+
+    @functools.wraps(original)
+    def start(thread: threading.Thread) -> None:
+        rank = find() or getattr(threading.current_thread(), _PARENT, None)
+        if rank is not None:
+            setattr(thread, _PARENT, rank)
+        original(thread)
+
+    return start
 
 
 _EMPTY: dict[str, Callable[[], Any]] = {
@@ -111,6 +135,7 @@ def install(patches: Patches) -> None:
     patches.after(lambda: isolate(False))
     _register(patches)
     patches.set(distributed_c10d, "_world", _Worlds({}))
+    patches.set(threading.Thread, "start", _started(threading.Thread.start))
     for name in ("_backend", "_default_pg_init_method"):
         patches.set(distributed_c10d, name, getattr(distributed_c10d, name, None))
     # Those that c10d calls by their names in its own module ...
@@ -160,6 +185,8 @@ def _with_sim(helper: Callable[..., Any]) -> Callable[..., Any]:
             # For MPI, which knows better.
             size, number = rank.size, rank.number
         session(rank).joined.add(rank.number)
+        if distributed_c10d._world.default_pg is None:
+            rank.worlds += 1
         kwargs.update(backend_options=None, device_id=None)
         return helper(size, number, ranks, dist.Backend(BACKEND), *args, **kwargs)
 
