@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from leeboard import sim
-from leeboard.sim.validate.calibrate import HEADERS, Calibration, calibrate, sizes_and_times
+from leeboard.sim.validate.calibrate import (
+    HEADERS,
+    Calibration,
+    calibrate,
+    calibrated,
+    sizes_and_times,
+)
+from leeboard.sim.validate.predict import simulated
 from leeboard.sim.validate.rig import Links
 from leeboard.sim.validate.static import PAIRS, program
 
@@ -102,6 +111,23 @@ def test_medians_are_read_from_lines() -> None:
 def test_static_programs_run(what: str) -> None:
     given = Calibration(2e-3, 0.95, 0.0, 0.0, 0, 0.0)
     assert sim.run(program(what, 1000, 3), given.platform(3, LINKS)).makespan > 3e-3
+
+
+def test_the_call_of_a_collective_is_measured_alone_and_charged_at_each() -> None:
+    lines = [
+        {"scenario": "message 4", "seconds": 4e-3},
+        {"scenario": "message 1250000", "seconds": 0.11},
+        {"scenario": "call 64", "seconds": 3e-4},
+    ]
+    found = calibrated(LINKS, lines)
+    assert found.collective_call == 3e-4
+    order = {"cases": [["barrier", 0], ["ping_pong", 4]], "repeats": 1, "warm": 0, "notice": 0.1}
+    words = ["-m leeboard.sim.validate.programs.network", [json.dumps({**order, "open": 64})]]
+    platform = found.platform(2, LINKS)
+    free, _ = simulated(*words, platform, compute="none")
+    charged, _ = simulated(*words, platform, compute="none", call=found.collective_call)
+    more = [b["seconds"] - a["seconds"] for a, b in zip(free, charged, strict=True)]
+    assert more == pytest.approx([3e-4, 0.0], abs=1e-9)
 
 
 def test_links_say_what_is_wrong() -> None:

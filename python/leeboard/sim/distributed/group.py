@@ -102,6 +102,8 @@ class SimGroup(Collectives, _ProcessGroup):
                     outs = inputs if same else arguments.movable(signature[0], outs)
                     break
         rank.meter.flush(rank)
+        if rank.run.collective_call:
+            core.sleep(number, rank.run.collective_call)
         calls = self._calls
         meeting = exchange.join(self._number, calls[0], me, self._size, signature, inputs)
         calls[0] += 1

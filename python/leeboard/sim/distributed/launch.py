@@ -86,6 +86,7 @@ def launch(
     fold: str | None = None,
     fake: bool | None = None,
     witness: str = "one",
+    collective_call: float = 0.0,
     per_node: int | None = None,
     prefix: bool = False,
     progress: bool = False,
@@ -117,6 +118,9 @@ def launch(
             (docs/sim/folding.md). None: if the run is folded, unless `compute` is "measured".
         witness: Of a folded run: which ranks besides the representatives run, to check that they do
             the same: "one" of each class, "all", or "none".
+        collective_call: Seconds that a rank waits at every call of a collective before anything is
+            sent: what handing it to a library's own thread and back takes (`leeboard sim validate`
+            measures gloo's on this host).
         per_node: Ranks of a node, which LOCAL_RANK counts; None: all are on one.
         prefix: Whether a line that rank 3 prints begins with "[rank 3] ".
         progress: Whether to show simulated time on a terminal.
@@ -147,6 +151,7 @@ def launch(
             platform, core, options, ranks, fold, fake, witness, readings
         )
         session = Session(live, exchange, ranks)
+        session.collective_call = round(collective_call * 1e12)
         out, err = (sys.stdout, None) if held is None else (held.out, held.err)
         outputs = {number: Prefixed(out, number) for number in numbers if prefix}
         with (

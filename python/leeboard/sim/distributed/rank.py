@@ -69,6 +69,7 @@ class Run:
         exchange: Moves tensors between ranks.
         ranks: All of them that have a thread, by number.
         names: Of the marks, each with its number.
+        collective_call: Picoseconds that a rank waits at every call of a collective.
     """
 
     def __init__(self, core: Any, exchange: Exchange, size: int) -> None:
@@ -77,6 +78,7 @@ class Run:
         self.size = size
         self.ranks: dict[int, Rank] = {}
         self.names: dict[str, int] = {}
+        self.collective_call = 0
         self._tags: dict[tuple[int, int], int] = {}
 
     def tag(self, group: int, tag: int) -> int:

@@ -35,6 +35,7 @@ class Calibration:
         rate_limit: Bytes a second of one connection, where a window holds it back; 0: it does not.
         send_buffer: Bytes that a socket takes over at once.
         worst: The largest relative error of the fit on what it was fitted to.
+        collective_call: Seconds that a collective takes where there is nobody to talk to.
     """
 
     latency: float
@@ -43,6 +44,7 @@ class Calibration:
     rate_limit: float
     send_buffer: int
     worst: float
+    collective_call: float = 0.0
 
     def platform(self, ranks: int, links: Links) -> Platform:
         """The rig's star with these figures."""
@@ -81,6 +83,7 @@ def calibrate(
     messages: Mapping[int, float],
     crossing: Mapping[int, float],
     *,
+    call: float = 0.0,
     buffer: int | None = None,
 ) -> Calibration:
     """Fit latency, goodput, cross-traffic and, if a window shows, its rate.
@@ -94,6 +97,7 @@ def calibrate(
         links: The rig's.
         messages: Bytes to seconds of one message.
         crossing: The same of two that cross.
+        call: Seconds of a collective in a group of one rank.
         buffer: Bytes that a socket takes over; None: this host's.
 
     Raises:
@@ -123,6 +127,7 @@ def calibrate(
         rate_limit=limit,
         send_buffer=send_buffer() if buffer is None else buffer,
         worst=worst,
+        collective_call=call,
     )
 
 
@@ -148,6 +153,17 @@ def _line(messages: Mapping[int, float]) -> tuple[float, float]:
         raise ValueError("messages: larger ones took no longer; expected times that grow")
     _, begin, slope = min(found)
     return begin, slope
+
+
+def calibrated(links: Links, lines: Sequence[Mapping[str, Any]]) -> Calibration:
+    """`calibrate` on the lines that `programs.network` prints."""
+    calls = sizes_and_times(lines, "call")
+    return calibrate(
+        links,
+        sizes_and_times(lines, "message"),
+        sizes_and_times(lines, "crossing"),
+        call=min(calls.values(), default=0.0),
+    )
 
 
 def sizes_and_times(lines: Sequence[Mapping[str, Any]], what: str) -> dict[int, float]:

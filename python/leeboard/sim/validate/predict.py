@@ -27,7 +27,13 @@ def lines_of(text: str) -> list[dict[str, Any]]:
 
 
 def simulated(
-    target: str, args: Sequence[str], platform: Platform, *, compute: str, scale: float = 1.0
+    target: str,
+    args: Sequence[str],
+    platform: Platform,
+    *,
+    compute: str,
+    scale: float = 1.0,
+    call: float = 0.0,
 ) -> tuple[list[dict[str, Any]], float]:
     """What a program prints in the simulator, as JSON lines, and its simulated seconds."""
     from leeboard.sim.distributed.launch import launch
@@ -35,7 +41,14 @@ def simulated(
     text = io.StringIO()
     options: dict[str, Any] = {"scale": scale} if compute == "measured" else {}
     with contextlib.redirect_stdout(text):
-        launched = launch(target, platform, args=list(args), compute=compute, **options)
+        launched = launch(
+            target,
+            platform,
+            args=list(args),
+            compute=compute,
+            collective_call=call,
+            **options,
+        )
     return lines_of(text.getvalue()), launched.result.makespan
 
 
@@ -72,5 +85,6 @@ def predict(
         platform,
         compute=compute,
         scale=scale,
+        call=calibration.collective_call,
     )
     return lines, scale

@@ -198,7 +198,8 @@ def _setting(result: dict[str, Any]) -> list[str]:
     found = result["calibration"]
     text = (
         f"Fitted: latency {found['latency'] * 1e3:.3f} ms, goodput {found['goodput']:.4f}, "
-        f"cross-traffic {found['cross_traffic']:.4f}"
+        f"cross-traffic {found['cross_traffic']:.4f}, "
+        f"a collective's call {found['collective_call'] * 1e6:.0f} µs"
     )
     if found["rate_limit"]:
         text += f", at most {found['rate_limit'] * 8e-6:.1f} Mbit/s a connection"

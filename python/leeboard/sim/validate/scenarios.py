@@ -14,7 +14,7 @@ PROGRAMS = {
     "model": "leeboard.sim.validate.programs.model",
 }
 # Whose times the figures are fitted to; they are shown, and are no predictions.
-CALIBRATION = ("message", "crossing", "compute", "alone")
+CALIBRATION = ("message", "crossing", "call", "compute", "alone")
 _KB, _MB = 1 << 10, 1 << 20
 
 
@@ -77,7 +77,8 @@ class Plan:
 def calibration_cases(large: int) -> tuple[Case, ...]:
     """Messages of which the links' figures are fitted."""
     sizes = sorted({4, _KB, 4 * _KB, 16 * _KB, 64 * _KB, large // 4, large // 2, large})
-    return (*(("message", size) for size in sizes), ("crossing", large // 4), ("crossing", large))
+    messages = tuple(("message", size) for size in sizes)
+    return (*messages, ("crossing", large // 4), ("crossing", large), ("call", 64))
 
 
 def network_cases(ranks: int, large: int, *, few: bool = False) -> tuple[Case, ...]:

@@ -69,7 +69,12 @@ def validate_script(
     tell(f"simulating {script}")
     platform = calibration.platform(ranks, model.links)
     predicted, makespan = simulated(
-        str(script), list(words), platform, compute="measured", scale=scale
+        str(script),
+        list(words),
+        platform,
+        compute="measured",
+        scale=scale,
+        call=calibration.collective_call,
     )
     own = _scenarios(outcome.lines())
     theirs = _scenarios(predicted)

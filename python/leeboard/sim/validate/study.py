@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leeboard._files import read_json, write_json
-from leeboard.sim.validate.calibrate import Calibration, calibrate, sizes_and_times
+from leeboard.sim.validate.calibrate import Calibration, calibrated, sizes_and_times
 from leeboard.sim.validate.predict import predict
 from leeboard.sim.validate.rig import Links, Means, Rig
 from leeboard.sim.validate.scenarios import (
@@ -24,7 +24,7 @@ from leeboard.sim.validate.scenarios import (
     calibration_cases,
 )
 
-FORMAT = 1
+FORMAT = 2
 Tell = Callable[[str], None]
 
 
@@ -170,9 +170,8 @@ class Study:
     def calibration(self, setting: Setting, measured: Sequence[dict[str, Any]]) -> Calibration:
         """Of the setting's links: from its own messages, or from those of one before it."""
         links = setting.links
-        messages = sizes_and_times(measured, "message")
-        if messages:
-            return calibrate(links, messages, sizes_and_times(measured, "crossing"))
+        if sizes_and_times(measured, "message"):
+            return calibrated(links, measured)
         if links not in self._calibrations:
             alone = Setting(
                 setting.bandwidth,
@@ -183,9 +182,7 @@ class Study:
                 opening=setting.opening,
             )
             lines = self.measure(alone)["measured"]
-            self._calibrations[links] = calibrate(
-                links, sizes_and_times(lines, "message"), sizes_and_times(lines, "crossing")
-            )
+            self._calibrations[links] = calibrated(links, lines)
         return self._calibrations[links]
 
 

@@ -57,6 +57,14 @@ def crossing(bytes_: int) -> Act:
     return _pairs([(0, 1), (1, 0)], bytes_)
 
 
+def call(bytes_: int) -> Act:
+    """A collective of each rank alone: what the call takes without a message."""
+    data = _numbers(bytes_)
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    mine = groups[dist.get_rank()]
+    return lambda: dist.all_reduce(data, group=mine)
+
+
 def both_ways(bytes_: int) -> Act:
     """Ring: every rank sends to the next and receives from the one before."""
     ranks = dist.get_world_size()
@@ -162,7 +170,7 @@ def barrier(bytes_: int) -> Act:
 CASES: dict[str, Callable[[int], Act]] = {
     case.__name__: case
     for case in (
-        message, ping_pong, crossing, both_ways, incast, fan_out, two_in_a_row, all_reduce,
+        message, ping_pong, crossing, call, both_ways, incast, fan_out, two_in_a_row, all_reduce,
         all_gather, reduce_scatter, broadcast, reduce, gather, scatter, all_to_all, barrier,
     )
 }  # fmt: skip
