@@ -14,7 +14,9 @@ PROGRAMS = {
     "model": "leeboard.sim.validate.programs.model",
 }
 # Whose times the figures are fitted to; they are shown, and are no predictions.
-CALIBRATION = ("message", "crossing", "call", "compute", "alone")
+CALIBRATION = ("message", "crossing", "compute", "alone")
+# What the host takes without a link; there is nothing to predict.
+HOST = ("call", "post")
 _KB, _MB = 1 << 10, 1 << 20
 
 
@@ -74,11 +76,14 @@ class Plan:
     settings: tuple[Setting, ...] = field(default_factory=tuple)
 
 
+CALLS: tuple[Case, ...] = (("call", 64), ("post", 64))
+
+
 def calibration_cases(large: int) -> tuple[Case, ...]:
     """Messages of which the links' figures are fitted."""
     sizes = sorted({4, _KB, 4 * _KB, 16 * _KB, 64 * _KB, large // 4, large // 2, large})
     messages = tuple(("message", size) for size in sizes)
-    return (*messages, ("crossing", large // 4), ("crossing", large), ("call", 64))
+    return (*messages, ("crossing", large // 4), ("crossing", large), *CALLS)
 
 
 def network_cases(ranks: int, large: int, *, few: bool = False) -> tuple[Case, ...]:

@@ -18,6 +18,7 @@ from leeboard.sim.validate.predict import predict
 from leeboard.sim.validate.rig import Links, Means, Rig
 from leeboard.sim.validate.scenarios import (
     CALIBRATION,
+    HOST,
     PROGRAMS,
     Plan,
     Setting,
@@ -84,6 +85,7 @@ def rows_of(
             str(line["scenario"]).split()[0] in CALIBRATION,
         )
         for line, other in zip(measured, predicted, strict=True)
+        if str(line["scenario"]).split()[0] not in HOST
     ]
 
 

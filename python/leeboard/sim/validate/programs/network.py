@@ -16,6 +16,7 @@ import torch.distributed as dist
 from leeboard.sim.validate.programs.timing import timed
 
 Act = Callable[[], object]
+_POSTED: list[dist.Work | None] = []
 
 
 def _numbers(bytes_: int) -> torch.Tensor:
@@ -63,6 +64,19 @@ def call(bytes_: int) -> Act:
     groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
     mine = groups[dist.get_rank()]
     return lambda: dist.all_reduce(data, group=mine)
+
+
+def post(bytes_: int) -> Act:
+    """Giving a message to the library, and not waiting for it: it is through long before the next."""
+    data = _numbers(bytes_)
+    rank = dist.get_rank()
+
+    def act() -> None:
+        if rank < 2:
+            # gloo's buffers must outlive the message.
+            _POSTED.append((dist.irecv if rank else dist.isend)(data, 1 - rank))
+
+    return act
 
 
 def both_ways(bytes_: int) -> Act:
@@ -170,7 +184,7 @@ def barrier(bytes_: int) -> Act:
 CASES: dict[str, Callable[[int], Act]] = {
     case.__name__: case
     for case in (
-        message, ping_pong, crossing, call, both_ways, incast, fan_out, two_in_a_row, all_reduce,
+        message, ping_pong, crossing, call, post, both_ways, incast, fan_out, two_in_a_row, all_reduce,
         all_gather, reduce_scatter, broadcast, reduce, gather, scatter, all_to_all, barrier,
     )
 }  # fmt: skip
