@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from leeboard._cli.messages import said
+from leeboard._cli.messages import status_of
 
 _SPECULATION = """\
 Where should drafter and target run, and how many tokens should be drafted a round?
@@ -67,9 +65,6 @@ examples:
 exit status: 0; 2 if something is wrong, with a line that says what; 3 if nothing meets the demands:
 then the table says what each plan lacks."""
 
-# What a wrong file or option ends in; anything else is a defect and shows its traceback.
-_WRONG = (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `leeboard plan` and its subcommands."""
@@ -92,20 +87,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand that was parsed."""
     name: str = args.run_plan
-    try:
+
+    def command() -> int:
         from leeboard._cli import plan_commands
 
-        command: Callable[[argparse.Namespace], int] = getattr(plan_commands, name)
-        status = command(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `| head` has seen enough; nothing more may be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except _WRONG as error:
-        print(f"leeboard plan {name}: {said(error)}", file=sys.stderr)
-        return 2
-    return status
+        chosen: Callable[[argparse.Namespace], int] = getattr(plan_commands, name)
+        return chosen(args)
+
+    return status_of(f"plan {name}", command)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+
+from leeboard._cli.messages import status_of
 
 _CALIBRATE = """\
 Measure what a model's attention and feed-forward blocks take on this machine, with some and with
@@ -140,16 +140,9 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    try:
+    def command() -> int:
         from leeboard._cli import prune_calibrate
 
-        status = prune_calibrate.run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `| head` has seen enough; nothing more may be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except _WRONG as error:
-        print(f"leeboard prune calibrate: {error}", file=sys.stderr)
-        return 2
-    return status
+        return prune_calibrate.run(args)
+
+    return status_of("prune calibrate", command, _WRONG)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from leeboard._cli import sim_profile, sim_torch, sim_validate
-from leeboard._cli.messages import said
+from leeboard._cli.messages import status_of
 
 _RUN = """\
 Run a script, a program or a recorded trace on a platform, in simulated time.
@@ -47,10 +46,6 @@ examples:
   leeboard sim trace program.py --save train.trace   # compile once, run often
   leeboard sim trace run.0.et --save run.trace       # Chakra: run.0.et, run.1.et, ...
   leeboard sim trace lu.trace --from simgrid --save lu.npz"""
-
-
-# What a wrong file or option ends in; anything else is a defect and shows its traceback.
-_WRONG = (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,22 +97,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand that was parsed."""
     name: str = args.run_sim
-    try:
+
+    def command() -> int:
         from leeboard._cli import sim_commands
 
         modules = {"profile": sim_profile}
-        command: Callable[[argparse.Namespace], int]
-        command = modules[name].run if name in modules else getattr(sim_commands, name)
-        status = command(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `| head` has seen enough; nothing more may be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except _WRONG as error:
-        print(f"leeboard sim {name}: {said(error)}", file=sys.stderr)
-        return 2
-    return status
+        chosen: Callable[[argparse.Namespace], int]
+        chosen = modules[name].run if name in modules else getattr(sim_commands, name)
+        return chosen(args)
+
+    return status_of(f"sim {name}", command)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

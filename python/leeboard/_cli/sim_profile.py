@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from leeboard._cli.outputs import check_outputs
+
 SUMMARY = "time a program's operators on this device, for `run --compute profiled`"
 
 _PROFILE = """\
@@ -81,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("expected a script, a name of what is built in, or -m MODULE")
     if args.out is None:
         raise ValueError("--out: where to write the table is not given")
-    if args.out.is_dir() or not args.out.parent.is_dir():
-        raise FileNotFoundError(f"--out {args.out}: is a folder, or is in none that there is")
+    check_outputs(args, ("out",))
     for name in ("ranks", "fold"):
         if getattr(args, name) is not None and args.platform is None:
             raise ValueError(f"--{name} {getattr(args, name)}: is for --platform")

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from leeboard._cli.outputs import check_outputs
+
 _ABOUT = """\
 Run programs on real gloo, each rank in a network namespace of its own around an emulated switch;
 fit the links' figures to messages between two ranks; run the same programs in the simulator; and
@@ -109,9 +111,7 @@ def _refuse(args: argparse.Namespace) -> None:
         raise ValueError("--quick, --publish: only without a script")
     if args.script is not None and not args.script.is_file():
         raise FileNotFoundError(f"{args.script}: no such file")
-    for path in (args.json, args.plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    check_outputs(args, ("json", "plot"))
     if args.publish is not None and not (args.publish / "images").is_dir():
         raise FileNotFoundError(f"{args.publish}: expected a folder with a folder images in it")
 

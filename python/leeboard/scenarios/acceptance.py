@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 KEY = "acceptance_by_depth"
+
+from leeboard.scenarios.given import given_json
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,7 @@ def acceptance_of(
         return given
     if isinstance(given, str | Path):
         path = Path(given)
-        if not path.is_file():
-            raise FileNotFoundError(f"acceptance: {path}: no such file")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"acceptance: {path}: not JSON ({error})") from None
-        return _read(content, way, str(path.name))
+        return _read(given_json("acceptance", path), way, path.name)
     return _read(given, way, "given")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,8 @@ from typing import Any
 FORMAT = "leeboard.plan.edge.plans"
 _COLUMNS = ("name", "sensors", "accuracy", "milliseconds")
 _OPTIONAL = ("fusion", "bytes")
+
+from leeboard.scenarios.given import given_json
 
 
 @dataclass(frozen=True)
@@ -147,15 +148,9 @@ def plans_of(given: Plans | str | Path | Mapping[str, Any]) -> Plans:
     if isinstance(given, Mapping):
         return _parsed(given, "given")
     path = Path(given)
-    if not path.is_file():
-        raise FileNotFoundError(f"plans: {path}: no such file")
-    if path.suffix.lower() == ".csv":
+    if path.is_file() and path.suffix.lower() == ".csv":
         return _csv(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"plans: {path}: not JSON ({error}); tables end in .csv") from None
-    return _parsed(content, path.name)
+    return _parsed(given_json("plans", path, "; tables end in .csv"), path.name)
 
 
 def _parsed(content: Any, source: str) -> Plans:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from leeboard.scenarios.edge_plans import EdgeCandidate, Plans, Sensor
+from leeboard.scenarios.given import given_json
 
 _UNPRUNED = "100%"
 # Of a number of a window, and of a feature.
@@ -89,12 +89,7 @@ def plans_of_study(
 
 
 def _record(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"study: {path}: no such file")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"study: {path}: not JSON ({error})") from None
+    found = given_json("study", path)
     needed = ("unit", "settings", "modalities", "masks", "unpruned", "cells", "parameters")
     if not isinstance(found, dict) or any(key not in found for key in needed):
         raise ValueError(

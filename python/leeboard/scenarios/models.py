@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 Model = TypeVar("Model", "Target", "Drafter")
+
+from leeboard.scenarios.given import given_json
 
 
 class Work(TypedDict):
@@ -284,10 +285,7 @@ def find(kind: type[Model], given: object) -> Model:
                 f"{what}: got {str(given)!r}, expected {', '.join(table)} or a JSON file of its "
                 "fields"
             )
-        try:
-            given = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{what}: {path}: not JSON ({error})") from None
+        given = given_json(what, path)
     if not isinstance(given, Mapping):
         raise ValueError(f"{what}: got {given!r}, expected a name or an object of fields")  # noqa: TRY004
     known = {f.name: f for f in dataclasses.fields(kind)}

@@ -281,7 +281,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "expected a script"),
         (["s.py"], "--out: where to write"),
-        (["s.py", "--out", "no/where.json"], "is in none that there is"),
+        (["s.py", "--out", "no/where.json"], "there is no folder"),
         (["s.py", "--out", "p.json", "--ranks", "2"], "--ranks 2: is for --platform"),
         (["s.py", "--out", "p.json", "--fold", "dp=2"], "--fold dp=2: is for --platform"),
         (["s.py", "--out", "p.json", "--seconds", "0"], "--seconds: got 0"),

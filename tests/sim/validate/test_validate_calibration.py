@@ -16,7 +16,7 @@ from leeboard.sim.validate.calibrate import (
 )
 from leeboard.sim.validate.predict import simulated
 from leeboard.sim.validate.rig import Links
-from leeboard.sim.validate.static import PAIRS, program
+from static_cases import PAIRS, program
 
 LINKS = Links(100e6, 2e-3)
 SIZES = (4, 4096, 65536, 1 << 18, 1 << 20)

@@ -39,6 +39,14 @@ def single(call: str, name: str, given: Any) -> Tensor:
     return found[0]
 
 
+def one_list(call: str, name: str, given: Any) -> list[Tensor]:
+    """The tensors of the only list of a list of lists, or of one list."""
+    lists = given if given and not isinstance(given[0], Tensor) else [given]
+    if len(lists) != 1:
+        raise fault(call, f"{name}: got {len(lists)} lists of tensors, expected 1")
+    return [tensor.data for tensor in lists[0]]
+
+
 def one_each(call: str, name: str, given: Sequence[Tensor], size: int) -> None:
     """A list must have a tensor for each rank of the group."""
     if len(given) != size:

@@ -60,8 +60,7 @@ class Collectives(Reductions, Gathers):
         out = single(call, "output", outputs).data
         parts: list[Tensor] = []
         if self._me == root_of(call, root, self._size):
-            lists = inputs if inputs and not isinstance(inputs[0], Tensor) else [inputs]
-            parts = [tensor.data for tensor in lists[0]]
+            parts = arguments.one_list(call, "scatter_list", inputs)
             arguments.one_each(call, "scatter_list", parts, self._size)
             arguments.alike(call, "scatter_list", parts, out, "the output")
         return self._start(

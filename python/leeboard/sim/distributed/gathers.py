@@ -31,10 +31,7 @@ class Gathers(Calls):
         """Every rank gets a list of all ranks' tensors."""
         call = "all_gather"
         mine = single(call, "input", inputs).data
-        lists = outputs if outputs and not isinstance(outputs[0], Tensor) else [outputs]
-        if len(lists) != 1:
-            raise fault(call, f"outputs: got {len(lists)} lists of tensors, expected 1")
-        outs = [tensor.data for tensor in lists[0]]
+        outs = arguments.one_list(call, "outputs", outputs)
         arguments.one_each(call, "output list", outs, self._size)
         arguments.alike(call, "output", outs, mine, "the input")
         return self._start(
@@ -109,8 +106,7 @@ class Gathers(Calls):
         mine = single(call, "input", inputs).data
         outs: list[Tensor] = []
         if self._me == root_of(call, root, self._size):
-            lists = outputs if outputs and not isinstance(outputs[0], Tensor) else [outputs]
-            outs = [tensor.data for tensor in lists[0]]
+            outs = arguments.one_list(call, "gather_list", outputs)
             arguments.one_each(call, "gather_list", outs, self._size)
             arguments.alike(call, "gather_list", outs, mine, "the tensor")
         return self._start(

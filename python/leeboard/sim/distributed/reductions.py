@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from leeboard.sim.distributed import arguments, moves
-from leeboard.sim.distributed.arguments import fault, single, tensors
+from leeboard.sim.distributed.arguments import single, tensors
 from leeboard.sim.distributed.calls import (
     REDUCIBLE,
     Calls,
@@ -92,10 +92,7 @@ class Reductions(Calls):
         """Every rank gets its tensor of the reduction of all ranks' lists."""
         call = "reduce_scatter"
         out = single(call, "output", outputs).data
-        lists = inputs if inputs and not isinstance(inputs[0], Tensor) else [inputs]
-        if len(lists) != 1:
-            raise fault(call, f"inputs: got {len(lists)} lists of tensors, expected 1")
-        parts = [tensor.data for tensor in lists[0]]
+        parts = arguments.one_list(call, "inputs", inputs)
         arguments.one_each(call, "input list", parts, self._size)
         arguments.alike(call, "input", parts, out, "the output")
         whole = torch.cat([part.reshape(-1) for part in parts])

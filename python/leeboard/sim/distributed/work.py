@@ -52,7 +52,22 @@ class Finished(dist.Work):
 FINISHED = Finished()
 
 
-class SimWork(dist.Work):
+class _Work(dist.Work):
+    """What all works answer alike."""
+
+    def is_success(self) -> bool:
+        """As `is_completed`: what fails ends the run."""
+        return self.is_completed()
+
+    def exception(self) -> None:
+        """None: what fails ends the run."""
+
+    def synchronize(self) -> None:
+        """As `wait`."""
+        self.wait()
+
+
+class SimWork(_Work):
     """One operation under way. Timeouts are not looked at: virtual time is not the program's.
 
     Its tensors are filled when the program first learns that it is over: in `wait`, or when
@@ -98,17 +113,6 @@ class SimWork(dist.Work):
             if over:
                 self._tell()
         return self._over
-
-    def is_success(self) -> bool:
-        """As `is_completed`: what fails ends the run."""
-        return self.is_completed()
-
-    def exception(self) -> None:
-        """None: what fails ends the run."""
-
-    def synchronize(self) -> None:
-        """As `wait`."""
-        self.wait()
 
     def result(self) -> list[Tensor]:
         """The tensors that it fills, which are full once it is over."""
@@ -197,7 +201,7 @@ class ReceiveWork(SimWork):
     source_rank = _source_rank
 
 
-class Together(dist.Work):
+class Together(_Work):
     """Several operations as one."""
 
     def __init__(self, works: Sequence[dist.Work]) -> None:
@@ -213,17 +217,6 @@ class Together(dist.Work):
     def is_completed(self) -> bool:
         """Whether all are over."""
         return all(work.is_completed() for work in self._works)
-
-    def is_success(self) -> bool:
-        """Whether all are over."""
-        return self.is_completed()
-
-    def exception(self) -> None:
-        """None: what fails ends the run."""
-
-    def synchronize(self) -> None:
-        """As `wait`."""
-        self.wait()
 
     def result(self) -> list[Tensor]:
         """The tensors of all."""

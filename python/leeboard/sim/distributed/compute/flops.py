@@ -178,27 +178,20 @@ def _decode_attention(arguments: Arguments, out: Any) -> int:
     return 4 * int(query.numel()) * int(cache.shape[-2])
 
 
+_FUSED_ATTENTION = tuple(
+    f"aten::_scaled_dot_product_{kind}"
+    for kind in (
+        "flash_attention",
+        "efficient_attention",
+        "cudnn_attention",
+        "flash_attention_for_cpu",
+        "fused_attention_overrideable",
+    )
+)
+
 FORMULAS: dict[str, Count] = {
-    **{
-        f"aten::{name}": attention
-        for name in (
-            "_scaled_dot_product_flash_attention",
-            "_scaled_dot_product_efficient_attention",
-            "_scaled_dot_product_cudnn_attention",
-            "_scaled_dot_product_flash_attention_for_cpu",
-            "_scaled_dot_product_fused_attention_overrideable",
-        )
-    },
-    **{
-        f"aten::{name}_backward": attention_backward
-        for name in (
-            "_scaled_dot_product_flash_attention",
-            "_scaled_dot_product_efficient_attention",
-            "_scaled_dot_product_cudnn_attention",
-            "_scaled_dot_product_flash_attention_for_cpu",
-            "_scaled_dot_product_fused_attention_overrideable",
-        )
-    },
+    **dict.fromkeys(_FUSED_ATTENTION, attention),
+    **{f"{name}_backward": attention_backward for name in _FUSED_ATTENTION},
     "aten::mv": _dot,
     "aten::addmv": _matrix_vector,
     "aten::dot": _dot,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from leeboard.sim.ops import COLLECTIVES
 from leeboard.sim.program import Program
 
 
@@ -41,16 +42,6 @@ PAIRS: dict[str, Callable[[int], list[tuple[int, int]]]] = {
     "fan_out": lambda ranks: [(0, r) for r in range(1, ranks)],
     "two_in_a_row": lambda ranks: [(0, 1), (0, 1)],
 }
-COLLECTIVES = (
-    "all_reduce",
-    "all_gather",
-    "reduce_scatter",
-    "broadcast",
-    "reduce",
-    "gather",
-    "scatter",
-    "all_to_all",
-)
 
 
 def _pairs(made: Program, pairs: list[tuple[int, int]], size: int) -> None:
