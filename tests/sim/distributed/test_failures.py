@@ -186,6 +186,13 @@ def test_a_script_that_never_initialises(tmp_path: Path) -> None:
     assert sim.launch(script, platform, ranks=1, compute="none").result.makespan == 0
 
 
+def test_a_script_that_is_asked_for_its_help(tmp_path: Path) -> None:
+    path = tmp_path / "helps.py"
+    path.write_text("import argparse\nargparse.ArgumentParser().parse_args()\n")
+    star = sim.Platform.star(2, bandwidth="1 Gbit/s", latency="1 ms")
+    assert sim.launch(path, star, args=["--help"], compute="none").result.makespan == 0
+
+
 def test_a_group_that_was_never_made() -> None:
     assert "call torch.distributed.init_process_group() first" in error_of(lambda: dist.barrier())
 

@@ -134,6 +134,21 @@ def test_is_completed_tells_the_present() -> None:
     assert launched(body, platform).values == [[False, False, True]] * 2
 
 
+def test_a_program_that_only_asks_comes_to_an_end() -> None:
+    platform = star(2)
+    alone = static(lambda program: program.all_reduce(bytes=BYTES), platform)
+
+    def body(rank: int) -> float:
+        begin = time.perf_counter()
+        work = dist.all_reduce(FLOATS.clone(), async_op=True)
+        while not work.is_completed():
+            pass
+        return time.perf_counter() - begin
+
+    for took in launched(body, platform).values:
+        assert alone <= took <= alone + 2e-6
+
+
 def test_groups_work_side_by_side() -> None:
     def body(pair: bool) -> Callable[[int], None]:
         def run(rank: int) -> None:

@@ -31,6 +31,7 @@ from leeboard.sim.table import text_of
 _STACK = 16 << 20
 _POLL = 0.2
 _PATIENCE, _HASTE = 5.0, 0.5
+_LEFT = "it called sys.exit"
 
 
 class Crew:
@@ -83,7 +84,9 @@ class Crew:
         if self.error is not None:
             raise self.error
         session = self.session
-        if len(self._ranks) > 1 and not session.joined and not self.script.plain:
+        # A script that was asked for its help leaves before it begins.
+        left = all(how == _LEFT for how in session.ended.values())
+        if len(self._ranks) > 1 and not session.joined and not self.script.plain and not left:
             raise SimulationError(
                 f"{self.script.name}: no rank called torch.distributed.init_process_group(), so "
                 f"that {session.size} copies ran on their own: call it (no arguments are needed), "
@@ -157,7 +160,7 @@ class Crew:
             except SystemExit as error:
                 if error.code not in (None, 0):
                     raise
-                how = "it called sys.exit"
+                how = _LEFT
             self.exits.run(rank)
             rank.flush()
         self.session.ended[rank.number] = how

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from leeboard.sim.distributed.rank import Rank
 
 
+# Picoseconds that asking twice at one moment takes.
+_POLL = 10**6
+
+
 class Finished(dist.Work):
     """What a call returns that has waited itself."""
 
@@ -81,6 +85,8 @@ class SimWork(_Work):
         self._outs = outs
         self._over = False
         self._future: SimFuture | None = None
+        # When it was last found under way.
+        self._polled = -1
 
     def wait(self, timeout: Any = None) -> bool:
         """Wait until the operation is over."""
@@ -103,12 +109,17 @@ class SimWork(_Work):
             rank.check_thread()
             rank.meter.flush(rank)
             core, number = rank.core, rank.number
+            if self._polled == core.clock(number):
+                # A program that does nothing but ask would stay at one moment for ever.
+                core.sleep(number, _POLL)
             rank.hand(core.look(number))
             over = core.done(number, self._slot)
             if over:
                 core.wait(number, self._slot)
                 rank.hand(core.run(number))
                 self._finish()
+            else:
+                self._polled = core.clock(number)
             rank.meter.resume(rank)
             if over:
                 self._tell()
