@@ -12,11 +12,16 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from bench.part import Part, Row, look
 from bench.report import table
 from bench.run import RESULTS
 from bench.sections import TARGET, between, system_marks, write
+
+# What makes two machines the same; which peers are installed may change in between.
+_HOST = ("processor", "cores")
 
 
 @dataclass(frozen=True)
@@ -48,25 +53,40 @@ class System:
         options = parser.parse_args()
         if options.quick:
             look()
-        parts: list[Part] = []
         results: dict[str, list[Row]] = {}
         for name in self.parts:
             if name not in options.only:
                 continue
-            part: Part = importlib.import_module(f"bench.{self.name}.{name}").PART
+            part = self._part(name)
             start = time.monotonic()
             results[name] = part.measure(options.quick)
-            parts.append(part)
             print(f"  {part.title}: {time.monotonic() - start:.0f} s", flush=True)
         machine = self.machine()
         date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
         RESULTS.mkdir(parents=True, exist_ok=True)
-        kept = {"date": date, "quick": options.quick, "machine": machine, "parts": results}
-        write(RESULTS / f"{self.name}.json", json.dumps(kept, indent=1) + "\n")
+        file = RESULTS / f"{self.name}.json"
+        kept = {"date": date, "quick": options.quick, "machine": machine}
+        results = {**self._of_today(file, kept), **results}
+        write(file, json.dumps({**kept, "parts": results}, indent=1) + "\n")
+        parts = [self._part(name) for name in self.parts if name in results]
         lines = self.compose(parts, results, machine, date, quick=options.quick)
         print("\n".join(["", *lines]))
         if options.publish:
             self.publish(lines)
+
+    def _part(self, name: str) -> Part:
+        part: Part = importlib.import_module(f"bench.{self.name}.{name}").PART
+        return part
+
+    @staticmethod
+    def _of_today(file: Path, kept: Mapping[str, Any]) -> dict[str, list[Row]]:
+        """Parts that were measured before: on this machine and day, and at the same length."""
+        if not file.is_file():
+            return {}
+        before: dict[str, Any] = json.loads(file.read_text())
+        same = all(before[key] == kept[key] for key in ("date", "quick"))
+        same &= all(before["machine"].get(key) == kept["machine"][key] for key in _HOST)
+        return before["parts"] if same else {}
 
     def compose(
         self,
@@ -83,7 +103,7 @@ class System:
         lines = [
             f"## {self.title}",
             "",
-            f"Written by `{how}` on {date}: one run, one machine ({where}).",
+            f"Written by `{how}` on {date}: one day, one machine ({where}).",
         ]
         if quick:
             lines[-1] += " A quick one: few cases, short measurements."

@@ -17,18 +17,19 @@ from bench.part import Part, Row, in_fresh_process, number, say, wait_for_quiet
 RANKS = 8
 MODULE = "leeboard.sim.strategies.tensor_parallel"
 WORDS = ("--model", "8b", "--dtype", "bfloat16", "--prompt", "1", "--no-sampling")
-# Tokens of the two runs whose difference is a decode step's; layers of the whole model, and of what
-# is computed for real.
-FEW, MANY = 2, 6
+# Layers of the whole model, and of what is computed for real.
 LAYERS, REAL_LAYERS = 32, 1
+# Tokens of a short run, and how many more a long one has: their difference is that of the steps.
+# Weights that are real take seconds to build, a step of one layer a fraction.
+FEW, STEPS, REAL_STEPS = 2, 4, 60
 clock = time.perf_counter
 
-MODES: dict[str, tuple[int, dict[str, Any]]] = {
-    "none": (LAYERS, {"compute": "none", "fake": True}),
-    "roofline": (LAYERS, {"compute": "roofline", "fake": True}),
-    "roofline, folded": (LAYERS, {"compute": "roofline", "fold": f"tp={RANKS}"}),
-    "profiled": (LAYERS, {"compute": "profiled", "fake": True}),
-    "measured": (REAL_LAYERS, {"compute": "measured", "scale": 1.0}),
+MODES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "none": (LAYERS, STEPS, {"compute": "none", "fake": True}),
+    "roofline": (LAYERS, STEPS, {"compute": "roofline", "fake": True}),
+    "roofline, folded": (LAYERS, STEPS, {"compute": "roofline", "fold": f"tp={RANKS}"}),
+    "profiled": (LAYERS, STEPS, {"compute": "profiled", "fake": True}),
+    "measured": (REAL_LAYERS, REAL_STEPS, {"compute": "measured", "scale": 1.0}),
 }
 
 
@@ -63,19 +64,18 @@ def one(mode: str) -> Row:
     from leeboard import sim
 
     torch.set_num_threads(1)
-    layers, options = MODES[mode]
+    layers, steps, options = MODES[mode]
     with tempfile.TemporaryDirectory() as folder:
         if mode == "profiled":
             options = {**options, "profile": _profile(folder)}
         walls, simulated = [], []
-        for tokens in (FEW, MANY):
+        for tokens in (FEW, FEW + steps):
             start = clock()
             launched = sim.launch(
                 f"-m {MODULE}", _platform(), args=_words(layers, tokens), timeline=False, **options
             )
             walls.append(clock() - start)
             simulated.append(launched.result.makespan)
-    steps = MANY - FEW
     return {
         "layers": layers,
         "whole": walls[0],
