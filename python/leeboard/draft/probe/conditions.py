@@ -83,9 +83,10 @@ def prompt_set(
     found: dict[str, list[Ids]] = {}
     notes = []
     for name in wanted:
-        try:
-            found[name] = [_ids(tokenizer, p, name, number) for number, p in enumerate(prompts, 1)]
-        except NotApplicable as reason:
+        ids, reason = _all_ids(tokenizer, prompts, name)
+        if reason is None:
+            found[name] = ids
+        else:
             notes.append(f"{name}: left out, {reason}")
     return PromptSet(found, tuple(notes))
 
@@ -100,6 +101,17 @@ def check_conditions(conditions: Sequence[str]) -> None:
 
 class NotApplicable(Exception):  # noqa: N818
     """A condition that says nothing about these prompts."""
+
+
+def _all_ids(
+    tokenizer: Any, prompts: Sequence[Any], condition: str
+) -> tuple[list[Ids], str | None]:
+    """(ids, None), or ([], why the condition does not apply)."""
+    try:
+        found = [_ids(tokenizer, p, condition, number) for number, p in enumerate(prompts, 1)]
+    except NotApplicable as reason:
+        return [], str(reason)
+    return found, None
 
 
 def _ids(tokenizer: Any, prompt: Any, condition: str, number: int) -> Ids:

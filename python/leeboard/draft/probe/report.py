@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ def _opening(result: ProbeResult) -> list[str]:
     texts = result.texts["matched"]
     return textwrap.wrap(
         f"{texts['prompts']} prompts, {texts['new_tokens']:,} new tokens of the target's greedy "
-        f"text, {texts['looping_continuations']} continuations end in a loop; chains of "
+        f"text, {texts['looping_continuations']} continuations loop; chains of "
         f"{result.depth}. Intervals: 95%, paired bootstrap over prompts.",
         _WIDTH,
     )
@@ -177,11 +178,11 @@ def _contexts(result: ProbeResult) -> list[str]:
         return []
     window = result.settings["window"]
     lengths = sorted({n for d in result.drafters.values() for v in d.context.values() for n in v})
-    lines = [
-        "",
+    title = (
         f"long texts: accepted per round (add 1 for tau); window of {window} tokens, trained on "
-        f"{result.settings['train_length']}",
-    ]
+        f"{result.settings['train_length']}"
+    )
+    lines = ["", title]
     lines.append(f"{'tokens of the text':<31}" + "".join(f"{n:>9,}" for n in lengths))
     for name, found in result.drafters.items():
         lines.append(name)
@@ -194,26 +195,29 @@ def _contexts(result: ProbeResult) -> list[str]:
     return lines
 
 
+_ACCEPTED = (
+    "accepted: drafts per round that the target keeps; tau adds the token of its own that ends every "
+    "round."
+)
+_MATCHED = (
+    "over distance-matched: attention on own tokens, over what a target-fed row at the same place "
+    "gives to the same tokens. Own tokens' share grows with depth in any case: there are more of them."
+)
+
+
 def _notes(result: ProbeResult) -> list[str]:
-    texts = [
-        "accepted: drafts per round that the target keeps; tau adds the token of its own that ends "
-        "every round.",
-        "over distance-matched: attention on own tokens, over what a target-fed row at the same "
-        "place gives to the same tokens. Own tokens' share grows with depth in any case: there are "
-        "more of them.",
-        *result.notes,
-    ]
+    texts = (_ACCEPTED, _MATCHED, *result.notes)
     return [line for text in texts for line in textwrap.wrap(text, _WIDTH, subsequent_indent="  ")]
 
 
 def _interval(found: Interval | None) -> str:
-    if found is None or found.mean != found.mean:
+    if found is None or math.isnan(found.mean):
         return "-"
     return f"{found.mean:.2f} ({found.low:.2f}-{found.high:.2f})"
 
 
 def _cell(value: Any, form: str, share: bool = False) -> str:
-    if value is None or value != value:
+    if value is None or math.isnan(value):
         return "-"
     return format(100 * value if share else value, form)
 

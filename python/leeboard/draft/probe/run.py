@@ -209,11 +209,7 @@ class _Probing:
             progress=self._progress,
             title=f"text: {name}",
         )
-        tail = min(48, self._new_tokens)
-        loops = [
-            looping(texts.continuation(b), period=min(16, tail // 3), tail=tail)
-            for b in range(len(prompts))
-        ]
+        loops = [looping(texts.continuation(b)) for b in range(len(prompts))]
         self._loops[name] = np.array(loops)
         self.told[name] = {
             "prompts": len(prompts),

@@ -99,20 +99,24 @@ def greedy_texts(
     )
 
 
-def looping(new: Sequence[int], *, period: int = 16, tail: int = 48) -> bool:
-    """Whether a continuation ends in a loop: its last `tail` tokens repeat with a short period.
+def looping(new: Sequence[int], *, period: int = 16, stretch: int = 32) -> bool:
+    """Whether a continuation turns in circles: somewhere a short period holds for a long stretch.
 
     A loop is trivial to draft and inflates deep acceptance.
 
     Args:
         new: The new tokens.
         period: Longest period that counts, in tokens.
-        tail: How many tokens at the end must repeat; a shorter continuation does not loop.
+        stretch: Tokens that must repeat with it, one after another: at least two periods.
     """
-    if len(new) < tail:
-        return False
-    end = list(new[-tail:])
-    return any(end[p:] == end[:-p] for p in range(1, min(period, tail // 2) + 1))
+    for p in range(1, min(period, stretch // 2) + 1):
+        # The stretch begins with a period that repeats nothing yet.
+        run = p
+        for i in range(p, len(new)):
+            run = run + 1 if new[i] == new[i - p] else p
+            if run >= stretch:
+                return True
+    return False
 
 
 def _check_prompts(target: Any, prompts: Sequence[Sequence[int]]) -> None:
