@@ -116,4 +116,6 @@ def _mean(
 
 def _over(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """a / b, nan where b is 0."""
-    return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b != 0)
+    found: NDArray[np.float64] = np.full(np.shape(a), np.nan)
+    np.divide(a, b, out=found, where=b != 0)
+    return found

@@ -147,8 +147,8 @@ def measure_chains(
             meter = AttentionMeter(rows, begin[some] + 1, sink, depth)
         each = torch.arange(text.shape[0], device=ids.device)[:, None]
         inside = rows.inside.cpu()
-        where = (torch.arange(some.start, some.stop)[:, None].expand(inside.shape)[inside],)
-        where += (rows.at.cpu()[inside],)
+        sequences = torch.arange(some.start, some.stop)[:, None].expand(inside.shape)[inside]
+        where = sequences, rows.at.cpu()[inside]
         steps = drafter.iter_unroll(text, states, depth, positions=places, feed=feed, watch=meter)
         for j, (hidden, state) in enumerate(steps):
             wanted = rows.at + 2 + j
@@ -195,8 +195,8 @@ def find_sink(
     """
     begin, ends = _bounds(ids, first, lengths)
     if mass is None:
-        places = begin if positions is None else positions.gather(1, begin[:, None])
-        mass = ColumnMass(int(places.min()) + 1)
+        least = begin if positions is None else positions.gather(1, begin[:, None])
+        mass = ColumnMass(int(least.min()) + 1)
     for some, width in _chunks(ends, chunk):
         rows = _rows(begin[some], ends[some], None if positions is None else positions[some])
         mass.rows = rows

@@ -133,7 +133,7 @@ def probe(
         sinks = probed.sinks(name, texts)
         for own, sink in sinks.items():
             probed.found[own]["sinks"][name] = sink
-        ways = {
+        ways: dict[Any, _Way] = {
             (own, "conditions", name): _Way(d, sink=sinks[own].column)
             for own, d in drafters.items()
         }
@@ -318,7 +318,7 @@ def _limit(target: Any, drafters: Mapping[str, Any]) -> int:
     from leeboard.draft.speculate import _text_config
 
     theirs = getattr(_text_config(target), "max_position_embeddings", None)
-    limits = [drafter.config.max_position_embeddings for drafter in drafters.values()]
+    limits: list[int] = [drafter.config.max_position_embeddings for drafter in drafters.values()]
     return min([*limits, theirs] if theirs is not None else limits)
 
 

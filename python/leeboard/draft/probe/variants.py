@@ -22,13 +22,12 @@ def with_config(drafter: Drafter, **changes: Any) -> Drafter:
     Raises:
         ValueError: The config has no such field, or refuses the value.
     """
-    fields = {field.name for field in dataclasses.fields(drafter.config)}
+    config: Any = drafter.config
+    fields = {field.name for field in dataclasses.fields(config)}
     if missing := [name for name in changes if name not in fields]:
-        raise ValueError(
-            f"drafter: its config ({type(drafter.config).__name__}) has no {missing[0]}"
-        )
+        raise ValueError(f"drafter: its config ({type(config).__name__}) has no {missing[0]}")
     other = copy.copy(drafter)
-    other.config = dataclasses.replace(drafter.config, **changes)
+    other.config = dataclasses.replace(config, **changes)
     return other
 
 
