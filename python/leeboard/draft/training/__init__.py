@@ -1,0 +1,1 @@
+"""Training drafters: data, target states, the loop and its checkpoints."""
