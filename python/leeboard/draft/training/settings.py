@@ -71,7 +71,8 @@ class TrainSettings:
         epochs: How often the data is gone through; of no effect where `steps` is given.
         batch: Rows of one optimizer step, over all processes.
         accumulate: Parts that a process takes its rows of a step in: less memory, the same result.
-        length: Tokens of a row, where the data is text.
+        length: Tokens of a row, where the data is text; None for 2048, or less where target or
+            drafter take no more.
         packed: Whether a row of text holds several documents, which do not see each other.
         ttt: Chain steps unrolled in training (train-time-test).
         step_weights: Weight of each step's loss, `ttt` numbers; None for `decay` to the power 0, 1,
@@ -84,8 +85,8 @@ class TrainSettings:
         warmup: See `LoopSettings`.
         clip: Largest norm of the gradient.
         weight_decay: Of AdamW.
-        precision: "bfloat16" runs matrix products of drafter and target under autocast; weights,
-            gradients and the optimizer stay float32.
+        precision: "bfloat16" runs the drafter's matrix products under autocast; weights, gradients
+            and the optimizer stay float32. The target runs in its own dtype in either case.
         seed: Of the first weights, the order of the data and what is held out.
         heldout_share: Share of the data that is held out for evaluation where none is given; 0
             for none.
@@ -102,7 +103,7 @@ class TrainSettings:
     epochs: float = 1.0
     batch: int = 8
     accumulate: int = 1
-    length: int = 1024
+    length: int | None = None
     packed: bool = True
     ttt: int = 4
     step_weights: tuple[float, ...] | None = None
@@ -122,9 +123,9 @@ class TrainSettings:
     checkpoint_seconds: float | None = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "length", "ttt"):
+        for name in ("batch", "accumulate", "ttt"):
             positive_int(name, getattr(self, name))
-        for name in ("steps", "evaluate_every"):
+        for name in ("steps", "evaluate_every", "length"):
             if getattr(self, name) is not None:
                 positive_int(name, getattr(self, name))
         if type(self.packed) is not bool:
