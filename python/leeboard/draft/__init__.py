@@ -16,6 +16,7 @@ from leeboard.draft.model import Eagle3Drafter
 from leeboard.draft.protocol import Attended, Drafter
 from leeboard.draft.quantize import QuantizedDrafter, quantize
 from leeboard.draft.speculate import SpeculateResult, speculate
+from leeboard.draft.training import Trained, TrainSettings, train_drafter
 
 __all__ = [
     "Attended",
@@ -28,6 +29,8 @@ __all__ = [
     "Eagle3Drafter",
     "QuantizedDrafter",
     "SpeculateResult",
+    "TrainSettings",
+    "Trained",
     "capture",
     "chain_loss",
     "count_rows",
@@ -36,4 +39,5 @@ __all__ = [
     "quantize",
     "save_drafter",
     "speculate",
+    "train_drafter",
 ]

@@ -68,6 +68,7 @@ class Watch:
     Attributes:
         evaluate: Called with the number of steps done; returns numbers on held-out data.
         evaluate_every: Steps between evaluations; one follows the last step in any case.
+        evaluated: Called with the history after each evaluation.
         stop: Called with the history after an evaluation; true ends the training.
         on_step: Called after each step with its number, from 1, and what is recorded of it.
         logs: Where the numbers go.
@@ -75,6 +76,7 @@ class Watch:
 
     evaluate: Callable[[int], Mapping[str, float]] | None = None
     evaluate_every: int | None = None
+    evaluated: Callable[[History], None] | None = None
     stop: Callable[[History], bool] | None = None
     on_step: Callable[[int, Mapping[str, float]], None] | None = None
     logs: Logs | None = None
@@ -269,6 +271,8 @@ class _Run:
             self.history.add_evaluation(values)
             if watch.logs is not None and self.processes.first:
                 watch.logs.evaluation(done, values)
+            if watch.evaluated is not None:
+                watch.evaluated(self.history)
         if watch.stop is not None:
             ended = self.processes.any(watch.stop(self.history)) or ended
         return ended

@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from leeboard._files import write_json
 from leeboard._version import __version__
 from leeboard.draft.batch import Batch
 from leeboard.draft.checkpoint import save_drafter
-from leeboard.draft.loss import ChainLoss, chain_loss, count_rows
+from leeboard.draft.loss import ChainLoss, chain_loss, count_marked, count_rows
 from leeboard.draft.protocol import Drafter
 from leeboard.draft.training.checkpoint import Checkpoints
 from leeboard.draft.training.history import History
@@ -143,8 +144,8 @@ def train_drafter(
             settings=settings,
             states=states,
             heldout=heldout,
-            group=group,
             progress=progress and group.first,
+            first=group.first,
             say=told,
         )
         training = _Training(prepared, settings, group)
@@ -161,6 +162,8 @@ class _Training:
         self.drafter = prepared.drafter
         self.device = self.drafter.device
         self.unrolled: nn.Module = _Unrolled(prepared, settings)
+        if settings.precision == "bfloat16":
+            self.unrolled = _InBfloat16(self.unrolled)
         if group.size > 1:
             # Buckets are laid out once only if parameters may be unused; else they are laid out
             # anew after the first step, and a resumed run would add up in another order.
@@ -237,21 +240,25 @@ class _Training:
             self.prepared.source.batch(mine[i : i + part]).to(self.device)
             for i in range(0, len(mine), part)
         ]
-        # Of all parts and processes: so that each row counts the same wherever it is.
-        rows = sum(torch.stack(self._count(batch)) for batch in batches)
-        assert isinstance(rows, Tensor)
-        marked, valid = self.group.total(rows.double()) / size
-        for i in range(len(batches)):
-            alone = contextlib.nullcontext()
-            if i + 1 < len(batches) and isinstance(self.unrolled, DistributedDataParallel):
+        # Of all parts and processes: each row then counts the same wherever it is.
+        rows = torch.zeros(2, settings.ttt, dtype=torch.float64, device=self.device)
+        for batch in batches:
+            rows[0] += count_marked(batch, settings.ttt)
+            rows[1] += count_rows(self.drafter, batch, settings.ttt)
+        marked, valid = self.group.total(rows) / size
+        while batches:
+            # The last part's backward pass averages the gradients over the processes.
+            alone: AbstractContextManager[None] = contextlib.nullcontext()
+            if len(batches) > 1 and isinstance(self.unrolled, DistributedDataParallel):
                 alone = self.unrolled.no_sync()
             with alone:
-                result = self._loss(batches[i], valid.float())
-                values = _values(result, result.step_losses, marked)
+                result: ChainLoss = self.unrolled(batches.pop(0), valid.float())
+                hits = result.step_accuracies.double() * result.step_rows
+                values = {
+                    **_by_step("loss", result.step_losses),
+                    **_by_step("accuracy", hits / marked.clamp(min=1e-9)),
+                }
                 yield {"drafter": Terms(result.loss, values)}
-            # Its states are not needed any more.
-            del batches[i : i + 1]
-            batches.insert(i, None)  # type: ignore[arg-type]
 
     def _indices(self, step: int) -> list[int]:
         """The rows of a step: consecutive ones of all epochs' orders, one after another."""
@@ -265,19 +272,6 @@ class _Training:
             indices.append(train[self.order[1][place]])
         return indices
 
-    def _count(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return count_rows(self.drafter, batch, self.settings.ttt)
-
-    def _loss(self, batch: Batch, counts: Tensor) -> ChainLoss:
-        kind = torch.autocast(
-            self.device.type,
-            dtype=torch.bfloat16,
-            enabled=self.settings.precision == "bfloat16",
-        )
-        with kind:
-            result: ChainLoss = self.unrolled(batch, counts)
-        return result
-
     @torch.no_grad()
     def _evaluate(self, done: int) -> Mapping[str, float]:
         """Means over the held-out rows of all processes."""
@@ -288,14 +282,13 @@ class _Training:
         mine = heldout[self.group.rank :: self.group.size]
         part = max(1, settings.batch // settings.accumulate // self.group.size)
         source = self.prepared.heldout_source
+        unrolled = self.unrolled
+        if isinstance(unrolled, DistributedDataParallel):
+            unrolled = unrolled.module
         self.drafter.eval()
         for i in range(0, len(mine), part):
             batch = source.batch(mine[i : i + part]).to(self.device)
-            unrolled = self.unrolled
-            if isinstance(unrolled, DistributedDataParallel):
-                unrolled = unrolled.module
-            with self._autocast():
-                result: ChainLoss = unrolled(batch, torch.ones(steps, device=self.device))
+            result: ChainLoss = unrolled(batch, torch.ones(steps, device=self.device))
             sums += torch.stack(
                 [
                     result.step_losses,
@@ -338,3 +331,38 @@ class _Unrolled(nn.Module):
             softcap=self._softcap,
             counts=counts,
         )
+
+
+class _InBfloat16(nn.Module):
+    """A module that computes in bfloat16, on rounded copies of its float32 weights.
+
+    Autocast alone rounds in linear layers only: what is fed back from step to step would be more
+    exact than in decoding, and fused ops would meet two dtypes at once.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Batch, counts: Tensor) -> ChainLoss:
+        weights = {name: p.to(torch.bfloat16) for name, p in self.module.named_parameters()}
+        with torch.autocast(counts.device.type, dtype=torch.bfloat16):
+            result: ChainLoss = functional_call(self.module, weights, (batch, counts))
+        return result
+
+
+def _by_step(name: str, values: Tensor) -> dict[str, Tensor]:
+    """One entry per chain step, counted from 1."""
+    return {f"{name}@{j + 1}": value for j, value in enumerate(values)}
+
+
+@contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """torch's random numbers afterwards go on as if nothing had been drawn."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _silent(text: str) -> None:
+    return None
