@@ -100,7 +100,8 @@ def _drafter(result: ProbeResult, name: str, found: DrafterProbe) -> list[str]:
         f"column {sink.column} (0 is the first token) draws {sink.share:.1%} of the attention of "
         f"target-fed rows; spread evenly, a column would draw {sink.even:.1%}",
     )
-    lines += _by_depth(matched.tally.figures(), result.depth)
+    others = matched.without_loops.figures() if matched.looping.any() else None
+    lines += _by_depth(matched.tally.figures(), others, result.depth)
     return lines
 
 
@@ -116,7 +117,9 @@ def _accepted(result: ProbeResult, measured: Measured) -> str:
     )
 
 
-def _by_depth(figures: Mapping[str, Any], depth: int) -> list[str]:
+def _by_depth(
+    figures: Mapping[str, Any], without_loops: Mapping[str, Any] | None, depth: int
+) -> list[str]:
     lines = []
     for start in range(0, depth, _BLOCK):
         steps = range(start, min(start + _BLOCK, depth))
@@ -141,6 +144,10 @@ def _by_depth(figures: Mapping[str, Any], depth: int) -> list[str]:
                 for text, key, form, share in _ROWS
                 if key in figures["rows"][which]
             ]
+            if without_loops is not None:
+                left = without_loops["rows"][which]
+                lines.append(row("  rows without loops", left["count"], ",d", False))
+                lines.append(row("  draft matches, %", left["hit"], ".0f", True))
     return lines
 
 
@@ -154,6 +161,8 @@ def _compared(
     lines = [title]
     lines.append(f"{'':<31}{'accepted':>9}{'tau':>6}{'ratio to matched':>20}{'loops out':>12}")
     for name, measured_by in cases.items():
+        if not measured_by:
+            continue
         lines.append(name)
         matched = result.drafters[name].conditions["matched"]
         for case, measured in measured_by.items():
