@@ -44,7 +44,7 @@ def plot(result: ProbeResult, path: Path) -> None:
         raise ModuleNotFoundError(message, name="matplotlib") from None
 
     panels = _panels(result)
-    columns = min(3, len(panels))
+    columns = min(3 if len(panels) <= 9 else 4, len(panels))
     rows = math.ceil(len(panels) / columns)
     texts = result.texts["matched"]
     with mpl.rc_context(_STYLE):
@@ -162,7 +162,7 @@ def _by_depth(
         alive = rows["surviving"]
         _line(axes, alive[key], color=color, label=name, rows=alive["count"], scale=scale)
         _line(axes, rows["all"][key], color=color, style="--", scale=scale)
-    if legend:
+    if legend and axes.get_legend_handles_labels()[0]:
         axes.legend()
 
 
@@ -184,8 +184,11 @@ def _acceptance(axes: Any, result: ProbeResult) -> None:
         if band:
             x, low, high = zip(*band, strict=True)
             axes.fill_between(x, low, high, color=color, alpha=0.13, lw=0)
-    axes.set_ylim(0, 104)
-    axes.legend(loc="lower left")
+    # Room for the legend above.
+    axes.set_ylim(0, 104 + 26 * len(result.drafters))
+    axes.set_yticks(range(0, 101, 20))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper right")
 
 
 def _rms(axes: Any, result: ProbeResult) -> None:
@@ -246,10 +249,12 @@ def _bars(
             axes.bar(x, mean, 0.92 * width, color=color, label=name if place == 0 else None)
             axes.plot([x, x], [low, high], color="#222222", lw=1)
             axes.text(x, high, f"{mean:.2f}", ha="center", va="bottom", fontsize=7)
-    axes.set_xticks(range(len(cases)), [textwrap.fill(title, 12) for title, _ in cases], fontsize=8)
+    axes.set_xticks(range(len(cases)), [textwrap.fill(title, 9) for title, _ in cases], fontsize=8)
     axes.set_ylabel("accepted per round, no bonus token")
+    axes.set_xlim(-0.6, len(cases) - 0.4)
     axes.margins(y=0.25)
-    axes.legend(loc="upper right", ncols=2)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper right", ncols=2)
 
 
 def _of(kind: str, key: Any) -> Callable[[Any], Measured | None]:

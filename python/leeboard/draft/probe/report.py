@@ -84,9 +84,9 @@ def _drafter(result: ProbeResult, name: str, found: DrafterProbe) -> list[str]:
     matched = found.conditions["matched"]
     sink = found.sinks["matched"]
     switches = ", ".join(
-        f"{key} {_yes(value)}" for key, value in found.switches.items() if value not in (None, 0)
+        f"{key} {_yes(value)}" for key, value in found.switches.items() if value not in (None, "")
     )
-    lines = [f"{name}, template as trained", *_wrapped("", switches or "no switch is on")]
+    lines = [f"{name}, template as trained", *_wrapped("", switches)]
     lines += _wrapped("all continuations: ", _accepted(result, matched))
     if matched.looping.any():
         tally = matched.without_loops
@@ -95,6 +95,10 @@ def _drafter(result: ProbeResult, name: str, found: DrafterProbe) -> list[str]:
         if figures["rounds"]:
             text = f"accepted {figures['mean_accepted']:.2f}, tau {figures['tau']:.2f}"
         lines += _wrapped(f"without the {int(matched.looping.sum())} that loop: ", text)
+    rms = matched.tally.figures()["rows"]["all"]["rms"]
+    if rms[0] and rms[-1]:
+        text = f"{rms[0]:.2f} at depth 1, {rms[-1] / rms[0]:.2f} times that at depth {len(rms)}"
+        lines += _wrapped("RMS of the fed-back state, all rows: ", text)
     lines += _wrapped(
         "sink: ",
         f"column {sink.column} (0 is the first token) draws {sink.share:.1%} of the attention of "

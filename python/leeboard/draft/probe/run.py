@@ -20,7 +20,7 @@ from leeboard.draft.probe.context import long_prompts
 from leeboard.draft.probe.result import DrafterProbe, Measured, ProbeResult, Sink
 from leeboard.draft.probe.tally import Tally, joined, tally
 from leeboard.draft.probe.texts import Texts, greedy_texts, looping
-from leeboard.draft.probe.variants import forced, noise, with_config
+from leeboard.draft.probe.variants import check_forcible, forced, noise, with_config
 from leeboard.draft.protocol import Drafter, Feed
 from leeboard.draft.target import takes
 
@@ -324,6 +324,7 @@ def _forced(drafters: Mapping[str, Drafter], overrides: Mapping[str, Any]) -> di
     """
     if not overrides:
         return {}
+    check_forcible(overrides)
 
     def differs(drafter: Drafter) -> bool:
         config: Any = drafter.config
