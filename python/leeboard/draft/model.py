@@ -8,6 +8,7 @@ state at position t and predicts x_{t+2}; its rotary position is t.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, cast
 
 import torch
@@ -15,8 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leeboard.draft.cache import DrafterCache
-from leeboard.draft.checks import positive_int
+from leeboard.draft.capture import AuxStates, capture
+from leeboard.draft.checks import finite_rows, positive_int
 from leeboard.draft.config import DrafterConfig
+from leeboard.draft.protocol import (
+    Attended,
+    Drafter,
+    Feed,
+    Watch,
+    check_unroll,
+    document_bounds,
+    shifted,
+)
 from leeboard.draft.rope import inverse_frequencies, rope_table, rotation
 from leeboard.nn import QuantizedLinear, RMSNorm
 from leeboard.ops import (
@@ -27,7 +38,7 @@ from leeboard.ops import (
     aux_norm_linear,
     decode_attention_,
     draft_chain,
-    linear_argmax,
+    feedback,
     qlinear,
     swiglu_linear,
 )
@@ -112,7 +123,7 @@ class _Layer(nn.Module):
         self.mlp = _MLP(config)
 
 
-class Eagle3Drafter(nn.Module):
+class Eagle3Drafter(Drafter):
     """EAGLE-3 drafter, post-norm or pre-norm by its config.
 
     state_dict names are those of EAGLE and SpecForge checkpoints: `fc.weight`, `midlayer.*`,
@@ -128,8 +139,7 @@ class Eagle3Drafter(nn.Module):
         config: The drafter's shape and conventions.
     """
 
-    d2t: Tensor
-    t2d: Tensor
+    config: DrafterConfig
     fc: nn.Module
 
     def __init__(self, config: DrafterConfig) -> None:
@@ -160,34 +170,10 @@ class Eagle3Drafter(nn.Module):
         """Where the drafter is."""
         return self.norm.weight.device
 
-    def nbytes(self) -> int:
-        """Bytes of all weights and buffers, the embedding included."""
-        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
-
     def step_nbytes(self) -> int:
         """Bytes of the weights that every chain step reads: the decoder layer, norm and head."""
         parts = (self.midlayer, self.norm, self.lm_head)
         return sum(t.nbytes for part in parts for t in (*part.parameters(), *part.buffers()))
-
-    def set_draft_vocabulary(self, token_ids: Tensor | Sequence[int]) -> None:
-        """Choose which target ids the head's rows stand for; before, they are the first Vd.
-
-        Args:
-            token_ids: [Vd] distinct ascending ids of the target's vocabulary.
-
-        Raises:
-            ValueError: The ids are not `draft_vocab_size` distinct ascending ids within the
-                target's vocabulary.
-        """
-        ids = torch.as_tensor(token_ids, dtype=torch.int64, device=self.d2t.device)
-        v, vd = self.config.vocab_size, self.config.draft_vocab_size
-        if ids.shape != (vd,):
-            raise ValueError(f"token_ids: got shape {tuple(ids.shape)}, expected ({vd},)")
-        if bool((ids.diff() <= 0).any()) or int(ids[0]) < 0 or int(ids[-1]) >= v:
-            raise ValueError(f"token_ids: expected distinct ascending ids from 0 to {v - 1}")
-        self.d2t.copy_(ids - torch.arange(vd, device=ids.device))
-        self.t2d.zero_()
-        self.t2d[ids] = True
 
     def fuse(self, hiddens: Sequence[Tensor]) -> Tensor:
         """Join the captured target states: fc of their concatenation, after the config's norms.
@@ -264,72 +250,92 @@ class Eagle3Drafter(nn.Module):
         residual, q, k, v = self._enter(input_ids, state, position_ids)
         return self._leave(residual, _causal_attention(q, k, v, self.config))
 
-    def unroll(
-        self, input_ids: Tensor, hiddens: Sequence[Tensor], steps: int
-    ) -> list[tuple[Tensor, Tensor]]:
-        """The train-time-test unroll: every row drafts a chain of `steps` steps, teacher-forced.
-
-        Step j of row t takes token x_{t+1+j}, the row's own state of step j - 1 (the fused target
-        state for j = 0) and rotary position t + j, attends to the step-0 keys of rows 0..t (of those
-        that the config's window leaves in sight at t + j) and to its own keys of steps 1..j, and
-        predicts x_{t+2+j}. Row by row that is what `chain` does when it drafts the teacher's
-        tokens. Differentiable.
-
-        The last 1 + j rows of step j have no input token: their values mean nothing, mask them.
-        Sequences may be padded on the right only.
-
-        Args:
-            input_ids: [B, T] int64, the sequence x_0..x_{T-1}.
-            hiddens: The target's states of the same positions, as for `fuse`.
-            steps: Chain length, at least 1.
-
-        Returns:
-            For every step (hidden, next_state), both [B, T, H].
-
-        Raises:
-            ValueError: `steps` is below 1.
-        """
-        return list(self.iter_unroll(input_ids, hiddens, steps))
-
     def iter_unroll(
-        self, input_ids: Tensor, hiddens: Sequence[Tensor], steps: int
+        self,
+        input_ids: Tensor,
+        hiddens: Sequence[Tensor],
+        steps: int,
+        *,
+        positions: Tensor | None = None,
+        feed: Feed | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """`unroll` one step at a time."""
         positive_int("steps", steps)
-        state = self.fuse(hiddens)
-        if input_ids.shape != state.shape[:2]:
-            raise ValueError(
-                f"input_ids: got shape {tuple(input_ids.shape)}, expected {tuple(state.shape[:2])}"
-                " as in hiddens"
-            )
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        state, config = self.fuse(hiddens), self.config
+        check_unroll(input_ids, state.shape[:2], positions)
+        bounds = None if positions is None else document_bounds(positions)
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         tokens = input_ids
         # One entry a step: keys and values [B, Hkv, T, D].
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for j in range(steps):
-            tokens = F.pad(tokens[:, 1:], (0, 1))
+            tokens = shifted(tokens)
+            if j and feed is not None:
+                state = feed(j, state)
             residual, q, k, v = self._enter(tokens, state, positions + j)
             keys.append(k)
             values.append(v)
-            hidden, state = self._leave(residual, _unrolled_attention(q, keys, values, self.config))
+            seen = Attended(
+                step=j,
+                q=q,
+                keys=keys,
+                values=values,
+                scale=config.head_dim**-0.5,
+                window=config.sliding_window,
+                sinks=config.attention_sinks,
+                cu_seqlens=bounds,
+            )
+            if watch is not None:
+                watch(seen)
+            if j == 0 and bounds is None:
+                attended = _causal_attention(q, k, v, config)
+            else:
+                attended = _unrolled_attention(seen)
+            hidden, state = self._leave(residual, attended)
             yield hidden, state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the draft vocabulary, [..., Vd], of `hidden` [..., H]."""
         return cast(Tensor, self.lm_head(hidden))
 
+    @property
+    def head_weight(self) -> Tensor | QuantizedWeight:
+        """[Vd, H], a parameter unless it is quantised."""
+        return cast("Tensor | QuantizedWeight", self.lm_head.weight)
+
+    def capture(self, target: nn.Module) -> AbstractContextManager[AuxStates]:
+        """Catch the states that `fuse` joins; see `leeboard.draft.capture`."""
+        return capture(target, self.config)
+
+    def new_cache(self, capacity: int) -> DrafterCache:
+        """An empty cache with room for `capacity` rows at first."""
+        return DrafterCache(capacity)
+
     @torch.no_grad()
-    def greedy(self, hidden: Tensor) -> Tensor:
-        """The most likely next token, int64 [...] in the TARGET's vocabulary, of `hidden` [..., H].
-
-        The logits are not kept. No gradient flows.
-        """
-        return linear_argmax(hidden, _weight(self.lm_head), d2t=self._offsets())[0]
-
-    def _offsets(self) -> Tensor | None:
-        """`d2t`, or None where target and draft vocabulary are the same."""
-        return None if self.config.draft_vocab_size == self.config.vocab_size else self.d2t
+    def draft(
+        self,
+        hiddens: Sequence[Tensor],
+        tokens: Tensor,
+        counts: Sequence[int],
+        cache: DrafterCache,
+        depth: int,
+    ) -> tuple[Tensor, Tensor]:
+        """As `Drafter.draft`: `step` with the cache, then `chain`."""
+        fused = self.fuse(hiddens)
+        last = torch.tensor(counts, device=tokens.device) - 1
+        finite_rows(fused, last)
+        even = len(set(counts)) == 1 and counts[0] == tokens.shape[1]
+        hidden, state = self.step(tokens, fused, cache=cache, counts=None if even else counts)
+        each = torch.arange(len(counts), device=tokens.device)
+        first, root = self.greedy(hidden[each, last]), state[each, last]
+        drafts, fed = first[:, None], root[:, None]
+        if depth > 1:
+            rest = self.chain(root, first, cache, depth - 1)
+            drafts, fed = torch.cat((drafts, rest.tokens), 1), torch.cat((fed, rest.states), 1)
+        return drafts, fed
 
     @torch.no_grad()
     def chain(
@@ -577,16 +583,13 @@ class Eagle3Drafter(nn.Module):
             x = _product(mlp.down_proj, gated, r)
         hidden = self.norm(x)
         cache.advance(rows, counts)
-        return hidden, hidden if config.norm_output else x
+        return hidden, feedback(hidden, x, config.norm_output)
 
     def _cache_row(self) -> tuple[int, int, int]:
         return self.config.num_key_value_heads, 1, self.config.head_dim
 
     def _leave(self, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """(hidden, next_state) of attention's output [B, Hq, T, D]: everything after attention.
-
-        What is fed back here, `_decode` and `draft_chain` feed back too.
-        """
+        """(hidden, next_state) of attention's output [B, Hq, T, D]: everything after attention."""
         layer, eps = self.midlayer, self.config.rms_norm_eps
         normed, residual = add_rms_norm(
             layer.self_attn.out(attended),
@@ -598,7 +601,7 @@ class Eagle3Drafter(nn.Module):
         hidden, x = add_rms_norm(
             layer.mlp(normed), residual, self.norm.weight, eps, rounding=_ROUNDING
         )
-        return hidden, hidden if self.config.norm_output else x
+        return hidden, feedback(hidden, x, self.config.norm_output)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -638,6 +641,23 @@ def _out_of_sight(rows: int, config: DrafterConfig, ahead: int, device: torch.de
     return hidden
 
 
+def _out_of_documents(seen: Attended) -> Tensor:
+    """bool [B, 1, 1, T, T]: whether row t of the unroll does not see the step-0 key of row c."""
+    batch, rows = seen.q.shape[0], seen.q.shape[2]
+    t = torch.arange(rows, device=seen.q.device)
+    first = torch.zeros(batch, rows, dtype=torch.int64, device=t.device)
+    if seen.cu_seqlens is not None:
+        bounds = seen.cu_seqlens.long()
+        flat = torch.arange(batch * rows, device=t.device)
+        first = bounds[torch.searchsorted(bounds, flat, right=True) - 1].view(batch, rows)
+        first = first - torch.arange(batch, device=t.device)[:, None] * rows
+    hidden = (t[None, :] > t[:, None]) | (t < first[..., None])
+    if seen.window is not None:
+        far = t[:, None] + seen.step - t[None, :] >= seen.window
+        hidden = hidden | (far & (t - first[:, None] >= seen.sinks))
+    return hidden[:, None, None]
+
+
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, config: DrafterConfig) -> Tensor:
     """Attention of T rows to all rows up to themselves, within the config's window.
 
@@ -657,23 +677,17 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, config: DrafterConfig) ->
     )
 
 
-def _unrolled_attention(
-    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], config: DrafterConfig
-) -> Tensor:
-    """Attention to the step-0 keys of rows 0..t and to the row's own keys of later steps.
+def _unrolled_attention(seen: Attended) -> Tensor:
+    """Attention of the unroll, [B, Hq, T, D]: one softmax over T + j scores.
 
-    One softmax over T + j scores: a causal T x T product and j row-wise dot products. The window
-    rules the step-0 keys alone, as it does the cache of a chain.
-    q [B, Hq, T, D]; keys, values: one [B, Hkv, T, D] a step; out [B, Hq, T, D].
+    A causal T x T product and j row-wise dot products.
     """
-    if len(keys) == 1:
-        return _causal_attention(q, keys[0], values[0], config)
+    q, keys, values = seen.q, seen.keys, seen.values
     heads, rows, width = q.shape[1:]
     kv_heads = keys[0].shape[1]
-    grouped = q.view(-1, kv_heads, heads // kv_heads, rows, width) * width**-0.5
+    grouped = q.view(-1, kv_heads, heads // kv_heads, rows, width) * seen.scale
     scores = grouped @ keys[0].transpose(-1, -2).unsqueeze(2)
-    hidden = _out_of_sight(rows, config, len(keys) - 1, q.device)
-    scores = scores.masked_fill(hidden, float("-inf"))
+    scores = scores.masked_fill(_out_of_documents(seen), float("-inf"))
     own = [(grouped * k.unsqueeze(2)).sum(-1, keepdim=True) for k in keys[1:]]
     weights = torch.cat((scores, *own), dim=-1).softmax(dim=-1, dtype=torch.float32).to(q.dtype)
     out = weights[..., :rows] @ values[0].unsqueeze(2)

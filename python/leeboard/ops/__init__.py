@@ -26,6 +26,7 @@ from leeboard.reference import (
     FeedForwardWeights,
     QuantizedWeight,
     Weight,
+    feedback,
     quantize_weight,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "decode_attention_",
     "draft_chain",
     "drafter_glue",
+    "feedback",
     "isa",
     "linear_argmax",
     "linear_topk",

@@ -6,7 +6,7 @@ differentiable. Tests, benchmarks and the documentation use them; nothing restat
 
 from __future__ import annotations
 
-from leeboard.reference._drafter import DrafterWeights
+from leeboard.reference._drafter import DrafterWeights, feedback
 from leeboard.reference._quantized import QuantizedWeight, Weight, quantize_weight
 from leeboard.reference.add_rms_norm import add_rms_norm
 from leeboard.reference.aux_norm_linear import aux_norm_linear
@@ -41,6 +41,7 @@ __all__ = [
     "decode_attention_",
     "draft_chain",
     "drafter_glue",
+    "feedback",
     "linear_argmax",
     "linear_topk",
     "panel_ffn",
