@@ -74,11 +74,10 @@ def test_one_head_follows_its_formula(convention: str, recycle: Any) -> None:
     head = make_head(convention, recycle=recycle)
     ids, hiddens = tokens(head, 2, 9), states(head, 2, 9)
     steps = head.unroll(ids, [hiddens], 3)
-    embed, embed_norm, = head.embedding, layers_of(convention, head, 0)[0]
-    _, hidden_norm, project, block, norm = layers_of(convention, head, 0)
+    embed_norm, hidden_norm, project, block, norm = layers_of(convention, head, 0)
 
     def enter(token: Tensor, state: Tensor) -> Tensor:
-        e, h = embed_norm(embed(token)), hidden_norm(state)
+        e, h = embed_norm(head.embedding(token)), hidden_norm(state)
         # MiMo's projection reads the state first.
         return project(torch.cat((h, e) if convention == "mimo" else (e, h), dim=-1))
 
@@ -154,7 +153,7 @@ def test_drafts_as_transformers_does(heads: int) -> None:
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_decoding_does_what_the_unroll_does(convention: str, heads: int, recycle: Any) -> None:
     """Three rounds of two sequences of different lengths; chains longer than there are heads."""
-    head = make_head(convention, heads=heads, recycle=recycle)
+    head = make_head(convention, heads=heads, recycle=recycle).double()
     depth, rounds = 5, ((3, 5), (4, 1), (1, 2))
     ids, hiddens = tokens(head, 2, 10), states(head, 2, 10)
     cache, done = head.new_cache(0), [0, 0]

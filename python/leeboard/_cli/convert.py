@@ -70,6 +70,7 @@ def _convert(args: argparse.Namespace) -> None:
     import torch
 
     from leeboard.draft.checkpoint import load_drafter, save_drafter
+    from leeboard.draft.mtp import MTPHead
 
     drafter = load_drafter(
         args.source,
@@ -77,6 +78,11 @@ def _convert(args: argparse.Namespace) -> None:
         aux_layer_convention=args.aux_layer_convention,
         dtype=None if args.dtype is None else getattr(torch, args.dtype),
     )
+    if isinstance(drafter, MTPHead):
+        raise ValueError(
+            f"SRC: {args.source} holds MTP heads, expected an EAGLE-3 drafter: heads have one "
+            "layout, their original's"
+        )
     drafter.config = config = dataclasses.replace(drafter.config, **changes)
     save_drafter(drafter, args.destination, layout=args.layout)
     kind = "post-norm" if config.norm_output else "pre-norm"

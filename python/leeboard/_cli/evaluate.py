@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from leeboard._cli.tables import progress_bar, table
-from leeboard.draft import Eagle3Drafter, SpeculateResult, load_drafter, quantize, speculate
+from leeboard.draft import Drafter, Eagle3Drafter, SpeculateResult, load_drafter, quantize, speculate
 
 _DEMO = Path("runs", "demo")
 _TITLES = {"post": "post-norm", "pre": "pre-norm"}
@@ -29,7 +29,7 @@ class Subject:
     """
 
     target: Any
-    drafters: Mapping[str, Eagle3Drafter]
+    drafters: Mapping[str, Drafter]
     prompts: Sequence[Sequence[int]]
     new_tokens: int = 96
 
@@ -48,6 +48,8 @@ def evaluate(args: argparse.Namespace) -> None:
     drafters = dict(subject.drafters)
     for name, drafter in subject.drafters.items():
         for format_ in args.quantize:
+            if not isinstance(drafter, Eagle3Drafter):
+                raise ValueError(f"--quantize: {name} is no EAGLE-3 drafter, expected none")
             drafters[f"{name} {format_}"] = quantize(drafter, format_)
     figures = {
         "temperature": args.temperature,
@@ -168,7 +170,7 @@ def _encoded(tokenizer: Any, prompt: Any) -> list[int]:
 
 
 def _decode(
-    subject: Subject, drafters: Mapping[str, Eagle3Drafter], args: argparse.Namespace
+    subject: Subject, drafters: Mapping[str, Drafter], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Decode every batch in every way, which take turns, and add up."""
     most = args.max_new_tokens or subject.new_tokens

@@ -138,7 +138,7 @@ def open_file(file: Path, stack: ExitStack) -> dict[str, Stored]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: not found, expected a safetensors file")
     try:
-        handle = stack.enter_context(safeopen_folder(file, framework="pt"))
+        handle = stack.enter_context(safe_open(file, framework="pt"))
         return {key: Stored(file, handle, key) for key in handle.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{file}: damaged or no safetensors file ({error})") from error

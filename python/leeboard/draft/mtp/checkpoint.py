@@ -97,7 +97,8 @@ def load_mtp(
     if dtype is not None and dtype not in FLOATS.values():
         raise ValueError(f"dtype: got {dtype!r}, expected one of {list(FLOATS.values())}")
     folder = Path(path)
-    config = _read_config(read_object(folder / CONFIG), folder, convention)
+    raw = read_object(folder / CONFIG)
+    config = _read_config(raw, folder, convention)
     changes = {"recycle": recycle, "target_state": target_state}
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
     with torch.device("meta"):
@@ -106,9 +107,13 @@ def load_mtp(
     with ExitStack() as stack:
         theirs = (*TARGET_EMBEDDINGS, *TARGET_HEADS)
         own = _own_prefixes(config)
-        stored = open_folder(folder, stack, lambda key: key.startswith(own) or key in theirs)
-        found = {key: stored[key] for key in stored if key.startswith(own)}
-        found = {key: tensor for key, tensor in found.items() if not _IGNORED.fullmatch(key)}
+        # In a folder of their own everything is theirs.
+        alone = _FIELD in raw
+        stored = open_folder(
+            folder, stack, lambda key: alone or key.startswith(own) or key in theirs
+        )
+        found = {key: t for key, t in stored.items() if alone or key.startswith(own)}
+        found = {key: t for key, t in found.items() if not _IGNORED.fullmatch(key)}
         embeds, outputs = shared_names(config)
         state = head.state_dict()
         wanted = {name: t for name, t in state.items() if name not in (*embeds, *outputs)}

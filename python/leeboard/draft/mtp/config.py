@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -32,6 +33,8 @@ _NOISE = frozenset(
         "architectures",
         "auto_map",
         "dtype",
+        "id2label",
+        "label2id",
         "quantization_config",
         "torch_dtype",
         "transformers_version",
@@ -81,7 +84,11 @@ class MTPConfig:
                     f"{name}: got {getattr(self, name)!r}, expected one of {get_args(choices)}"
                 )
         fields = {name: value for name, value in self.block.items() if name not in _NOISE}
-        object.__setattr__(self, "block", fields)
+        try:
+            # As config.json gives them back.
+            object.__setattr__(self, "block", json.loads(json.dumps(fields)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"block: got fields that JSON cannot hold: {error}") from error
         if not isinstance(fields.get("model_type"), str):
             raise ValueError(
                 f"block: model_type: got {fields.get('model_type')!r}, expected the name of a "
