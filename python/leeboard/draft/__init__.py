@@ -13,6 +13,7 @@ from leeboard.draft.checkpoint import load_drafter, save_drafter
 from leeboard.draft.config import DrafterConfig
 from leeboard.draft.loss import ChainLoss, chain_loss, count_rows
 from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.probe import ProbeResult, probe
 from leeboard.draft.protocol import Attended, Drafter
 from leeboard.draft.quantize import QuantizedDrafter, quantize
 from leeboard.draft.speculate import SpeculateResult, speculate
@@ -26,6 +27,7 @@ __all__ = [
     "DrafterCache",
     "DrafterConfig",
     "Eagle3Drafter",
+    "ProbeResult",
     "QuantizedDrafter",
     "SpeculateResult",
     "capture",
@@ -33,6 +35,7 @@ __all__ = [
     "count_rows",
     "load_drafter",
     "observe",
+    "probe",
     "quantize",
     "save_drafter",
     "speculate",
