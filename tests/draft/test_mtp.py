@@ -165,8 +165,10 @@ def test_decoding_does_what_the_unroll_does(convention: str, heads: int, recycle
             new[b, :count] = ids[b, begin + 1 : done[b] + 1]
             entered[b, :count] = hiddens[b, begin : done[b]]
         drafts, fed = head.draft([entered], new, counts, cache, depth)
-        assert drafts.shape == (2, depth) and fed.shape == (2, depth, hiddens.shape[-1])
-        assert cache.lengths == done and cache.longest == max(done)
+        assert drafts.shape == (2, depth)
+        assert fed.shape == (2, depth, hiddens.shape[-1])
+        assert cache.lengths == done
+        assert cache.longest == max(done)
         for b, rows in enumerate(done):
             # Only rows up to the last one matter to it.
             text = torch.cat((ids[b, : rows + 1], drafts[b]))[None]
@@ -235,10 +237,13 @@ def test_feed_and_watch() -> None:
     assert [s.step for s in seen] == [0, 1, 2, 3]
     # Every head has keys of its own.
     assert [len(s.keys) for s in seen] == [1, 1, 2, 2]
-    assert seen[2].keys[0] is seen[0].keys[0] and seen[3].keys[0] is seen[1].keys[0]
+    assert seen[2].keys[0] is seen[0].keys[0]
+    assert seen[3].keys[0] is seen[1].keys[0]
     # transformers' head width is 8, of 4 query and 2 key heads.
-    assert seen[0].q.shape == (2, 4, 7, 8) and seen[0].keys[0].shape == (2, 2, 7, 8)
-    assert seen[0].scale == 8**-0.5 and seen[0].window is None
+    assert seen[0].q.shape == (2, 4, 7, 8)
+    assert seen[0].keys[0].shape == (2, 2, 7, 8)
+    assert seen[0].scale == 8**-0.5
+    assert seen[0].window is None
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
@@ -249,10 +254,13 @@ def test_gradients_reach_all_but_the_targets_weights(convention: str) -> None:
     assert isinstance(total, Tensor)
     total.backward()
     frozen = {name for name, p in head.named_parameters() if not p.requires_grad}
-    assert len(frozen) == 2 and head.head_weight.grad is None and head.embedding.weight.grad is None
+    assert len(frozen) == 2
+    assert head.head_weight.grad is None
+    assert head.embedding.weight.grad is None
     for name, p in head.named_parameters():
         if name not in frozen:
-            assert p.grad is not None and bool(p.grad.isfinite().all()), name
+            assert p.grad is not None, name
+            assert bool(p.grad.isfinite().all()), name
             assert bool(p.grad.any()), name
 
 
@@ -330,7 +338,8 @@ def test_configs() -> None:
     made = MTPConfig.for_target(config, "qwen3_next", heads=2, recycle="pre", target_state="raw")
     assert MTPConfig.from_dict(made.to_dict()) == made
     assert (made.vocab_size, made.hidden_size, made.max_position_embeddings) == (11, 32, 128)
-    assert made.draft_vocab_size == 11 and made.target_hidden_size == 32
+    assert made.draft_vocab_size == 11
+    assert made.target_hidden_size == 32
     with pytest.raises(ValueError, match="recycle: got 'mid', expected one of"):
         MTPConfig.for_target(config, recycle="mid")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="convention: got 'llama'"):
@@ -376,9 +385,9 @@ def test_wrong_calls() -> None:
     with pytest.raises(ValueError, match="hidden states are not finite"):
         head.draft([hiddens / 0], ids, [5, 5], head.new_cache(0), 1)
     block = layers_of("mimo", head, 0)[3]
+    angles = head._rotary[0](hiddens, position_ids=torch.arange(5)[None])
     with pytest.raises(RuntimeError, match="called outside of its MTPHead"):
-        positions = torch.arange(5)[None]
-        block(hiddens, position_embeddings=head._rotary[0](hiddens, position_ids=positions))
+        block(hiddens, position_embeddings=angles)
     # A softcap of the scores (Gemma 2) would be left out: it is refused.
     capped = make_head("mimo")
     inner: Any = layers_of("mimo", capped, 0)[3].self_attn

@@ -54,16 +54,20 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
 
 
 def rewrite(folder: Path, tensors: dict[str, Tensor]) -> None:
-    safetensors_torch.save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "model.safetensors")
+    safetensors_torch.save_file(
+        {k: t.contiguous() for k, t in tensors.items()}, folder / "model.safetensors"
+    )
 
 
 def same(a: MTPHead, b: MTPHead) -> None:
     ours, theirs = a.state_dict(), b.state_dict()
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        assert tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]), name
+        assert tensor.dtype == theirs[name].dtype, name
+        assert torch.equal(tensor, theirs[name]), name
     assert a.config == b.config
-    assert torch.equal(a.t2d, b.t2d) and torch.equal(a.d2t, b.d2t)
+    assert torch.equal(a.t2d, b.t2d)
+    assert torch.equal(a.d2t, b.d2t)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -76,13 +80,15 @@ def test_round_trip(tmp_path: Path, convention: str, heads: int, dtype: torch.dt
     save_drafter(head, tmp_path)
     stored = tensors_of(tmp_path)
     prefix, names = LAYER[convention]
-    assert OWN[convention] <= stored.keys() and {prefix + name for name in names} <= stored.keys()
+    assert OWN[convention] <= stored.keys()
+    assert {prefix + name for name in names} <= stored.keys()
     # One tensor per expert, and the target's matrices only where the original has copies.
     assert not any(name.endswith("gate_up_proj") for name in stored)
     if convention != "mimo":
         assert stored[f"{prefix}mlp.experts.3.up_proj.weight"].shape == (16, 32)
         assert f"{prefix}mlp.experts.0.down_proj.weight" in stored
-    assert "lm_head.weight" not in stored and "model.embed_tokens.weight" not in stored
+    assert "lm_head.weight" not in stored
+    assert "model.embed_tokens.weight" not in stored
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["leeboard_mtp"] == {
         "convention": convention,
@@ -92,9 +98,11 @@ def test_round_trip(tmp_path: Path, convention: str, heads: int, dtype: torch.dt
         "target_state": "raw",
     }
     loaded = load_drafter(tmp_path, target=None if convention == "deepseek_v3" else target)
-    assert isinstance(loaded, MTPHead) and not loaded.training
+    assert isinstance(loaded, MTPHead)
+    assert not loaded.training
     same(loaded, head)
-    assert not loaded.head_weight.requires_grad and not loaded.embedding.weight.requires_grad
+    assert not loaded.head_weight.requires_grad
+    assert not loaded.embedding.weight.requires_grad
     ids, hiddens = tokens(head, 1, 6), states(head, 1, 6)
     for a, b in zip(loaded.unroll(ids, [hiddens], 3), head.unroll(ids, [hiddens], 3), strict=True):
         assert torch.equal(a[0], b[0])
@@ -143,7 +151,8 @@ def test_a_targets_own_folder(tmp_path: Path, convention: str) -> None:
     # What has nothing of the heads is not opened.
     (folder / "model-2.safetensors").write_bytes(b"no safetensors")
     loaded = load_mtp(folder)
-    assert loaded.config.heads == 2 and loaded.config.convention == convention
+    assert loaded.config.heads == 2
+    assert loaded.config.convention == convention
     assert (loaded.config.recycle, loaded.config.target_state) == ("post", "normed")
     for name, tensor in head.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
@@ -234,8 +243,8 @@ def test_refuses_folders_without_heads(tmp_path: Path) -> None:
         load_mtp(tmp_path / "b")
     fields["model_type"] = "nothing"
     (tmp_path / "b" / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(ValueError):
-        load_mtp(tmp_path / "b")
+    with pytest.raises(ValueError, match="numbered"):
+        load_mtp(tmp_path / "b", convention="deepseek_v3")
 
 
 def test_what_heads_do_not_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

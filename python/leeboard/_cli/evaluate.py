@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from leeboard._cli.tables import progress_bar, table
-from leeboard.draft import Drafter, Eagle3Drafter, SpeculateResult, load_drafter, quantize, speculate
+from leeboard.draft import (
+    Drafter,
+    Eagle3Drafter,
+    SpeculateResult,
+    load_drafter,
+    quantize,
+    speculate,
+)
 
 _DEMO = Path("runs", "demo")
 _TITLES = {"post": "post-norm", "pre": "pre-norm"}
@@ -48,9 +55,10 @@ def evaluate(args: argparse.Namespace) -> None:
     drafters = dict(subject.drafters)
     for name, drafter in subject.drafters.items():
         for format_ in args.quantize:
-            if not isinstance(drafter, Eagle3Drafter):
-                raise ValueError(f"--quantize: {name} is no EAGLE-3 drafter, expected none")
-            drafters[f"{name} {format_}"] = quantize(drafter, format_)
+            if isinstance(drafter, Eagle3Drafter):
+                drafters[f"{name} {format_}"] = quantize(drafter, format_)
+                continue
+            raise ValueError(f"--quantize: {name} is no EAGLE-3 drafter, expected no --quantize")
     figures = {
         "temperature": args.temperature,
         "depth": args.depth,

@@ -92,7 +92,9 @@ def open_folder(
         stored = open_file(folder / name, stack)
         listed = {key for key, shard in shards.items() if shard == name}
         if wrong := sorted(listed ^ stored.keys()):
-            raise ValueError(f"{folder / name}: {wrong}: {index.name} and this file disagree on them")
+            raise ValueError(
+                f"{folder / name}: {wrong}: {index.name} and this file disagree on them"
+            )
         tensors.update((key, stored[key]) for key in keys if key in stored)
     return tensors
 

@@ -99,7 +99,7 @@ def load_mtp(
     folder = Path(path)
     raw = read_object(folder / CONFIG)
     config = _read_config(raw, folder, convention)
-    changes = {"recycle": recycle, "target_state": target_state}
+    changes: dict[str, Any] = {"recycle": recycle, "target_state": target_state}
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
     with torch.device("meta"):
         head = MTPHead(config)
@@ -175,9 +175,7 @@ def save_mtp(head: MTPHead, path: str | os.PathLike[str]) -> None:
     write_json(folder / CONFIG, {**fields, _FIELD: settings})
 
 
-def _read_config(
-    raw: Mapping[str, Any], folder: Path, convention: Convention | None
-) -> MTPConfig:
+def _read_config(raw: Mapping[str, Any], folder: Path, convention: Convention | None) -> MTPConfig:
     file = folder / CONFIG
     settings = raw.get(_FIELD)
     if settings is not None:

@@ -89,10 +89,10 @@ class MTPConfig:
             object.__setattr__(self, "block", json.loads(json.dumps(fields)))
         except (TypeError, ValueError) as error:
             raise ValueError(f"block: got fields that JSON cannot hold: {error}") from error
-        if not isinstance(fields.get("model_type"), str):
+        kind = fields.get("model_type")
+        if type(kind) is not str:
             raise ValueError(
-                f"block: model_type: got {fields.get('model_type')!r}, expected the name of a "
-                "model in transformers"
+                f"block: model_type: got {kind!r}, expected the name of a model in transformers"
             )
         for name in (
             "vocab_size",

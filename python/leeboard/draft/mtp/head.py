@@ -85,7 +85,7 @@ class MTPHead(Drafter):
         return self._shared[0]
 
     @property
-    def head_weight(self) -> nn.Parameter:
+    def head_weight(self) -> Tensor:
         """[V, H], the target's output matrix, frozen."""
         return self._shared[1].weight
 
@@ -195,7 +195,8 @@ class MTPHead(Drafter):
         positions = positions + torch.arange(tokens.shape[1], device=tokens.device)
         last = torch.tensor(rows.counts, device=tokens.device) - 1
         each = torch.arange(len(last), device=tokens.device)
-        drafts, fed = [], []
+        drafts: list[Tensor] = []
+        fed: list[Tensor] = []
         # A head that the chain does not reach runs its rows all the same: they are never run later.
         for j in range(max(depth, heads)):
             if j == heads:

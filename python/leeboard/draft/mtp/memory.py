@@ -125,7 +125,7 @@ def _unrolled_attention(seen: Attended) -> Tensor:
     q, keys, values = seen.q, seen.keys, seen.values
     heads, rows = q.shape[1:3]
     kv_heads = keys[0].shape[1]
-    grouped = q.unflatten(1, (kv_heads, heads // kv_heads)) * seen.scale
+    grouped = q.reshape(-1, kv_heads, heads // kv_heads, rows, q.shape[-1]) * seen.scale
     scores = grouped @ keys[0].transpose(-1, -2).unsqueeze(2)
     scores = scores.masked_fill(_out_of_sight(seen), float("-inf"))
     own = [(grouped * k.unsqueeze(2)).sum(-1, keepdim=True) for k in keys[1:]]

@@ -124,7 +124,8 @@ def build(config: MTPConfig) -> Structure:
         with torch.no_grad():
             project.weight.normal_(std=spread)
         found = Head(
-            *(copy.deepcopy(base.norm) for _ in range(2)),
+            embed_norm=copy.deepcopy(base.norm),
+            hidden_norm=copy.deepcopy(base.norm),
             project=project,
             block=block,
             norm=copy.deepcopy(base.norm),
