@@ -18,6 +18,7 @@ from leeboard.draft.probe import ProbeResult, probe
 from leeboard.draft.protocol import Attended, Drafter
 from leeboard.draft.quantize import QuantizedDrafter, quantize
 from leeboard.draft.speculate import SpeculateResult, speculate
+from leeboard.draft.training import Trained, TrainSettings, train_drafter
 
 __all__ = [
     "Attended",
@@ -33,6 +34,8 @@ __all__ = [
     "ProbeResult",
     "QuantizedDrafter",
     "SpeculateResult",
+    "TrainSettings",
+    "Trained",
     "capture",
     "chain_loss",
     "count_rows",
@@ -43,4 +46,5 @@ __all__ = [
     "quantize",
     "save_drafter",
     "speculate",
+    "train_drafter",
 ]
