@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from leeboard._cli.tables import progress_bar, table
-from leeboard.draft import Eagle3Drafter, SpeculateResult, load_drafter, quantize, speculate
+from leeboard.draft import (
+    Drafter,
+    Eagle3Drafter,
+    SpeculateResult,
+    load_drafter,
+    quantize,
+    speculate,
+)
 
 _DEMO = Path("runs", "demo")
 _TITLES = {"post": "post-norm", "pre": "pre-norm"}
@@ -30,7 +37,7 @@ class Subject:
     """
 
     target: Any
-    drafters: Mapping[str, Eagle3Drafter]
+    drafters: Mapping[str, Drafter]
     prompts: Sequence[Sequence[int]]
     new_tokens: int = 96
     tokenizer: Any = None
@@ -51,7 +58,10 @@ def evaluate(args: argparse.Namespace) -> None:
     drafters = dict(subject.drafters)
     for name, drafter in subject.drafters.items():
         for format_ in args.quantize:
-            drafters[f"{name} {format_}"] = quantize(drafter, format_)
+            if isinstance(drafter, Eagle3Drafter):
+                drafters[f"{name} {format_}"] = quantize(drafter, format_)
+                continue
+            raise ValueError(f"--quantize: {name} is no EAGLE-3 drafter, expected no --quantize")
     figures = {
         "temperature": args.temperature,
         "depth": args.depth,
@@ -183,7 +193,7 @@ def _encoded(tokenizer: Any, prompt: Any) -> list[int]:
 
 
 def _decode(
-    subject: Subject, drafters: Mapping[str, Eagle3Drafter], args: argparse.Namespace
+    subject: Subject, drafters: Mapping[str, Drafter], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Decode every batch in every way, which take turns, and add up."""
     most = args.max_new_tokens or subject.new_tokens
