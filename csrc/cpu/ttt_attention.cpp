@@ -14,7 +14,7 @@ namespace {
 inline constexpr int64_t kMostChannels = 256;
 
 template <class A, class B>
-LB_INLINE float dot(const A* a, const B* b, int64_t d) {
+LB_OUTLINE float dot(const A* a, const B* b, int64_t d) {
   vf sums[2] = {};
   int64_t j = 0;
   for (; j + 2 * W <= d; j += 2 * W) {
@@ -30,7 +30,7 @@ LB_INLINE float dot(const A* a, const B* b, int64_t d) {
 
 // to += factor * row, whole vectors of `to`.
 template <class T>
-LB_INLINE void add_scaled(float factor, const T* row, int64_t d, float* to) {
+LB_OUTLINE void add_scaled(float factor, const T* row, int64_t d, float* to) {
   for_each_vector(d, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
     store(to + j, fma(splat(factor), load_n(row + j, n), load(to + j)));
   });

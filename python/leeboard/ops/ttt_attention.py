@@ -214,25 +214,31 @@ def _fake(
 def _gradients(
     grad_out: Tensor,
     q: Tensor,
-    k: Sequence[Tensor],
-    v: Sequence[Tensor],
+    k: Tensor,
+    v: Tensor,
+    own_k: Tensor | None,
+    own_v: Tensor | None,
     out: Tensor,
     lse: Tensor,
     window: int | None,
     sinks: int,
     cu_seqlens: Tensor | None,
     scale: float | None,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     require_memory(cu_seqlens=cu_seqlens)
     documents = documents_of(q, cu_seqlens)
-    backend = choose("ttt_attention_backward", [q, *k, *v, grad_out])
-    made = _fake_gradients(grad_out, q, k, v)
+    backend = choose("ttt_attention_backward", [q, k, v, grad_out])
+    made = _fake_gradients(grad_out, q, k, v, own_k)
+    keys, values = [k], [v]
+    if own_k is not None and own_v is not None:
+        keys, values = [k, *own_k.unbind()], [v, *own_v.unbind()]
+    grads = made[0], [made[1], *made[3].unbind()], [made[2], *made[4].unbind()]
     if backend == "reference" or q.numel() == 0:
         exact = reference.ttt_attention_backward(
             grad_out,
             q,
-            k,
-            v,
+            keys,
+            values,
             out,
             lse,
             window=window,
@@ -240,21 +246,20 @@ def _gradients(
             cu_seqlens=cu_seqlens,
             scale=scale,
         )
-        made[0].copy_(exact[0])
-        for to, each in zip((*made[1], *made[2]), (*exact[1], *exact[2]), strict=True):
+        for to, each in zip(_flat(grads), _flat(exact), strict=True):
             to.copy_(each)
         return made
-    keys, values = [rows(t) for t in k], [rows(t) for t in v]
+    given = [rows(grad_out), rows(q), *([rows(t) for t in each] for each in (keys, values))]
+    given += [rows(out), dense(lse)]
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    given = [rows(grad_out), rows(q), keys, values, rows(out), dense(lse)]
     if backend == "triton":
-        backward_on_triton(*given, made, documents, window, sinks, factor)
+        backward_on_triton(*given, grads, documents, window, sinks, factor)
         return made
     run_kernel(
         _C.ttt_attention_backward,
         given,
-        made,
-        documents.native(len(k) - 1, window, sinks),
+        grads,
+        documents.native(len(keys) - 1, window, sinks),
         documents.tensor(),
         factor,
         state().level,
@@ -262,10 +267,24 @@ def _gradients(
     return made
 
 
+def _flat(grads: tuple[Tensor, list[Tensor], list[Tensor]]) -> list[Tensor]:
+    return [grads[0], *grads[1], *grads[2]]
+
+
 def _fake_gradients(
-    grad_out: Tensor, q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], *options: object
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    return _like(q), [_like(t) for t in k], [_like(t) for t in v]
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, own_k: Tensor | None, *others: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    steps = 0 if own_k is None else own_k.shape[0]
+    return _like(q), _like(k), _like(v), _several_like(k, steps), _several_like(v, steps)
+
+
+def _several_like(t: Tensor, count: int) -> Tensor:
+    """[count, B, H, T, D], each in the layout of `_like`."""
+    if t.is_contiguous() or not t.transpose(1, 2).is_contiguous():
+        return torch.empty((count, *t.shape), dtype=t.dtype, device=t.device)
+    batch, heads, length, channels = t.shape
+    size = (count, batch, length, heads, channels)
+    return torch.empty(size, dtype=t.dtype, device=t.device).transpose(2, 3)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -277,15 +296,31 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     q, *others = ctx.saved_tensors
-    k, v, (out, lse, cu_seqlens) = (
-        others[: ctx.steps],
-        others[ctx.steps : 2 * ctx.steps],
-        others[2 * ctx.steps :],
+    k, v, rest = others[: ctx.steps], others[ctx.steps : 2 * ctx.steps], others[2 * ctx.steps :]
+    out, lse, cu_seqlens = rest
+    # Cotangents in batches (is_grads_batched) want tensors for arguments and results, no lists.
+    grad_q, grad_k, grad_v, grad_own_k, grad_own_v = torch.ops.leeboard.ttt_attention_backward(
+        grad_out,
+        q,
+        k[0],
+        v[0],
+        _together(k[1:]),
+        _together(v[1:]),
+        out,
+        lse,
+        *ctx.options,
+        cu_seqlens,
+        ctx.scale,
     )
-    grads = torch.ops.leeboard.ttt_attention_backward(
-        grad_out, q, k, v, out, lse, *ctx.options, cu_seqlens, ctx.scale
-    )
-    return (*grads, *[None] * 4)
+    grads = [grad_k, *grad_own_k.unbind()], [grad_v, *grad_own_v.unbind()]
+    return (grad_q, *grads, *[None] * 4)
+
+
+def _together(steps: Sequence[Tensor]) -> Tensor | None:
+    """[S - 1, B, Hkv, T, D]; a single step is not copied."""
+    if len(steps) == 0:
+        return None
+    return steps[0][None] if len(steps) == 1 else torch.stack(list(steps))
 
 
 OPTIONS = "int? window, int sinks, Tensor? cu_seqlens, float? scale"
@@ -301,8 +336,9 @@ define(
 )
 
 define(
-    "ttt_attention_backward(Tensor grad_out, Tensor q, Tensor[] k, Tensor[] v, Tensor out, "
-    f"Tensor lse, {OPTIONS}) -> (Tensor, Tensor[], Tensor[])",
+    "ttt_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? own_k, "
+    f"Tensor? own_v, Tensor out, Tensor lse, {OPTIONS}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
     _gradients,
     _fake_gradients,
     row_arguments=(),
