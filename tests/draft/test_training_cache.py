@@ -277,6 +277,21 @@ def test_disk_fills_up(
     assert torch.isfinite(cached.batch(range(len(rows))).final).all()
 
 
+def test_no_room_for_the_manifest(
+    target: Any,
+    drafter: Eagle3Drafter,
+    rows: Rows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(path: Path, value: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shards, "write_json", full)
+    with pytest.raises(DiskFullError, match=r"of which 0 bytes are still .* 1 of 1 file"):
+        cache_states(target, drafter, rows, tmp_path, progress=False)
+
+
 def test_other_failures_are_not_renamed(
     target: Any,
     drafter: Eagle3Drafter,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,30 +89,38 @@ class StateWriter:
             )
         quiet = not self._progress
         with progress_bar("states", count, initial=count - left, quiet=quiet) as bar:
-            for written, number in enumerate(missing):
+            for number in missing:
                 tensors = self._observe(rows[number], bar)
                 metadata = {"identity": identity, "number": number, "rows_per_shard": per_shard}
-                try:
+                with self._telling(folder, rows):
                     shards.write_shard(
                         shards.shard_path(folder, number),
                         tensors,
                         {name: json.dumps(value) for name, value in metadata.items()},
                     )
-                except OSError as error:
-                    if not shards.disk_is_full(error):
-                        raise
-                    still = sum(len(rows[later]) for later in missing[written:])
-                    raise self._full(folder, still, len(done) + written, len(rows)) from error
         sizes = [shards.shard_path(folder, number).stat().st_size for number in range(len(rows))]
-        shards.write_manifest(
-            folder,
-            {
-                "identity": identity,
-                "states": len(self._source.widths) - 1,
-                "rows_per_shard": per_shard,
-                "sizes": sizes,
-            },
-        )
+        with self._telling(folder, rows):
+            shards.write_manifest(
+                folder,
+                {
+                    "identity": identity,
+                    "states": len(self._source.widths) - 1,
+                    "rows_per_shard": per_shard,
+                    "sizes": sizes,
+                },
+            )
+
+    @contextmanager
+    def _telling(self, folder: Path, rows: Sequence[range]) -> Iterator[None]:
+        """Say what was needed where the disk is full."""
+        try:
+            yield
+        except OSError as error:
+            if not shards.disk_is_full(error):
+                raise
+            whole = [i for i in range(len(rows)) if shards.shard_path(folder, i).exists()]
+            left = sum(len(rows[i]) for i in range(len(rows)) if i not in whole)
+            raise self._full(folder, left, len(whole), len(rows)) from error
 
     def _observe(self, rows: Sequence[int], bar: Any) -> dict[str, Tensor]:
         parts = []
