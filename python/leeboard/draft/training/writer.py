@@ -61,7 +61,7 @@ class StateWriter:
         self._storage = storage
         self._batch_rows = batch_rows
         self._progress = progress
-        token = sum(source.widths) * storage.itemsize + _TOKEN_BYTES
+        token = source.kinds.numbers * storage.itemsize + _TOKEN_BYTES
         self.row_bytes = source.rows.ids.shape[1] * token
 
     def write(self, folder: Path, identity: Mapping[str, Any], shard_bytes: int) -> None:
@@ -104,7 +104,8 @@ class StateWriter:
                 folder,
                 {
                     "identity": identity,
-                    "states": len(self._source.widths) - 1,
+                    "states": len(self._source.kinds.widths),
+                    "doubles": self._source.kinds.doubles,
                     "rows_per_shard": per_shard,
                     "sizes": sizes,
                 },
@@ -131,7 +132,12 @@ class StateWriter:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _stored(self, batch: Batch, rows: Sequence[int]) -> dict[str, Tensor]:
-        states = {f"hiddens.{i}": hidden for i, hidden in enumerate(batch.hiddens)}
+        states = {}
+        for i, hidden in enumerate(batch.hiddens):
+            if i not in self._source.kinds.doubles:
+                states[f"hiddens.{i}"] = hidden
+            elif not torch.equal(hidden, batch.final):
+                raise RuntimeError(f"hiddens.{i} is not the head's input, as it was for a token")
         states["final"] = batch.final
         stored = {}
         for name, state in states.items():
