@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ from leeboard.draft.loss import ChainLoss, chain_loss, count_marked, count_rows
 from leeboard.draft.protocol import Drafter
 from leeboard.draft.training.checkpoint import Checkpoints
 from leeboard.draft.training.history import History
+from leeboard.draft.training.layout import Data
 from leeboard.draft.training.logs import Logs, check_tensorboard
 from leeboard.draft.training.loop import Terms, Watch, fit
 from leeboard.draft.training.parallel import Processes, in_parallel, processes
-from leeboard.draft.training.prepare import Data, Prepared, prepare
+from leeboard.draft.training.prepare import Prepared, prepare
 from leeboard.draft.training.rows import shuffled
 from leeboard.draft.training.settings import TrainSettings
 
@@ -195,7 +196,7 @@ class _Training:
         def evaluated(history: History) -> None:
             losses = history.evaluations["loss"]
             if out is not None and self.group.first and losses[-1] <= min(losses):
-                save_drafter(self.drafter, out / BEST)
+                save_drafter(cast(Any, self.drafter), out / BEST)
 
         every = settings.evaluate_every or max(1, -(-loop.steps // 10))
         watch = Watch(
@@ -223,7 +224,7 @@ class _Training:
         if out is not None:
             path = out / FINAL
             if self.group.first:
-                save_drafter(self.drafter, path)
+                save_drafter(cast(Any, self.drafter), path)
         return Trained(self.drafter, history, len(history), path)
 
     def _parts(self, step: int) -> Iterator[Mapping[str, Terms]]:
@@ -333,8 +334,10 @@ class _Unrolled(nn.Module):
 class _InBfloat16(nn.Module):
     """A module that computes in bfloat16, on rounded copies of its float32 weights.
 
-    Autocast alone rounds in linear layers only: what is fed back from step to step would be more
-    exact than in decoding, and fused ops would meet two dtypes at once.
+    As torch.autocast does it, but for every operation of the drafter and none of the teacher:
+    autocast rounds in linear layers alone, so that what is fed back from step to step would be more
+    exact than in decoding, fused ops would meet two dtypes at once, and the teacher's logits would
+    be rounded too.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -343,8 +346,7 @@ class _InBfloat16(nn.Module):
 
     def forward(self, batch: Batch, counts: Tensor) -> ChainLoss:
         weights = {name: p.to(torch.bfloat16) for name, p in self.module.named_parameters()}
-        with torch.autocast(counts.device.type, dtype=torch.bfloat16):
-            result: ChainLoss = functional_call(self.module, weights, (batch, counts))
+        result: ChainLoss = functional_call(self.module, weights, (batch, counts))
         return result
 
 
