@@ -13,6 +13,7 @@ from leeboard.draft.checkpoint import load_drafter, save_drafter
 from leeboard.draft.config import DrafterConfig
 from leeboard.draft.loss import ChainLoss, chain_loss, count_rows
 from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.mtp import MTPConfig, MTPHead, load_mtp
 from leeboard.draft.probe import ProbeResult, probe
 from leeboard.draft.protocol import Attended, Drafter
 from leeboard.draft.quantize import QuantizedDrafter, quantize
@@ -28,6 +29,8 @@ __all__ = [
     "DrafterCache",
     "DrafterConfig",
     "Eagle3Drafter",
+    "MTPConfig",
+    "MTPHead",
     "ProbeResult",
     "QuantizedDrafter",
     "SpeculateResult",
@@ -37,6 +40,7 @@ __all__ = [
     "chain_loss",
     "count_rows",
     "load_drafter",
+    "load_mtp",
     "observe",
     "probe",
     "quantize",

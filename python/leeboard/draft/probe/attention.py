@@ -60,6 +60,11 @@ class AttentionMeter:
         self._near: Tensor | None = None
 
     def __call__(self, seen: Attended) -> None:
+        if len(seen.keys) != seen.step + 1:
+            raise ValueError(
+                "attention: the drafter has several heads, each with keys of its own, expected "
+                "attention=False"
+            )
         parts = [self._block(seen, *block) for block in weights_of(seen, self._rows)]
         figures = torch.cat([part[0] for part in parts], dim=2)
         if seen.step == 0:
