@@ -16,6 +16,7 @@ from torch import Tensor
 
 from leeboard.draft.config import DrafterConfig
 from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.mtp import MTPConfig, MTPHead
 from leeboard.draft.protocol import Drafter
 from leeboard.draft.training.cached import CachedStates, cache_states
 from leeboard.draft.training.layout import Data, Say, lay_out, rows_of
@@ -59,7 +60,7 @@ def prepare(
     target: Any,
     data: Data,
     *,
-    config: Any,
+    config: DrafterConfig | MTPConfig | None,
     drafter: Drafter | None,
     tokenizer: Any,
     settings: TrainSettings,
@@ -79,8 +80,10 @@ def prepare(
     """
     if drafter is not None and config is not None:
         raise ValueError("config: given with drafter, expected one of them")
-    if config is not None and not isinstance(config, DrafterConfig):
-        raise TypeError(f"config: got a {type(config).__name__}, expected a DrafterConfig")
+    if config is not None and not isinstance(config, (DrafterConfig, MTPConfig)):
+        raise TypeError(
+            f"config: got a {type(config).__name__}, expected a DrafterConfig or an MTPConfig"
+        )
     teacher = teacher_of(target)
     if drafter is None and config is None:
         config = DrafterConfig.for_target(target.config)
@@ -160,7 +163,7 @@ def _check_rows(rows: Rows, train: Sequence[int], settings: TrainSettings, shape
 
 def _new_drafter(
     target: Any,
-    config: Any,
+    config: DrafterConfig | MTPConfig,
     rows: Rows | None,
     train: Sequence[int],
     always: Sequence[int],
@@ -169,7 +172,7 @@ def _new_drafter(
 ) -> Drafter:
     """Seeded weights; embedding, head and norm of the target where they fit."""
     torch.manual_seed(seed)
-    drafter = Eagle3Drafter(config)
+    drafter = MTPHead(config) if isinstance(config, MTPConfig) else Eagle3Drafter(config)
     if config.draft_vocab_size < config.vocab_size:
         if rows is None:
             raise ValueError(

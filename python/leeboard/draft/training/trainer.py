@@ -20,7 +20,9 @@ from leeboard._files import write_json
 from leeboard._version import __version__
 from leeboard.draft.batch import Batch
 from leeboard.draft.checkpoint import save_drafter
+from leeboard.draft.config import DrafterConfig
 from leeboard.draft.loss import ChainLoss, chain_loss, count_marked, count_rows
+from leeboard.draft.mtp import MTPConfig
 from leeboard.draft.protocol import Drafter
 from leeboard.draft.training.checkpoint import Checkpoints
 from leeboard.draft.training.history import History
@@ -58,7 +60,7 @@ def train_drafter(
     target: Any,
     data: Data,
     *,
-    config: Any = None,
+    config: DrafterConfig | MTPConfig | None = None,
     drafter: Drafter | None = None,
     tokenizer: Any = None,
     out: str | os.PathLike[str] | None = None,
@@ -67,6 +69,7 @@ def train_drafter(
     heldout: Data | None = None,
     stop: Callable[[History], bool] | None = None,
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    resume: bool = True,
     progress: bool = True,
     tensorboard: bool = False,
     say: Callable[[str], None] | None = None,
@@ -96,9 +99,9 @@ def train_drafter(
         target: A Hugging Face causal LM, on the device to train on, in whatever dtype. It is not
             changed.
         data: A JSONL file of chats or text, `Rows`, or states (`OnlineStates`, `CachedStates`).
-        config: What the drafter is to be; None for `DrafterConfig.for_target(target.config)`. Where
-            its draft vocabulary is smaller than the target's, the most frequent tokens to learn are
-            taken.
+        config: What the drafter is to be, an EAGLE-3 drafter or an MTP head; None for
+            `DrafterConfig.for_target(target.config)`. Where its draft vocabulary is smaller than the
+            target's, the most frequent tokens to learn are taken.
         drafter: One to go on with, in float32; it is trained in place. Excludes `config`.
         tokenizer: Of the target, with a chat template for chats; None to load it from where the
             target was loaded from. Of use for a JSONL file alone.
@@ -109,6 +112,7 @@ def train_drafter(
         heldout: What to evaluate on, as `data`; None for a share of `data`.
         stop: Called with the history after every evaluation; true ends the training.
         on_step: Called after every step with its number, from 1, and what is recorded of it.
+        resume: Whether to go on from a checkpoint in `out`; False removes it.
         progress: Whether a progress bar is drawn.
         tensorboard: Whether logs for TensorBoard are written too; needs `out`.
         say: Called with lines on what is trained on what.
@@ -150,6 +154,11 @@ def train_drafter(
             first=group.first,
             say=told,
         )
+        if out is not None and not resume:
+            if group.first:
+                Checkpoints(Path(out) / CHECKPOINTS, {}).remove()
+            # None may look for a checkpoint before.
+            group.any(False)
         training = _Training(prepared, settings, group)
         return training.run(
             None if out is None else Path(out), stop, on_step, progress, tensorboard, told
