@@ -10,7 +10,14 @@ from torch import Tensor
 
 from drafter_models import VARIANTS, make_target
 from leeboard.draft import DrafterConfig, Eagle3Drafter, speculate
-from leeboard.draft.probe import Chains, Texts, accepted_rounds, greedy_texts, measure_chains
+from leeboard.draft.probe import (
+    Chains,
+    Texts,
+    accepted_rounds,
+    attention,
+    greedy_texts,
+    measure_chains,
+)
 from leeboard.draft.probe.attention import RECENT
 
 pytest.importorskip("transformers")
@@ -246,7 +253,7 @@ def test_chunks_and_blocks_change_nothing(
 ) -> None:
     drafter = drafter_for(target, texts)
     whole = chains_of(target, drafter, texts)
-    monkeypatch.setattr("leeboard.draft.probe.attention._BLOCK", 600)
+    monkeypatch.setattr(attention, "_BLOCK", 600)
     parts = chains_of(target, drafter, texts, chunk=40)
     assert whole.attention is not None
     assert parts.attention is not None
