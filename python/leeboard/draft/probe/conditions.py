@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 # In the order of reports. The four of arXiv:2605.09992, and one that keeps the form but not the
@@ -136,20 +136,22 @@ def _of_text(tokenizer: Any, text: str, condition: str) -> Ids:
 
 
 def _of_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], condition: str) -> Ids:
-    rendered: str = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-    )
+    def render(chat: Sequence[Mapping[str, Any]]) -> str:
+        rendered: str = tokenizer.apply_chat_template(
+            [dict(message) for message in chat], tokenize=False, add_generation_prompt=True
+        )
+        return rendered
 
     def encoded(text: str) -> Ids:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    matched = encoded(rendered)
+    matched = encoded(render(messages))
     if condition == "matched":
         return matched
     if condition == "no_bos":
         return _without_bos(tokenizer, matched)
     if condition == "renamed_roles":
-        return encoded(renamed(rendered, messages))
+        return encoded(renamed(render, messages))
     bare = encoded("\n\n".join(_content(message) for message in messages))
     bos = _bos(tokenizer, matched)
     if condition == "no_template_no_bos":
@@ -159,29 +161,39 @@ def _of_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], condition: s
     return [*bos, *bare]
 
 
-def renamed(rendered: str, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The rendered chat with other words for its roles, outside the messages' contents.
+def renamed(
+    render: Callable[[Sequence[Mapping[str, Any]]], str], messages: Sequence[Mapping[str, Any]]
+) -> str:
+    """The rendered chat with other words for its roles, contents as they are.
+
+    Args:
+        render: Applies the template.
+        messages: The chat.
 
     Raises:
-        NotApplicable: The template shows no role by its name.
+        NotApplicable: The template names no role, or does more with contents than to insert them.
     """
-    # Contents are found in order; what stands between them is the template's.
-    gaps, end = [], 0
-    for message in messages:
-        content = _content(message).strip()
-        start = rendered.find(content, end)
-        if start < 0:
-            raise NotApplicable("the template changes the messages' contents")
-        gaps += [(rendered[end:start], True), (content, False)]
-        end = start + len(content)
-    gaps.append((rendered[end:], True))
+    # Characters for private use stand for the contents, which may hold the names of roles, too.
+    marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
+    empty = render([{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)])
+
+    def filled(text: str, contents: Sequence[str]) -> str:
+        for mark, content in zip(marks, contents, strict=True):
+            text = text.replace(mark, content)
+        return text
+
+    as_they_are = [_content(message) for message in messages]
+    # Many templates strip what they insert.
+    for contents in (as_they_are, [content.strip() for content in as_they_are]):
+        if filled(empty, contents) == render(messages):
+            break
+    else:
+        raise NotApplicable("the template changes the messages' contents")
     words = re.compile(rf"(?<![A-Za-z])({'|'.join(ROLES)})(?![A-Za-z])")
-    changed = "".join(
-        words.sub(lambda found: ROLES[found[1]], text) if ours else text for text, ours in gaps
-    )
-    if changed == rendered:
+    changed = words.sub(lambda found: ROLES[found[1]], empty)
+    if changed == empty:
         raise NotApplicable("the template does not name the roles")
-    return changed
+    return filled(changed, contents)
 
 
 def _content(message: Mapping[str, Any]) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leeboard._files import replacing
+from leeboard.draft.probe import bootstrap
 from leeboard.draft.probe.report import FORCED, TITLES
 
 if TYPE_CHECKING:
     from leeboard.draft.probe.result import Measured, ProbeResult
+    from leeboard.draft.probe.tally import Tally
 
 # Told apart by people who see colours differently (Okabe and Ito).
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -27,6 +29,8 @@ _STYLE = {
 _VARIANTS = {"full": "-", "window": ":", "window + sink": "--"}
 # Fewer rows than this say little: their points are drawn hollow.
 _FEW = 20
+# Of the band around acceptance: enough for a picture.
+_RESAMPLES = 1000
 
 
 def plot(result: ProbeResult, path: Path) -> None:
@@ -40,7 +44,7 @@ def plot(result: ProbeResult, path: Path) -> None:
         raise ModuleNotFoundError(message, name="matplotlib") from None
 
     panels = _panels(result)
-    columns = min(3, len(panels))
+    columns = min(3 if len(panels) <= 9 else 4, len(panels))
     rows = math.ceil(len(panels) / columns)
     texts = result.texts["matched"]
     with mpl.rc_context(_STYLE):
@@ -51,12 +55,11 @@ def plot(result: ProbeResult, path: Path) -> None:
             draw(axes, result)
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        loops = texts["looping_continuations"]
         figure.suptitle(
             f"Drafted chains of up to {result.depth} tokens over the target's own greedy text: "
-            f"{texts['prompts']} prompts, {texts['new_tokens']:,} new tokens, {loops} of the "
-            f"continuations loop.\nSolid: surviving rows (all earlier drafts matched, as in "
-            f"decoding); hollow points: fewer than {_FEW} of them. Dashed: all rows.",
+            f"{texts['prompts']} prompts, {texts['new_tokens']:,} new tokens. {_loops(texts)}\n"
+            f"Solid: surviving rows (all earlier drafts matched, as in decoding); hollow points: "
+            f"fewer than {_FEW} of them. Dashed: all rows.",
             fontsize=10,
         )
         with replacing(path) as temporary:
@@ -77,6 +80,33 @@ def _panels(result: ProbeResult) -> list[Callable[[Any, ProbeResult], None]]:
     if any(drafter.context for drafter in found):
         panels.append(_context)
     return panels
+
+
+def _loops(texts: Mapping[str, int]) -> str:
+    loops = texts["looping_continuations"]
+    if not loops:
+        return "No continuation loops."
+    if loops == texts["prompts"]:
+        return "All continuations loop, which flatters deep drafts."
+    return (
+        f"Curves by depth leave out the {loops} continuations that loop; bars and long texts count "
+        "all."
+    )
+
+
+def acceptance_intervals(kept: Tally, seed: int) -> list[bootstrap.Interval]:
+    """Conditional acceptance of surviving rows with its interval, by depth."""
+    rows = kept.surviving
+    return [
+        bootstrap.mean((hits, count), n=_RESAMPLES, seed=seed)
+        for hits, count in zip(rows.sums["hit"].T, rows.count.T, strict=True)
+    ]
+
+
+def _tally(found: Any) -> Tally:
+    """Of the matched template, without loops if anything is left then."""
+    matched: Measured = found.conditions["matched"]
+    return matched.tally if matched.looping.all() else matched.without_loops
 
 
 def _named(result: ProbeResult) -> list[tuple[str, Any, str]]:
@@ -128,34 +158,37 @@ def _by_depth(
 ) -> None:
     """Surviving rows solid, all rows dashed, a colour for each drafter."""
     for name, found, color in _named(result):
-        rows = found.conditions["matched"].tally.figures()["rows"]
+        rows = _tally(found).figures()["rows"]
         alive = rows["surviving"]
         _line(axes, alive[key], color=color, label=name, rows=alive["count"], scale=scale)
         _line(axes, rows["all"][key], color=color, style="--", scale=scale)
-    if legend:
+    if legend and axes.get_legend_handles_labels()[0]:
         axes.legend()
 
 
 def _acceptance(axes: Any, result: ProbeResult) -> None:
     _depths(axes, result, "Does the next draft hold, too?", "drafts that match, %")
     for name, found, color in _named(result):
-        matched: Measured = found.conditions["matched"]
-        mean = matched.tally.mean_accepted
+        kept = _tally(found)
+        mean = kept.mean_accepted
         label = f"{name}: {mean:.2f} accepted per round\n(tau with the bonus token {mean + 1:.2f})"
-        rows = matched.tally.figures()["rows"]
+        rows = kept.figures()["rows"]
         alive = rows["surviving"]
         _line(axes, alive["hit"], color=color, label=label, rows=alive["count"], scale=100)
         _line(axes, rows["all"]["hit"], color=color, style="--", scale=100)
         band = [
             (j + 1, 100 * found.low, 100 * found.high)
-            for j, found in enumerate(matched.acceptance_intervals(result.seed))
+            for j, found in enumerate(acceptance_intervals(kept, result.seed))
             if math.isfinite(found.low)
         ]
         if band:
             x, low, high = zip(*band, strict=True)
             axes.fill_between(x, low, high, color=color, alpha=0.13, lw=0)
-    axes.set_ylim(0, 104)
-    axes.legend(loc="lower left")
+    # Room for the legend above.
+    axes.set_ylim(0, 104 + 26 * len(result.drafters))
+    axes.set_yticks(range(0, 101, 20))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper right")
 
 
 def _rms(axes: Any, result: ProbeResult) -> None:
@@ -187,7 +220,7 @@ def _prompt(axes: Any, result: ProbeResult) -> None:
 def _own(axes: Any, result: ProbeResult) -> None:
     _depths(axes, result, "Does it turn to its own drafts?", "attention on them, %")
     for name, found, color in _named(result):
-        alive = found.conditions["matched"].tally.figures()["rows"]["surviving"]
+        alive = _tally(found).figures()["rows"]["surviving"]
         _line(axes, alive["own"], color=color, label=name, rows=alive["count"], scale=100)
         _line(axes, [None, *alive["matched"][1:]], color=color, style=":", scale=100)
     axes.plot([], [], ":", color="#555555", label="the same tokens, fed by the target")
@@ -216,10 +249,12 @@ def _bars(
             axes.bar(x, mean, 0.92 * width, color=color, label=name if place == 0 else None)
             axes.plot([x, x], [low, high], color="#222222", lw=1)
             axes.text(x, high, f"{mean:.2f}", ha="center", va="bottom", fontsize=7)
-    axes.set_xticks(range(len(cases)), [textwrap.fill(title, 12) for title, _ in cases], fontsize=8)
+    axes.set_xticks(range(len(cases)), [textwrap.fill(title, 9) for title, _ in cases], fontsize=8)
     axes.set_ylabel("accepted per round, no bonus token")
+    axes.set_xlim(-0.6, len(cases) - 0.4)
     axes.margins(y=0.25)
-    axes.legend(loc="upper right", ncols=2)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper right", ncols=2)
 
 
 def _of(kind: str, key: Any) -> Callable[[Any], Measured | None]:
@@ -247,7 +282,7 @@ def _noise(axes: Any, result: ProbeResult) -> None:
 
 
 def _forced(axes: Any, result: ProbeResult) -> None:
-    names = list(next(iter(result.drafters.values())).forced)
+    names = list({name: None for found in result.drafters.values() for name in found.forced})
     axes.set_title(f"Forced switch ({FORCED})")
     cases = [("as trained", _of("conditions", "matched"))]
     cases += [(name.replace("=", " = "), _of("forced", name)) for name in names]

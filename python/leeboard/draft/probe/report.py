@@ -84,9 +84,9 @@ def _drafter(result: ProbeResult, name: str, found: DrafterProbe) -> list[str]:
     matched = found.conditions["matched"]
     sink = found.sinks["matched"]
     switches = ", ".join(
-        f"{key} {_yes(value)}" for key, value in found.switches.items() if value not in (None, 0)
+        f"{key} {_yes(value)}" for key, value in found.switches.items() if value not in (None, "")
     )
-    lines = [f"{name}, template as trained", *_wrapped("", switches or "no switch is on")]
+    lines = [f"{name}, template as trained", *_wrapped("", switches)]
     lines += _wrapped("all continuations: ", _accepted(result, matched))
     if matched.looping.any():
         tally = matched.without_loops
@@ -95,12 +95,17 @@ def _drafter(result: ProbeResult, name: str, found: DrafterProbe) -> list[str]:
         if figures["rounds"]:
             text = f"accepted {figures['mean_accepted']:.2f}, tau {figures['tau']:.2f}"
         lines += _wrapped(f"without the {int(matched.looping.sum())} that loop: ", text)
+    rms = matched.tally.figures()["rows"]["all"]["rms"]
+    if rms[0] and rms[-1]:
+        text = f"{rms[0]:.2f} at depth 1, {rms[-1] / rms[0]:.2f} times that at depth {len(rms)}"
+        lines += _wrapped("RMS of the fed-back state, all rows: ", text)
     lines += _wrapped(
         "sink: ",
         f"column {sink.column} (0 is the first token) draws {sink.share:.1%} of the attention of "
         f"target-fed rows; spread evenly, a column would draw {sink.even:.1%}",
     )
-    lines += _by_depth(matched.tally.figures(), result.depth)
+    others = matched.without_loops.figures() if matched.looping.any() else None
+    lines += _by_depth(matched.tally.figures(), others, result.depth)
     return lines
 
 
@@ -116,7 +121,9 @@ def _accepted(result: ProbeResult, measured: Measured) -> str:
     )
 
 
-def _by_depth(figures: Mapping[str, Any], depth: int) -> list[str]:
+def _by_depth(
+    figures: Mapping[str, Any], without_loops: Mapping[str, Any] | None, depth: int
+) -> list[str]:
     lines = []
     for start in range(0, depth, _BLOCK):
         steps = range(start, min(start + _BLOCK, depth))
@@ -141,6 +148,10 @@ def _by_depth(figures: Mapping[str, Any], depth: int) -> list[str]:
                 for text, key, form, share in _ROWS
                 if key in figures["rows"][which]
             ]
+            if without_loops is not None:
+                left = without_loops["rows"][which]
+                lines.append(row("  rows without loops", left["count"], ",d", False))
+                lines.append(row("  draft matches, %", left["hit"], ".0f", True))
     return lines
 
 
@@ -154,6 +165,8 @@ def _compared(
     lines = [title]
     lines.append(f"{'':<31}{'accepted':>9}{'tau':>6}{'ratio to matched':>20}{'loops out':>12}")
     for name, measured_by in cases.items():
+        if not measured_by:
+            continue
         lines.append(name)
         matched = result.drafters[name].conditions["matched"]
         for case, measured in measured_by.items():

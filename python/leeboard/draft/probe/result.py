@@ -16,9 +16,6 @@ from leeboard.draft.probe import bootstrap
 from leeboard.draft.probe.bootstrap import Interval
 from leeboard.draft.probe.tally import Tally
 
-# Of the intervals by depth, which only plots show.
-_PLOT_RESAMPLES = 1000
-
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -41,15 +38,6 @@ class Measured:
         """Mean accepted per round, without the bonus token."""
         pair = self.tally.accepted, self.tally.rounds
         return bootstrap.mean(pair, n=resamples, seed=seed)
-
-    def acceptance_intervals(self, seed: int) -> list[Interval]:
-        """Conditional acceptance of surviving rows, by depth."""
-        rows = self.tally.surviving
-        depth = rows.count.shape[1]
-        return [
-            bootstrap.mean((rows.sums["hit"][:, j], rows.count[:, j]), n=_PLOT_RESAMPLES, seed=seed)
-            for j in range(depth)
-        ]
 
     def against(
         self, other: Measured, resamples: int, seed: int, *, loops: bool = True

@@ -20,7 +20,7 @@ from leeboard.draft.probe.context import long_prompts
 from leeboard.draft.probe.result import DrafterProbe, Measured, ProbeResult, Sink
 from leeboard.draft.probe.tally import Tally, joined, tally
 from leeboard.draft.probe.texts import Texts, greedy_texts, looping
-from leeboard.draft.probe.variants import forced, noise, with_config
+from leeboard.draft.probe.variants import check_forcible, forced, noise, with_config
 from leeboard.draft.protocol import Drafter, Feed
 from leeboard.draft.target import takes
 
@@ -114,7 +114,7 @@ def probe(
         positive_int(name, value)
     _check_models(target, drafters)
     overrides = dict(force or {})
-    changed = {name: forced(d, overrides) for name, d in drafters.items()} if overrides else {}
+    changed = _forced(drafters, overrides)
     _check_numbers(noise_levels, train_length, window, lengths, new_tokens)
     check_conditions(conditions)
     if not isinstance(prompts, PromptSet):
@@ -124,6 +124,9 @@ def probe(
         _check_room(name, ids, new_tokens, limit)
     probed = _Probing(target, drafters, depth, new_tokens, batch, eos_token_id, attention, progress)
     notes = list(prompts.notes)
+    if overrides:
+        kept = [name for name in drafters if name not in changed]
+        notes += [f"{name}: nothing forced, it is as given already" for name in kept]
     matched: Texts | None = None
     for name, ids in prompts.ids.items():
         if name != "matched" and name not in conditions:
@@ -311,6 +314,26 @@ def _check_models(target: Any, drafters: Mapping[str, Any]) -> None:
     for drafter in drafters.values():
         _check_models(target, drafter)
         _check_fit(target, drafter)
+
+
+def _forced(drafters: Mapping[str, Drafter], overrides: Mapping[str, Any]) -> dict[str, Drafter]:
+    """Those of the drafters that forcing changes, changed.
+
+    Raises:
+        ValueError: A switch cannot be forced, or none is changed.
+    """
+    if not overrides:
+        return {}
+    check_forcible(overrides)
+
+    def differs(drafter: Drafter) -> bool:
+        config: Any = drafter.config
+        return any(getattr(config, key, None) != value for key, value in overrides.items())
+
+    found = {name: forced(d, overrides) for name, d in drafters.items() if differs(d)}
+    if not found:
+        raise ValueError(f"force: got {overrides}, which is how the drafters are already")
+    return found
 
 
 def _limit(target: Any, drafters: Mapping[str, Any]) -> int:

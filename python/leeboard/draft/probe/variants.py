@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,14 +35,16 @@ def forced(drafter: Drafter, changes: Mapping[str, Any]) -> Drafter:
     """`with_config` for switches of `FORCIBLE`: a test of what a mismatch costs.
 
     Raises:
-        ValueError: A name is none of them, or forcing it changes nothing.
+        ValueError: A name is none of them, or the config has or allows no such value.
     """
-    for name, value in changes.items():
-        if name not in FORCIBLE:
-            raise ValueError(f"force: got {name!r}, expected one of {', '.join(FORCIBLE)}")
-        if getattr(drafter.config, name, None) == value:
-            raise ValueError(f"force: {name} is {value} already, expected another value")
+    check_forcible(changes)
     return with_config(drafter, **changes)
+
+
+def check_forcible(names: Iterable[str]) -> None:
+    """Raise ValueError unless all are of `FORCIBLE`."""
+    if wrong := [name for name in names if name not in FORCIBLE]:
+        raise ValueError(f"force: got {wrong[0]!r}, expected one of {', '.join(FORCIBLE)}")
 
 
 def noise(alpha: float, seed: int) -> Feed:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from leeboard.draft.checks import positive_int
 
@@ -79,20 +80,30 @@ def local_device(kind: str | None = None) -> torch.device:
     return device
 
 
-@contextmanager
-def processes(device: torch.device) -> Iterator[Processes]:
-    """The processes that train together; joined here if `torchrun` started them, and left again.
+def processes(device: torch.device) -> Processes:
+    """The processes that train together; joined here if `torchrun` started them.
 
     The group that is there already is used. One that is made here talks by NCCL between CUDA
-    devices and by gloo between CPUs.
+    devices and by gloo between CPUs, serves later calls too and is left when the program ends.
     """
-    joined = launched() and dist.is_available() and not dist.is_initialized()
-    if joined:
+    if launched() and dist.is_available() and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Processes(device)
-    finally:
-        if joined:
-            dist.destroy_process_group()
+        atexit.register(_leave)
+    return Processes(device)
+
+
+def in_parallel(module: nn.Module) -> DistributedDataParallel:
+    """The module, its gradients averaged over the processes of a backward pass."""
+    # Newer versions of torch have renamed the option.
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    # Unless parameters may be unused, gradients are laid out anew after the first step: a resumed
+    # run would add up in another order. And some may be: experts that no token was sent to.
+    return DistributedDataParallel(module, find_unused_parameters=True, **{buffers: False})
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

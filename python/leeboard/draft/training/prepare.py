@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from leeboard.draft.config import DrafterConfig
 from leeboard.draft.model import Eagle3Drafter
 from leeboard.draft.protocol import Drafter
-from leeboard.draft.training.rows import Rows
+from leeboard.draft.training.rows import Rows, shuffled
 from leeboard.draft.training.settings import TrainSettings
 from leeboard.draft.training.states import OnlineStates, StateSource
 from leeboard.draft.training.teacher import teacher_of
@@ -163,7 +164,7 @@ def _laid_out(
         if heldout is None:
             heldout = apart
     elif share:
-        every = np.random.default_rng([settings.seed, _SPLIT]).permutation(len(data))
+        every = shuffled(len(data), settings.seed, _SPLIT)
         count = min(max(1, round(share * len(data))), len(data) - 1)
         kept, apart_rows = sorted(every[count:].tolist()), sorted(every[:count].tolist())
         return _Split(data, kept, data, apart_rows)
@@ -292,9 +293,23 @@ def _source(
         return data
     if states is None:
         return OnlineStates(target, drafter, data)
-    from leeboard.draft.training.text import kept_states
+    return _kept_states(target, drafter, data, Path(states), first, progress)
 
-    return kept_states(target, drafter, data, Path(states), first, progress, say)
+
+def _kept_states(
+    target: Any, drafter: Drafter, rows: Rows, folder: Path, first: bool, progress: bool
+) -> StateSource:
+    """The states in a folder, computed by the first process if they are not there yet."""
+    from leeboard.draft.training.cached import CachedStates, cache_states
+    from leeboard.draft.training.shards import MANIFEST
+
+    device = target.get_input_embeddings().weight.device
+    if first:
+        cache_states(target, drafter, rows, folder, progress=progress)
+    # It may take longer than a collective of torch.distributed waits.
+    while not (folder / MANIFEST).is_file():
+        time.sleep(0.5)
+    return CachedStates(folder, target=target, drafter=drafter, rows=rows, device=device)
 
 
 def _limits(target: Any, shape: Any) -> list[int]:

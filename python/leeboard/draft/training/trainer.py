@@ -26,7 +26,7 @@ from leeboard.draft.training.checkpoint import Checkpoints
 from leeboard.draft.training.history import History
 from leeboard.draft.training.logs import Logs, check_tensorboard
 from leeboard.draft.training.loop import Terms, Watch, fit
-from leeboard.draft.training.parallel import Processes, processes
+from leeboard.draft.training.parallel import Processes, in_parallel, processes
 from leeboard.draft.training.prepare import Data, Prepared, prepare
 from leeboard.draft.training.rows import shuffled
 from leeboard.draft.training.settings import TrainSettings
@@ -132,7 +132,8 @@ def train_drafter(
         if out is None:
             raise ValueError("tensorboard: got True without out, expected a folder to write to")
     device = target.get_input_embeddings().weight.device
-    with processes(device) as group, _own_randomness(device):
+    group = processes(device)
+    with _own_randomness(device):
         group.check_batch(settings.batch, settings.accumulate)
         told = say if say is not None and group.first else _silent
         prepared = prepare(
@@ -165,11 +166,7 @@ class _Training:
         if settings.precision == "bfloat16":
             self.unrolled = _InBfloat16(self.unrolled)
         if group.size > 1:
-            # Buckets are laid out once only if parameters may be unused; else they are laid out
-            # anew after the first step, and a resumed run would add up in another order.
-            self.unrolled = DistributedDataParallel(
-                self.unrolled, find_unused_parameters=True, broadcast_buffers=False
-            )
+            self.unrolled = in_parallel(self.unrolled)
         self.order: tuple[int, list[int]] = (-1, [])
 
     def run(
