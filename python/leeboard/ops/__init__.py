@@ -17,6 +17,7 @@ from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.sparse_gqa import sparse_gqa
 from leeboard.ops.swiglu_linear import swiglu_linear
+from leeboard.ops.ttt_loss import ttt_loss
 from leeboard.ops.unit_saliency import unit_saliency
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
@@ -25,6 +26,7 @@ from leeboard.reference import (
     DrafterWeights,
     FeedForwardWeights,
     QuantizedWeight,
+    TTTLossTerms,
     Weight,
     quantize_weight,
 )
@@ -34,6 +36,7 @@ __all__ = [
     "DrafterWeights",
     "FeedForwardWeights",
     "QuantizedWeight",
+    "TTTLossTerms",
     "Weight",
     "add_rms_norm",
     "aux_norm_linear",
@@ -53,6 +56,7 @@ __all__ = [
     "rms_norm",
     "sparse_gqa",
     "swiglu_linear",
+    "ttt_loss",
     "unit_saliency",
     "verify_greedy",
     "verify_sample",

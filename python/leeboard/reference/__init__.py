@@ -25,6 +25,7 @@ from leeboard.reference.sparse_gqa import (
     sparse_gqa_parts,
 )
 from leeboard.reference.swiglu_linear import swiglu_linear
+from leeboard.reference.ttt_loss import TTTLossTerms, ttt_loss, ttt_loss_gradients
 from leeboard.reference.unit_saliency import unit_saliency
 from leeboard.reference.verify_greedy import verify_greedy
 from leeboard.reference.verify_sample import verify_sample
@@ -34,6 +35,7 @@ __all__ = [
     "DrafterWeights",
     "FeedForwardWeights",
     "QuantizedWeight",
+    "TTTLossTerms",
     "Weight",
     "add_rms_norm",
     "aux_norm_linear",
@@ -53,6 +55,8 @@ __all__ = [
     "sparse_gqa_backward",
     "sparse_gqa_parts",
     "swiglu_linear",
+    "ttt_loss",
+    "ttt_loss_gradients",
     "unit_saliency",
     "verify_greedy",
     "verify_sample",
