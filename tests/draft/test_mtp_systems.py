@@ -113,7 +113,7 @@ def test_probe() -> None:
     prompts = [
         tokens(make_head("mimo", family="Llama"), 1, 6, seed=s)[0].tolist() for s in range(3)
     ]
-    for heads, attention in ((1, True), (2, False)):
+    for heads in (1, 2):
         head = make_head("mimo", family="Llama", heads=heads)
         head.copy_from_target(target)
         result = probe(
@@ -122,13 +122,16 @@ def test_probe() -> None:
             prompts,
             depth=3,
             new_tokens=12,
-            attention=attention,
+            force={"recycle": "pre"},
+            train_length=30,
+            lengths=(1,),
             eos_token_id=[],
-            progress=False,
         )
-        assert "1" in result.table()
-    with pytest.raises(ValueError, match="the drafter has several heads"):
-        probe(target, head, prompts, depth=3, new_tokens=12, eos_token_id=[], progress=False)
+        shown = result.table()
+        assert ("attention left out, it has several heads" in shown) == (heads == 2)
+        assert "recycle=pre" in shown
+        assert list(result.drafters["drafter"].context) == ["full"]
+        assert ("attention on the sink" in shown) == (heads == 1)
 
 
 @pytest.mark.parametrize("given", ["drafter", "config"])
