@@ -303,8 +303,28 @@ struct SparseGqa {
   const uint8_t* padding;  // [B, keys], nonzero: ignored; null: none
   int64_t padding_batch;
   const float* sink_logits;  // [Hq], or null
+  // Keys and values of train-time test's later steps: a query sees its own row of each, and nothing
+  // else of them. Not with sinks or a cap.
+  const Heads* own_k;  // [own_count], or null
+  const Heads* own_v;
+  int64_t own_count;
   float scale;
   float softcap;  // 0: none
+};
+
+// A query row of a call.
+struct GqaRow {
+  int64_t batch;
+  int64_t head;
+  int64_t row;
+};
+
+// What the backward pass knows of a row's softmax: exp(s - lse) = power exp(s - rest), and delta =
+// grad_out . out - grad_lse.
+struct GqaRowSoftmax {
+  float rest;
+  float power;
+  float delta;
 };
 
 // A key-value head of a segment, and how its query rows are cut into chunks.
@@ -343,7 +363,12 @@ struct SparseGqaBackward {
   int64_t chunk_count;
   const GqaUnit* sums;
   int64_t sum_count;
-  void* counters;  // three cache lines of zeros
+  // Rows of a segment whose own keys get their gradients; none without own keys.
+  const Heads* grad_own_k;  // [op.own_count], or null
+  const Heads* grad_own_v;
+  const GqaUnit* owns;
+  int64_t own_count;
+  void* counters;  // four cache lines of zeros
 };
 
 // A key-value head of a segment.

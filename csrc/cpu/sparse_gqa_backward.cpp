@@ -139,19 +139,6 @@ void clear_inactive(const SparseGqaBackward& args, const GqaBackwardItem& item) 
   }
 }
 
-// lse = n ln 2 + rest, power = 2^-n. Where n would leave the powers of float32 the rest is larger.
-LB_INLINE void split_lse(float lse, float& rest, float& power) {
-  constexpr double kLn2 = 0.6931471805599453;
-  constexpr double kMost = 60.0;
-  // NaN and infinity stay as they are.
-  double n = lse - lse == 0.0f ? lse / kLn2 : 0.0;
-  n = n > kMost ? kMost : (n < -kMost ? -kMost : n);
-  const auto whole = static_cast<int32_t>(n < 0.0 ? n - 0.5 : n + 0.5);
-  rest = static_cast<float>(lse - whole * kLn2);
-  const uint32_t bits = static_cast<uint32_t>(127 - whole) << 23;
-  std::memcpy(&power, &bits, sizeof power);
-}
-
 // Row r of an item: token r / active, head r % active of the group's active ones.
 struct ItemRows {
   const Segment* segment;
@@ -239,6 +226,14 @@ void run_chunk(const SparseGqaBackward& args, const GqaBackwardItem& item, int64
     } else {
       backward_block<false>(block, memory.packed, grad_k, grad_v);
     }
+    for (int64_t r = row; r < last && op.own_count > 0; ++r) {
+      const int64_t i = r - row;
+      const GqaRow place{segment.batch, rows.heads[r % rows.active],
+                         segment.query + r / rows.active};
+      ttt_attention_grad_q(op, place, block.q + i * stride, block.grad_out + i * stride,
+                           {block.rest[i], block.power[i], block.delta[i]},
+                           block.grad_q + i * stride);
+    }
     for (int64_t r = row; r < last; ++r) {
       T* to_row = row_at<T>(args.grad_q, segment.batch, rows.heads[r % rows.active],
                             segment.query + r / rows.active);
@@ -291,6 +286,10 @@ void run_member(const SparseGqaBackward& args, Team& team, float* memory) {
   });
   share_phase(team, counters[2], args.sum_count,
               [&](int64_t i) { sum_chunks<T>(args, args.items[args.sums[i].item], args.sums[i]); });
+  if (args.own_count > 0) {
+    share_phase(team, counters[3], args.own_count,
+                [&](int64_t i) { ttt_attention_grad_own(args, args.owns[i]); });
+  }
 }
 
 }  // namespace

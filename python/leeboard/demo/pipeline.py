@@ -140,7 +140,7 @@ class Demo:
                 target, history = train_target(
                     self.settings,
                     load_documents(tokens.path / "train.npz"),
-                    folder / "checkpoint.safetensors",
+                    folder / "checkpoint",
                     self._title("target"),
                 )
                 heldout = mean_loss(
@@ -179,7 +179,7 @@ class Demo:
                     self.settings,
                     load_target(target.path),
                     load_documents(tokens.path / "train.npz"),
-                    folder / "checkpoint.safetensors",
+                    folder / "checkpoint",
                     self._title("drafters"),
                 )
             save_drafters(folder, drafters)

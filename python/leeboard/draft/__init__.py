@@ -13,9 +13,12 @@ from leeboard.draft.checkpoint import load_drafter, save_drafter
 from leeboard.draft.config import DrafterConfig
 from leeboard.draft.loss import ChainLoss, chain_loss, count_rows
 from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.mtp import MTPConfig, MTPHead, load_mtp
+from leeboard.draft.probe import ProbeResult, probe
 from leeboard.draft.protocol import Attended, Drafter
 from leeboard.draft.quantize import QuantizedDrafter, quantize
 from leeboard.draft.speculate import SpeculateResult, speculate
+from leeboard.draft.training import Trained, TrainSettings, train_drafter
 
 __all__ = [
     "Attended",
@@ -26,14 +29,22 @@ __all__ = [
     "DrafterCache",
     "DrafterConfig",
     "Eagle3Drafter",
+    "MTPConfig",
+    "MTPHead",
+    "ProbeResult",
     "QuantizedDrafter",
     "SpeculateResult",
+    "TrainSettings",
+    "Trained",
     "capture",
     "chain_loss",
     "count_rows",
     "load_drafter",
+    "load_mtp",
     "observe",
+    "probe",
     "quantize",
     "save_drafter",
     "speculate",
+    "train_drafter",
 ]

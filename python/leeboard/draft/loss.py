@@ -125,16 +125,25 @@ def count_rows(drafter: Drafter, batch: Batch, steps: int) -> Tensor:
     return _rows(drafter, batch, steps)[1].sum((1, 2))
 
 
+def count_marked(batch: Batch, steps: int) -> Tensor:
+    """int64 [steps]: the rows that count in the accuracies of `chain_loss`, per step."""
+    return _marked(batch, steps).sum((1, 2))
+
+
 def _rows(drafter: Drafter, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
     """(marked, valid), bool [steps, B, T], in the place of the position p - 1 that teaches."""
+    marked = _marked(batch, steps)
+    return marked, marked & drafter.t2d[batch.best]
+
+
+def _marked(batch: Batch, steps: int) -> Tensor:
     # Counted from the document's begin, or the row's if the document began before it.
     place = torch.minimum(
         batch.positions, torch.arange(batch.ids.shape[1], device=batch.ids.device)
     )
     depth = torch.arange(steps, device=place.device)[:, None, None]
     marked = batch.loss_mask.bool() & (place >= 2 + depth)
-    marked = F.pad(marked[..., 1:], (0, 1))
-    return marked, marked & drafter.t2d[batch.best]
+    return F.pad(marked[..., 1:], (0, 1))
 
 
 def _check(

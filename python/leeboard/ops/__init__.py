@@ -17,6 +17,7 @@ from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.sparse_gqa import sparse_gqa
 from leeboard.ops.swiglu_linear import swiglu_linear
+from leeboard.ops.ttt_attention import ttt_attention
 from leeboard.ops.unit_saliency import unit_saliency
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
@@ -55,6 +56,7 @@ __all__ = [
     "rms_norm",
     "sparse_gqa",
     "swiglu_linear",
+    "ttt_attention",
     "unit_saliency",
     "verify_greedy",
     "verify_sample",

@@ -25,6 +25,11 @@ from leeboard.reference.sparse_gqa import (
     sparse_gqa_parts,
 )
 from leeboard.reference.swiglu_linear import swiglu_linear
+from leeboard.reference.ttt_attention import (
+    ttt_attention,
+    ttt_attention_backward,
+    ttt_attention_scores,
+)
 from leeboard.reference.unit_saliency import unit_saliency
 from leeboard.reference.verify_greedy import verify_greedy
 from leeboard.reference.verify_sample import verify_sample
@@ -54,6 +59,9 @@ __all__ = [
     "sparse_gqa_backward",
     "sparse_gqa_parts",
     "swiglu_linear",
+    "ttt_attention",
+    "ttt_attention_backward",
+    "ttt_attention_scores",
     "unit_saliency",
     "verify_greedy",
     "verify_sample",

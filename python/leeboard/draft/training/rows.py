@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from leeboard.draft.checks import positive_int
@@ -36,7 +37,7 @@ class Documents:
     @classmethod
     def of(
         cls,
-        pairs: Iterable[tuple[Sequence[int], Sequence[bool]]],
+        pairs: Iterable[tuple[ArrayLike, ArrayLike]],
         *,
         truncated: int = 0,
         dropped: int = 0,
@@ -47,14 +48,15 @@ class Documents:
             ValueError: A document is empty, or its mask is not as long as its ids.
         """
         ids, masks, starts = [], [], [0]
-        for i, (tokens, mask) in enumerate(pairs):
-            if len(tokens) == 0 or len(tokens) != len(mask):
+        for i, (given, marks) in enumerate(pairs):
+            tokens, mask = np.asarray(given, dtype=np.int32), np.asarray(marks, dtype=np.bool_)
+            if tokens.size == 0 or tokens.shape != (mask.size,):
                 raise ValueError(
-                    f"pairs[{i}]: got {len(tokens)} ids and {len(mask)} mask entries, expected "
+                    f"pairs[{i}]: got {tokens.size} ids and {mask.size} mask entries, expected "
                     "equally many, at least one"
                 )
-            ids.append(np.asarray(tokens, dtype=np.int32))
-            masks.append(np.asarray(mask, dtype=np.bool_))
+            ids.append(tokens)
+            masks.append(mask)
             starts.append(starts[-1] + len(tokens))
         return cls(
             torch.from_numpy(np.concatenate([np.empty(0, np.int32), *ids])),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from leeboard.draft.batch import Batch
-from leeboard.draft.capture import capture
+from leeboard.draft.protocol import Drafter
 from leeboard.draft.target import takes
 from leeboard.draft.training.passes import evaluating, run_target, target_device
 from leeboard.draft.training.rows import Rows
@@ -53,7 +54,7 @@ class OnlineStates:
     def __init__(
         self,
         target: Any,
-        drafter: Any,
+        drafter: Drafter,
         rows: Rows,
         *,
         device: torch.device | str | None = None,
@@ -77,6 +78,18 @@ class OnlineStates:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states."""
+        return self.teacher.weight.dtype
+
+    @functools.cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Of the states that the drafter fuses, and last of `Batch.final`."""
+        with evaluating(self._target):
+            hiddens, inputs = self._run(probe_ids(self._target, 1, 1), None)
+        return (*(hidden.shape[-1] for hidden in hiddens), self.teacher.final(inputs).shape[-1])
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Run the target on these rows.
@@ -106,7 +119,7 @@ class OnlineStates:
         ).to(where)
 
     def _run(self, ids: Tensor, positions: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
-        with capture(self._target, self._drafter.config) as aux:
+        with self._drafter.capture(self._target) as aux:
             _, inputs = run_target(self._target, ids, positions)
             hiddens = aux.hiddens
         return tuple(hidden.to(inputs.device) for hidden in hiddens), inputs
