@@ -70,7 +70,9 @@ class PlainDrafter(nn.Module):
             input_ids = F.pad(input_ids[:, 1:], (0, 1))
             embedded = layer.input_layernorm(self.embed_tokens(input_ids))
             x = torch.cat((embedded, layer.hidden_norm(state)), dim=-1)
-            q, k, v = (self._heads(p(x)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+            q, k, v = (
+                self._heads(p(x)) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
             q, k = self._rotate(q, j), self._rotate(k, j)
             groups = q.shape[1] // k.shape[1]
             if groups > 1:

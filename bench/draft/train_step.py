@@ -113,7 +113,11 @@ def profiled(case: Case, name: str) -> None:
     with profile(activities=[ProfilerActivity.CPU]) as prof:
         for _ in range(5):
             step()
-    print(prof.key_averages().table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=48))
+    print(
+        prof.key_averages().table(
+            sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=48
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -86,21 +86,27 @@ def chain_loss(
     Raises:
         ValueError: Shapes do not fit each other or the drafter's config, or an option is unknown.
     """
-    steps = len(step_weights)
+    steps, width = len(step_weights), batch.ids.shape[1]
     _check(drafter, batch, teacher_weight, step_weights, loss, counts)
     marked, valid = _rows(drafter, batch, steps)
     step_rows, step_valid = marked.sum((1, 2)), valid.sum((1, 2))
     divisors = (step_valid if counts is None else counts).to(torch.float32).clamp(min=1e-9)
     if counts is None:
         divisors = divisors.clamp(min=1.0)
-    # Positions p - 1 that teach a row of any step.
+    # Positions p - 1 that teach a row of any step, and the rows that they teach.
     live = valid.flatten(1).any(0).nonzero()[:, 0]
+    depths = range(steps)
+    taught = torch.stack(
+        [F.pad(valid[j, :, 1 + j :], (0, 1 + j)) for j in depths if 1 + j <= width]
+    )
+    rows = taught.flatten(1).any(0).nonzero()[:, 0]
+    place = torch.zeros(valid[0].numel(), dtype=torch.int64, device=rows.device)
+    place[rows] = torch.arange(rows.shape[0], device=rows.device)
     weights = torch.tensor(step_weights, dtype=torch.float32, device=live.device)
     row_weight = valid.flatten(1)[:, live] * (weights / divisors)[:, None]
-    unrolled = drafter.iter_unroll(batch.ids, batch.hiddens, steps, positions=batch.positions)
-    hidden = torch.stack(
-        [h.flatten(0, 1)[(live - 1 - j).clamp(min=0)] for j, (h, _) in enumerate(unrolled)]
-    )
+    unrolled = drafter.iter_rows(batch.ids, batch.hiddens, steps, rows, positions=batch.positions)
+    # Where step j has no row for a position, any row will do: its weight is 0.
+    hidden = torch.stack([h[place[(live - 1 - j).clamp(min=0)]] for j, h in enumerate(unrolled)])
     whole = drafter.config.draft_vocab_size == drafter.config.vocab_size
     terms = _terms(
         hidden,
