@@ -117,7 +117,7 @@ class _Projection:
 
     def __init__(self, linear: nn.Module, embedded: Tensor, head_dim: int) -> None:
         weight = dense_weight(linear, embedded.dtype)
-        by_token, self._by_state = weight.split(embedded.shape[-1], dim=1)
+        by_token, self._by_state = torch.split(weight, embedded.shape[-1], dim=1)
         self._of_tokens = F.linear(embedded, by_token)
         self._head_dim = head_dim
 
