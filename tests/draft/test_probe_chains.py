@@ -10,8 +10,16 @@ from torch import Tensor
 
 from drafter_models import VARIANTS, make_target
 from leeboard.draft import DrafterConfig, Eagle3Drafter, speculate
-from leeboard.draft.probe import Chains, Texts, accepted_rounds, greedy_texts, measure_chains
+from leeboard.draft.probe import (
+    Chains,
+    Texts,
+    accepted_rounds,
+    attention,
+    greedy_texts,
+    measure_chains,
+)
 from leeboard.draft.probe.attention import RECENT
+from mtp_models import make_head, make_mtp_target
 
 pytest.importorskip("transformers")
 DEPTH, NEW = 5, 24
@@ -140,6 +148,47 @@ def test_equals_decoding(target: Any, texts: Texts, name: str) -> None:
     assert len({a for found in rounds for a in found}) > 1, "rounds of several lengths"
 
 
+@pytest.mark.parametrize(
+    ("convention", "more"),
+    [
+        ("mimo", {}),
+        ("mimo", {"recycle": "pre", "heads": 2}),
+        ("deepseek_v3", {"target_state": "raw"}),
+    ],
+)
+def test_equals_decoding_with_mtp_heads(convention: str, more: dict[str, Any]) -> None:
+    """Also where keys are wider than values, and where heads take turns."""
+    family = {"deepseek_v3": "DeepseekV3"}.get(convention, "Qwen2")
+    target = make_mtp_target(family)
+    head = make_head(convention, family=family, **more).requires_grad_(False)
+    head.copy_from_target(target)
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 1]]
+    texts = greedy_texts(target, prompts, NEW, eos_token_id=[])
+    with torch.no_grad(), head.capture(target) as aux:
+        target(input_ids=texts.ids)
+    several = "heads" in more
+    chains = measure_chains(
+        head, texts.ids, aux.hiddens, DEPTH, first=texts.first, lengths=texts.lengths,
+        attention=not several,
+    )  # fmt: skip
+    for b, prompt in enumerate(prompts):
+        real = speculate(
+            target, head, torch.tensor([prompt]), max_new_tokens=NEW, depth=DEPTH, eos_token_id=[],
+            collect_states=True,
+        )  # fmt: skip
+        assert chains.rounds()[b] == real.accepted_per_round
+        starts = [int(texts.first[b]) + sum(n + 1 for n in real.accepted_per_round[:i])
+                  for i in range(real.rounds)]  # fmt: skip
+        assert real.state_rms_by_depth is not None
+        assert float(chains.rms[0, b, starts].mean()) == pytest.approx(
+            real.state_rms_by_depth[0], rel=1e-4
+        )
+    assert any(n for found in chains.rounds() for n in found), "a draft is accepted"
+    if chains.attention is not None:
+        whole = chains.attention.prompt + chains.attention.own
+        assert bool((whole[chains.tested] <= 1 + 1e-5).all())
+
+
 def test_equals_decoding_of_a_batch(target: Any, texts: Texts) -> None:
     """The counts by depth are those of `speculate`, and the mean RMS of every first step."""
     from leeboard.draft.probe.tally import tally
@@ -246,7 +295,7 @@ def test_chunks_and_blocks_change_nothing(
 ) -> None:
     drafter = drafter_for(target, texts)
     whole = chains_of(target, drafter, texts)
-    monkeypatch.setattr("leeboard.draft.probe.attention._BLOCK", 600)
+    monkeypatch.setattr(attention, "_BLOCK", 600)
     parts = chains_of(target, drafter, texts, chunk=40)
     assert whole.attention is not None
     assert parts.attention is not None

@@ -160,6 +160,8 @@ def _by_depth(
     for name, found, color in _named(result):
         rows = _tally(found).figures()["rows"]
         alive = rows["surviving"]
+        if key not in alive:
+            continue
         _line(axes, alive[key], color=color, label=name, rows=alive["count"], scale=scale)
         _line(axes, rows["all"][key], color=color, style="--", scale=scale)
     if legend and axes.get_legend_handles_labels()[0]:
@@ -221,6 +223,8 @@ def _own(axes: Any, result: ProbeResult) -> None:
     _depths(axes, result, "Does it turn to its own drafts?", "attention on them, %")
     for name, found, color in _named(result):
         alive = _tally(found).figures()["rows"]["surviving"]
+        if "own" not in alive:
+            continue
         _line(axes, alive["own"], color=color, label=name, rows=alive["count"], scale=100)
         _line(axes, [None, *alive["matched"][1:]], color=color, style=":", scale=100)
     axes.plot([], [], ":", color="#555555", label="the same tokens, fed by the target")

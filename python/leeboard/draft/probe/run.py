@@ -38,7 +38,9 @@ _SWITCHES = (
     "norm_before_residual",
     "recycle",
     "convention",
+    "heads",
     "concat_order",
+    "target_state",
     "sliding_window",
     "attention_sinks",
 )
@@ -122,11 +124,16 @@ def probe(
     limit = _limit(target, drafters)
     for name, ids in prompts.ids.items():
         _check_room(name, ids, new_tokens, limit)
+    several = [name for name, d in drafters.items() if attention and _several(d)]
     probed = _Probing(target, drafters, depth, new_tokens, batch, eos_token_id, attention, progress)
     notes = list(prompts.notes)
     if overrides:
         kept = [name for name in drafters if name not in changed]
         notes += [f"{name}: nothing forced, it is as given already" for name in kept]
+    notes += [
+        f"{name}: attention left out, it has several heads, each with keys of its own"
+        for name in several
+    ]
     matched: Texts | None = None
     for name, ids in prompts.ids.items():
         if name != "matched" and name not in conditions:
@@ -247,7 +254,9 @@ class _Probing:
                     first=part.first,
                     lengths=part.lengths,
                     feed=way.feed,
-                    attention=self._attention and way.sink is not None,
+                    attention=self._attention
+                    and way.sink is not None
+                    and not _several(way.drafter),
                     sink=way.sink,
                 )
                 tallies[key].append(tally(chains))
@@ -258,7 +267,11 @@ class _Probing:
         self, matched: Texts, train_length: int, window: int, lengths: Sequence[int], limit: int
     ) -> list[str]:
         """Measure long contexts; notes on what is left out."""
-        notes = []
+        notes = [
+            f"{name}: long texts without windows, its config has none"
+            for name, drafter in self._drafters.items()
+            if not hasattr(drafter.config, "sliding_window")
+        ]
         for factor in lengths:
             length = factor * train_length
             if length > limit:
@@ -271,13 +284,15 @@ class _Probing:
             texts = self.texts(name, long_prompts(matched, length - self._new_tokens))
             ways = {}
             for own, drafter in self._drafters.items():
+                ways[own, "context", ("full", length)] = _Way(drafter)
+                if not hasattr(drafter.config, "sliding_window"):
+                    continue
                 kept = min(self.found[own]["sinks"]["matched"].column + 1, _MOST_SINKS)
-                for variant, view in zip(
-                    WINDOWS, ((None, 0), (window, 0), (window, kept)), strict=True
-                ):
-                    key = own, "context", (variant, length)
+                views = ((None, 0), (window, 0), (window, kept))
+                for variant, view in zip(WINDOWS, views, strict=True):
                     changes = {"sliding_window": view[0], "attention_sinks": view[1]}
-                    ways[key] = _Way(with_config(drafter, **changes))
+                    changed = with_config(drafter, **changes)
+                    ways[own, "context", (variant, length)] = _Way(changed)
             self.measure(name, texts, ways)
         return notes
 
@@ -314,6 +329,11 @@ def _check_models(target: Any, drafters: Mapping[str, Any]) -> None:
     for drafter in drafters.values():
         _check_models(target, drafter)
         _check_fit(target, drafter)
+
+
+def _several(drafter: Drafter) -> bool:
+    """Whether its steps take turns between several MTP heads."""
+    return int(getattr(drafter.config, "heads", 1)) > 1
 
 
 def _forced(drafters: Mapping[str, Drafter], overrides: Mapping[str, Any]) -> dict[str, Drafter]:
