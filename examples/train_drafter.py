@@ -60,7 +60,7 @@ def tiny_model(folder: Path) -> None:
         num_hidden_layers=6,
         num_attention_heads=4,
         max_position_embeddings=256,
-        initializer_range=0.3,
+        initializer_range=0.15,
         bos_token_id=None,
         eos_token_id=2,
     )
@@ -118,7 +118,7 @@ def main() -> None:
         torch.set_num_threads(1)
         args.target, args.data = out / "target", out / "chats.jsonl"
         tiny_model(args.target)
-        own_answers(args.target, args.data, 64)
+        own_answers(args.target, args.data, 200)
 
     target = AutoModelForCausalLM.from_pretrained(args.target, dtype="auto").eval()
     settings = TrainSettings(
