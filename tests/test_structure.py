@@ -49,6 +49,7 @@ EXTRAS = {
     "safetensors",
     "tqdm",
     "matplotlib",
+    "tensorboard",
     "triton",
     "yaml",
     "google",
@@ -180,6 +181,7 @@ def test_the_command_line_imports_torch_lazily() -> None:
     light += (
         "_cli/convert.py",
         "_cli/heads.py",
+        "_cli/train.py",
         "_cli/sim.py",
         "_cli/plan.py",
         "_cli/prune.py",
