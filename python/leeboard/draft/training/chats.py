@@ -253,7 +253,7 @@ def _tools(tools: Any) -> tuple[Any, ...] | None:
 def _known(value: Mapping[str, Any], known: frozenset[str] | set[str], what: str) -> None:
     if unknown := sorted(value.keys() - known):
         raise ValueError(
-            f"unknown {what} {unknown}: rename them, or pass them over with ignore={unknown}"
+            f"unknown {what} {unknown}: rename them, or name them among the keys to ignore"
         )
 
 
