@@ -141,7 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="A TEST, not a way to run a drafter: override a switch that it was trained with, such "
-        "as norm_output=true; what is accepted must fall",
+        "as norm_output=true, to see what the mismatch costs",
     )
     how.add_argument(
         "--no-attention", action="store_true", help="do not measure where drafters look: faster"
