@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -106,14 +106,22 @@ class Case:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one call; tensors may sit in lists."""
+    """Arguments of one call; tensors may sit in lists.
+
+    `constants` are the positions, among the floating-point tensors, of those without a gradient.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    constants: Collection[int] = ()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
-        return Inputs(args, kwargs)
+        return Inputs(args, kwargs, self.constants)
+
+    def learned(self) -> list[Tensor]:
+        """The tensors that have a gradient."""
+        return [t for i, t in enumerate(self.floats()) if i not in self.constants]
 
     def floats(self) -> list[Tensor]:
         leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
@@ -170,6 +178,11 @@ def tensors_of(result: Any) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
 
 
+def differentiable(result: Any) -> list[Tensor]:
+    """The tensors of a result that a gradient comes back from, in order."""
+    return [t for t in tensors_of(result) if t.requires_grad]
+
+
 def _double(t: Tensor) -> Tensor:
     return t.detach().double() if t.is_floating_point() else t
 
@@ -183,15 +196,17 @@ class Prepared:
         self.spec = OPS[subject.op]
         self.inputs = subject.inputs(case, torch.device(device))
         backward = case.direction != "forward"
-        for t in self.inputs.floats():
+        for t in self.inputs.learned():
             # A weight is a parameter in every use; activations only carry gradients in training.
             t.requires_grad_(backward or isinstance(t, torch.nn.Parameter))
         # A subject's own check keeps here what is the same for every variant.
         self.kept: dict[str, Any] = {}
         self.grads_out: list[Tensor] = []
         if backward:
-            shapes = self.inputs.map(lambda t: t.detach().to("meta"))
-            outputs = tensors_of(self.spec.reference(*shapes.args, **shapes.kwargs))
+            shapes = self.inputs.map(
+                lambda t: t.detach().to("meta").requires_grad_(t.requires_grad)
+            )
+            outputs = differentiable(self.spec.reference(*shapes.args, **shapes.kwargs))
             self.grads_out = [torch.randn_like(t, device=device) for t in outputs]
 
     def function(self, variant: Variant) -> Callable[..., Any]:
@@ -225,17 +240,17 @@ class Prepared:
         if self.case.direction == "training":
 
             def train() -> tuple[Tensor, ...]:
-                outputs = tensors_of(function(*args, **kwargs))
-                return torch.autograd.grad(outputs, self.inputs.floats(), self.grads_out)
+                outputs = differentiable(function(*args, **kwargs))
+                return torch.autograd.grad(outputs, self.inputs.learned(), self.grads_out)
 
             return train
         # Compiled backwards would otherwise reuse saved tensors as scratch and allow one walk only.
         with functorch_config.patch(donated_buffer=False):
-            outputs = tensors_of(function(*args, **kwargs))
+            outputs = differentiable(function(*args, **kwargs))
             run = functools.partial(
                 torch.autograd.grad,
                 outputs,
-                self.inputs.floats(),
+                self.inputs.learned(),
                 self.grads_out,
                 retain_graph=True,
             )
@@ -247,9 +262,11 @@ class Prepared:
             with torch.no_grad():
                 return tensors_of(self.spec.reference(*inputs.args, **inputs.kwargs))
         with torch.enable_grad():
-            fresh = inputs.map(lambda t: t.detach().requires_grad_(t.is_floating_point()))
-            outputs = tensors_of(self.spec.reference(*fresh.args, **fresh.kwargs))
-            return list(torch.autograd.grad(outputs, fresh.floats(), grads_out))
+            fresh = inputs.map(Tensor.detach)
+            for t in fresh.learned():
+                t.requires_grad_()
+            outputs = differentiable(self.spec.reference(*fresh.args, **fresh.kwargs))
+            return list(torch.autograd.grad(outputs, fresh.learned(), grads_out))
 
     @functools.cached_property
     def budget(self) -> list[tuple[Tensor, float]]:

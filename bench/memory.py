@@ -36,14 +36,15 @@ def _once(prepared: Any, variant: Any, training: bool) -> list[Any]:
     """One call; in training its backward too. Returns everything that it made for the caller."""
     import torch
 
-    from bench.cases import tensors_of
+    from bench.cases import differentiable, tensors_of
 
     inputs = prepared.inputs
     with torch.set_grad_enabled(training):
         outputs = tensors_of(prepared.function(variant)(*inputs.args, **inputs.kwargs))
         if not training:
             return outputs
-        return outputs + list(torch.autograd.grad(outputs, inputs.floats(), prepared.grads_out))
+        loss = differentiable(outputs)
+        return outputs + list(torch.autograd.grad(loss, inputs.learned(), prepared.grads_out))
 
 
 def _measure(op: str, case_id: str, variant: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ __all__ = [
     "sparse_gqa",
     "swiglu_linear",
     "ttt_attention",
+    "ttt_loss",
     "unit_saliency",
     "verify_greedy",
     "verify_sample",

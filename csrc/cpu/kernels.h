@@ -563,6 +563,39 @@ struct UnitSaliency {
   Rows out;        // float32 [samples, cols / width]
 };
 
+enum class TttLossKind : int { kKl, kAlpha, kLambda };
+
+// Row ranges. The largest of a teacher's logits, softcapped if softcap > 0, is taken from them in
+// place; `total` is the sum of their exponentials then.
+struct TttLossTeacher {
+  int64_t cols;
+  Rows logits;             // float32
+  const float* logsumexp;  // of the full vocabulary, or null
+  float softcap;
+  float* total;
+  float* coverage;  // the mass that the draft vocabulary has: p = coverage p~
+  int64_t* best;
+};
+
+// Row ranges. Row r is compared with row place[r] of the teacher; a gradient, times the row's
+// weight, takes the place of its logits.
+struct TttLossRows {
+  int64_t cols;
+  TttLossKind kind;
+  float eta;
+  bool gradient;
+  Rows logits;  // float32
+  ConstRows teacher;
+  const int64_t* place;
+  const float* total;
+  const float* coverage;
+  const int64_t* best;
+  const float* weight;
+  float* row_loss;
+  bool* hit;
+  float* overlap;
+};
+
 struct KernelTable {
   void (*rms_norm_forward)(const RmsNormForward&, int64_t begin, int64_t end);
   void (*rms_norm_backward)(const RmsNormBackward&, int64_t begin, int64_t end);
@@ -612,6 +645,8 @@ struct KernelTable {
   // Ranges of chunks, then of units.
   void (*unit_saliency_chunks)(const UnitSaliency&, int64_t begin, int64_t end);
   void (*unit_saliency_units)(const UnitSaliency&, int64_t begin, int64_t end);
+  void (*ttt_loss_teacher)(const TttLossTeacher&, int64_t begin, int64_t end);
+  void (*ttt_loss_rows)(const TttLossRows&, int64_t begin, int64_t end);
   int64_t pack_multiple;  // packed rows are padded to a multiple of this many elements
 };
 

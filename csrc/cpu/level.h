@@ -44,6 +44,8 @@ void panel_linear(const PanelLinear& args, Team& team, float* memory);
 int64_t panel_ffn_floats(const PanelFfn& args, int64_t members);
 int64_t panel_ffn_hidden_floats(const PanelFfn& args);
 void panel_ffn(const PanelFfn& args, Team& team, float* memory);
+void ttt_loss_teacher(const TttLossTeacher& args, int64_t begin, int64_t end);
+void ttt_loss_rows(const TttLossRows& args, int64_t begin, int64_t end);
 void unit_saliency_chunks(const UnitSaliency& args, int64_t begin, int64_t end);
 void unit_saliency_units(const UnitSaliency& args, int64_t begin, int64_t end);
 void verify_greedy(const VerifyGreedy& args, int64_t begin, int64_t end);

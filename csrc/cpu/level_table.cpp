@@ -42,6 +42,8 @@ const KernelTable table = {
     .panel_ffn = panel_ffn,
     .unit_saliency_chunks = unit_saliency_chunks,
     .unit_saliency_units = unit_saliency_units,
+    .ttt_loss_teacher = ttt_loss_teacher,
+    .ttt_loss_rows = ttt_loss_rows,
     .pack_multiple = kPackBlock,
 };
 

@@ -229,6 +229,31 @@ def swiglu_linear_forward(
     eps: float,
     level: int,
 ) -> bool: ...
+def ttt_loss_teacher(
+    logits: Tensor,
+    logsumexp: Tensor | None,
+    total: Tensor,
+    coverage: Tensor,
+    best: Tensor,
+    softcap: float,
+    level: int,
+) -> bool: ...
+def ttt_loss_rows(
+    logits: Tensor,
+    teacher: Tensor,
+    place: Tensor,
+    total: Tensor,
+    coverage: Tensor,
+    best: Tensor,
+    weight: Tensor,
+    row_loss: Tensor,
+    hit: Tensor,
+    overlap: Tensor,
+    loss: str,
+    eta: float,
+    gradient: bool,
+    level: int,
+) -> bool: ...
 def unit_saliency_forward(
     activation: Tensor, grad: Tensor, out: Tensor, width: int, level: int
 ) -> bool: ...

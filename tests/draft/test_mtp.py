@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -148,9 +149,10 @@ def test_drafts_as_transformers_does(heads: int) -> None:
     torch.testing.assert_close(head.logits(fed), logits, **CLOSE)
 
 
-@pytest.mark.parametrize("recycle", ["pre", "post"])
-@pytest.mark.parametrize("heads", [1, 2, 3])
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize(
+    ("convention", "heads", "recycle"),
+    [*itertools.product(CONVENTIONS, (1, 2), ("pre", "post")), ("mimo", 3, "post")],
+)
 def test_decoding_does_what_the_unroll_does(convention: str, heads: int, recycle: Any) -> None:
     """Three rounds of two sequences of different lengths; chains longer than there are heads."""
     head = make_head(convention, heads=heads, recycle=recycle).double()
@@ -300,6 +302,11 @@ def test_shares_the_targets_matrices() -> None:
     head.to(torch.bfloat16)
     assert target.lm_head.weight.dtype == torch.float32
     assert not head.head_weight.requires_grad
+    # A trained head keeps its norm.
+    again = make_head("mimo", family="Llama")
+    norm = layers_of("mimo", again, 0)[-1].weight.clone()
+    assert again.share(target) == written[:2]
+    assert torch.equal(layers_of("mimo", again, 0)[-1].weight, norm)
     other = make_mtp_target("Llama", vocab_size=12)
     with pytest.raises(ValueError, match=r"target: its embedding is \(12, 32\)"):
         head.copy_from_target(other)
@@ -357,6 +364,17 @@ def test_configs() -> None:
     unknown = MTPConfig(block={**made.block, "model_type": "nothing"}, convention="mimo")
     with pytest.raises(ValueError, match="block: model_type: got 'nothing', expected a model"):
         MTPHead(unknown)
+
+
+def test_takes_config_files_as_they_are_published() -> None:
+    """Fields left to the family's defaults, and rotary embeddings under their older names."""
+    block = target_config("Qwen3Next").to_dict()
+    # Qwen3-Next's says only how often full attention comes.
+    del block["layer_types"], block["rope_parameters"]
+    block.update(full_attention_interval=4, rope_theta=1e6, partial_rotary_factor=0.5)
+    head = MTPHead(MTPConfig(block=block, convention="qwen3_next"))
+    assert layers_of("qwen3_next", head, 0)[3].self_attn is not None
+    assert head._rotary[0].inv_freq.tolist() == pytest.approx([1.0, 1e-3])
 
 
 def test_refuses_what_is_no_decoder_with_rotary_embeddings() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from leeboard.draft import chain_loss, observe, probe, speculate
+from leeboard.draft import chain_loss, load_drafter, observe, probe, speculate
 from leeboard.draft.mtp import MTPConfig, MTPHead
+from leeboard.draft.training import Rows, TrainSettings, train_drafter
 from mtp_models import make_head, make_mtp_target, roughen, tokens
 
 pytest.importorskip("transformers")
@@ -130,3 +132,44 @@ def test_probe() -> None:
         assert "recycle=pre" in shown
         assert list(result.drafters["drafter"].context) == ["full"]
         assert ("attention on the sink" in shown) == (heads == 1)
+
+
+@pytest.mark.parametrize("given", ["drafter", "config"])
+def test_train_drafter(tmp_path: Path, given: str) -> None:
+    """The same trainer, killed and resumed, and what it writes."""
+    target = make_mtp_target("Qwen2")
+    config = MTPConfig.for_target(target.config, "mimo", heads=2)
+    ids = torch.randint(0, config.vocab_size, (12, 20), generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(20).expand(12, 20) % 10
+    rows = Rows(ids=ids, loss_mask=torch.ones_like(ids).bool(), positions=positions)
+    settings = TrainSettings(
+        steps=6, batch=4, ttt=3, lr=1e-2, heldout_share=0.0, checkpoint_every=2
+    )
+
+    def train(folder: Path, **more: Any) -> Any:
+        how: dict[str, Any] = {"config": config}
+        if given == "drafter":
+            torch.manual_seed(0)
+            how = {"drafter": MTPHead(config)}
+            how["drafter"].copy_from_target(target)
+        return train_drafter(
+            target, rows, settings=settings, out=folder, progress=False, **how, **more
+        )
+
+    whole = train(tmp_path / "whole")
+    assert isinstance(whole.drafter, MTPHead)
+    assert whole.history.loss[-1] < whole.history.loss[0]
+
+    def kill(step: int, _: Any) -> None:
+        if step == 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "parts", on_step=kill)
+    resumed = train(tmp_path / "parts")
+    for name, tensor in whole.drafter.state_dict().items():
+        assert torch.equal(resumed.drafter.state_dict()[name], tensor), name
+    loaded = load_drafter(tmp_path / "whole" / "drafter", target=target)
+    assert loaded.config == config
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(whole.drafter.state_dict()[name], tensor), name

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from drafter_models import make_target
 from leeboard.draft import Batch, DrafterConfig, Eagle3Drafter
+from leeboard.draft.mtp import MTPConfig, MTPHead
 from leeboard.draft.training import (
     CachedStates,
     DiskFullError,
@@ -100,6 +101,21 @@ def test_size_is_told_beforehand(
     # One shard; its header is a few kilobytes.
     assert told < cached.nbytes < told + 8000
     assert sum(path.stat().st_size for path in tmp_path.glob("states-*")) == cached.nbytes
+
+
+def test_an_mtp_head_reads_the_heads_input_which_is_kept_once(
+    target: Any, rows: Rows, tmp_path: Path
+) -> None:
+    head = MTPHead(MTPConfig.for_target(target.config))
+    online = OnlineStates(target, head, rows).batch([1, 3])
+    assert torch.equal(online.hiddens[0], online.final)
+    assert cache_bytes(target, head, rows) == rows.ids.numel() * (32 * 4 + 17)
+    cached = cache_states(target, head, rows, tmp_path, progress=False)
+    for (name, got), (_, expected) in zip(parts(cached.batch([1, 3])), parts(online), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4, msg=name)
+    raw = MTPHead(MTPConfig.for_target(target.config, target_state="raw"))
+    with pytest.raises(ValueError, match="target_state is 'normed' there and 'raw' here"):
+        CachedStates(tmp_path, drafter=raw)
 
 
 def test_progress_tells_the_size(
@@ -277,6 +293,21 @@ def test_disk_fills_up(
     assert torch.isfinite(cached.batch(range(len(rows))).final).all()
 
 
+def test_no_room_for_the_manifest(
+    target: Any,
+    drafter: Eagle3Drafter,
+    rows: Rows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(path: Path, value: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shards, "write_json", full)
+    with pytest.raises(DiskFullError, match=r"of which 0 bytes are still .* 1 of 1 file"):
+        cache_states(target, drafter, rows, tmp_path, progress=False)
+
+
 def test_other_failures_are_not_renamed(
     target: Any,
     drafter: Eagle3Drafter,
@@ -426,6 +457,7 @@ def test_a_batch_reads_its_own_rows(tmp_path: Path) -> None:
         {
             "identity": {"rows": {"count": count}},
             "states": 1,
+            "doubles": [],
             "rows_per_shard": count,
             "sizes": [path.stat().st_size],
         },

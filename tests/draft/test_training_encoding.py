@@ -143,7 +143,9 @@ def test_length_limit() -> None:
     ):
         encode_chats(chats, tokenizer, limit, too_long="error")
     # Cut before the assistant speaks: nothing to learn is left.
-    with pytest.raises(ValueError, match=r"all 3 documents are longer than max_length = 4"):
+    with pytest.raises(
+        ValueError, match=r"nothing is left: 3 documents are longer than max_length = 4"
+    ):
         encode_chats(chats, tokenizer, 4)
     with pytest.raises(ValueError, match="too_long: got 'keep', expected truncate"):
         encode_chats(chats, tokenizer, 4, too_long="keep")  # type: ignore[arg-type]
@@ -159,6 +161,14 @@ def test_template_errors_name_the_line(tmp_path: Any) -> None:
         ValueError, match=r"chats.jsonl, line 2: .* does not take it: only user and assistant"
     ):
         encode_chats(read_chats(path), chat_tokenizer(INST), 100)
+    documents = encode_chats(
+        [*read_chats(path), Chat(9, TURNS)], chat_tokenizer(INST), 100, skip_broken=True
+    )
+    assert len(documents) == 1
+    assert documents.told().endswith("only user and assistant roles are supported)")
+    assert [line for line, _ in documents.skipped] == [2]
+    with pytest.raises(ValueError, match=r"nothing is left: 0 documents .*; 1 skipped: line 2 \("):
+        encode_chats(read_chats(path)[1:], chat_tokenizer(INST), 100, skip_broken=True)
     with pytest.raises(ValueError, match=r"has no chat template.* take the tokenizer of the chat"):
         encode_chats(read_chats(path), chat_tokenizer(None), 100)
     with pytest.raises(ValueError, match=r"line 3: it begins with an assistant turn"):

@@ -71,6 +71,9 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=r"token ids from 2 to 9, .* is it the target's own"):
         choose_vocabulary(DOCUMENTS, 3, 9)
     tokenizer = chat_tokenizer(CHATML)
-    check_tokenizer(tokenizer, len(tokenizer))
-    with pytest.raises(ValueError, match=f"it has {len(tokenizer)} tokens, expected at most 61"):
-        check_tokenizer(tokenizer, 61)
+    size = tokenizer.vocab_size
+    tokenizer.add_tokens(["<image>"])
+    assert len(tokenizer) == size + 1
+    check_tokenizer(tokenizer, size)
+    with pytest.raises(ValueError, match=f"it has {size} tokens, expected at most {size - 1}"):
+        check_tokenizer(tokenizer, size - 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import draft_inputs
 import leeboard.ops
+import loss_inputs
 import panel_inputs
 import saliency_inputs
 import sparse_inputs
@@ -48,6 +49,8 @@ class OpCases:
         invariant_rows: Up to this many rows a row's result does not depend on the others.
         chooses: Whether equal rows of a weight leave the outputs to rounding: it is not called with
             arguments whose rows are one.
+        constants: Samples whose gradient holds a part of the result constant, on purpose: it is not
+            what differences tell.
         check_index: The rule for an output that is an index; without one it must equal the
             reference's.
     """
@@ -59,6 +62,7 @@ class OpCases:
     invariant_rows: int = 1 << 30
     check_index: Callable[[Sample, Tensor], None] | None = None
     chooses: bool = False
+    constants: Sequence[str] = ()
 
 
 def normal(dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
@@ -1647,6 +1651,14 @@ CASES: dict[str, OpCases] = {
         bad_calls={name: BadCall(*bad) for name, bad in ttt_inputs.bad_calls().items()},
         op_arguments=ttt_inputs.arguments,
         row_leaves=lambda sample: (),
+    ),
+    "ttt_loss": OpCases(
+        samples=loss_inputs.samples(),
+        bad_calls={name: BadCall(*bad) for name, bad in loss_inputs.bad_calls().items()},
+        op_arguments=loss_inputs.arguments,
+        row_leaves=lambda sample: (),
+        check_index=loss_inputs.check_hit,
+        constants=[name for name in loss_inputs.samples() if name.startswith("lk_lambda")],
     ),
     "unit_saliency": OpCases(
         samples=saliency_inputs.samples(),

@@ -18,10 +18,13 @@ from tolerances import assert_close_to_reference, nudged
 
 @dataclass(frozen=True)
 class Sample:
-    """Arguments of a public op."""
+    """Arguments of a public op; `wanted` are the positions of the tensors that it has a gradient
+    in, None for all that are floating-point.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
+    wanted: Sequence[int] | None = None
 
     def tensors(self) -> list[Tensor]:
         """Every tensor, in the order of the arguments."""
@@ -35,7 +38,7 @@ class Sample:
         args, kwargs = pytree.tree_unflatten(
             [next(others) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
         )
-        return Sample(args, kwargs)
+        return Sample(args, kwargs, self.wanted)
 
     def mapped(self, function: Callable[[Tensor], Any]) -> Sample:
         return self.replaced([function(t) for t in self.tensors()])
@@ -131,7 +134,8 @@ def all_rows_equal(t: Tensor, row: Tensor) -> bool:
 
 
 def wants_gradient(sample: Sample, which: Sequence[int] | None = None) -> Sample:
-    """The floating-point tensors (or those at `which` positions) as leaves that require grad."""
+    """The tensors with a gradient (or those at `which` positions) as leaves that require grad."""
+    which = sample.wanted if which is None else which
     return sample.replaced(
         [
             t.detach().requires_grad_(t.is_floating_point() and (which is None or i in which))
@@ -143,10 +147,25 @@ def wants_gradient(sample: Sample, which: Sequence[int] | None = None) -> Sample
 def gradients(
     function: Callable[..., Any], sample: Sample, grads: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Gradients of the tensors of `sample` that require grad."""
+    """Gradients of the tensors of `sample` that require grad, from those of the outputs that have
+    one.
+    """
     outputs = many(function(*sample.args, **sample.kwargs))
-    wanted = [t for t in sample.tensors() if t.requires_grad]
-    return torch.autograd.grad(outputs, wanted, grads)
+    outputs, grads = with_gradient(outputs, grads)
+    return torch.autograd.grad(outputs, leaves(sample), grads)
+
+
+def leaves(sample: Sample) -> list[Tensor]:
+    """Its tensors that require grad."""
+    return [t for t in sample.tensors() if t.requires_grad]
+
+
+def with_gradient(
+    outputs: Sequence[Tensor], grads: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The outputs that a gradient comes back from, and theirs of `grads`."""
+    chosen = [(y, g) for y, g in zip(outputs, grads, strict=True) if y.requires_grad]
+    return tuple(y for y, _ in chosen), tuple(g for _, g in chosen)
 
 
 # Their backward starts from what the forward left (a log-sum-exp, a rounded result): its rounding

@@ -26,6 +26,7 @@ from leeboard.draft.layouts import (
 from leeboard.draft.model import Eagle3Drafter
 from leeboard.draft.mtp.checkpoint import holds_mtp, load_mtp, save_mtp
 from leeboard.draft.mtp.head import MTPHead
+from leeboard.draft.protocol import Drafter
 from leeboard.draft.quantize import QuantizedDrafter
 from leeboard.draft.stored import (
     CONFIG,
@@ -53,10 +54,11 @@ def load_drafter(
     """Load a drafter from a folder with config.json and safetensors.
 
     Reads EAGLE-3 drafters as EAGLE, SpecForge, NeMo and speculators write them, MTP heads in a
-    target's own folder (as `leeboard.draft.mtp.load_mtp` does), and what `save_drafter` writes; the
-    pages on drafters and on MTP heads list names and meanings. Nothing is guessed: a tensor too many or too few,
-    or a field that asks for something else than this drafter, is an error, and nothing is
-    returned then. The config's switches default to False, whatever `DrafterConfig` does.
+    target's own folder (as `leeboard.draft.load_mtp` does), and what `save_drafter` writes; the
+    pages on drafters and on MTP heads list names and meanings. Nothing is guessed: a tensor too
+    many or too few, or a field that asks for something else than these drafters, is an error, and
+    nothing is returned then. An EAGLE-3 config's switches default to False, whatever
+    `DrafterConfig` does.
 
     Args:
         path: The folder. Weights are in model.safetensors, or in shards that
@@ -118,7 +120,7 @@ def load_drafter(
 
 
 def save_drafter(
-    drafter: Eagle3Drafter | MTPHead,
+    drafter: Drafter,
     path: str | os.PathLike[str],
     *,
     layout: Layout = "eagle",
@@ -137,7 +139,7 @@ def save_drafter(
 
     Raises:
         ImportError: safetensors is not installed.
-        TypeError: The drafter is quantised.
+        TypeError: The drafter is quantised, or of a kind without a layout.
         ValueError: The layout is unknown or cannot say what the config says, the weights have
             several dtypes or one that cannot be loaded, or d2t and t2d contradict each other.
     """
@@ -149,6 +151,10 @@ def save_drafter(
     if isinstance(drafter, MTPHead):
         save_mtp(drafter, path)
         return
+    if not isinstance(drafter, Eagle3Drafter):
+        raise TypeError(
+            f"drafter: got {type(drafter).__name__}, expected an Eagle3Drafter or an MTPHead"
+        )
     if isinstance(drafter, QuantizedDrafter):
         raise TypeError(
             f"drafter: got one quantised to {drafter.format}, expected the original: serving engines "

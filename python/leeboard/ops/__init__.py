@@ -18,6 +18,7 @@ from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.sparse_gqa import sparse_gqa
 from leeboard.ops.swiglu_linear import swiglu_linear
 from leeboard.ops.ttt_attention import ttt_attention
+from leeboard.ops.ttt_loss import ttt_loss
 from leeboard.ops.unit_saliency import unit_saliency
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
@@ -26,6 +27,7 @@ from leeboard.reference import (
     DrafterWeights,
     FeedForwardWeights,
     QuantizedWeight,
+    TTTLossTerms,
     Weight,
     feedback,
     quantize_weight,
@@ -36,6 +38,7 @@ __all__ = [
     "DrafterWeights",
     "FeedForwardWeights",
     "QuantizedWeight",
+    "TTTLossTerms",
     "Weight",
     "add_rms_norm",
     "aux_norm_linear",
@@ -57,6 +60,7 @@ __all__ = [
     "sparse_gqa",
     "swiglu_linear",
     "ttt_attention",
+    "ttt_loss",
     "unit_saliency",
     "verify_greedy",
     "verify_sample",

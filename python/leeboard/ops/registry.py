@@ -25,6 +25,7 @@ from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.sparse_gqa import sparse_gqa
 from leeboard.ops.swiglu_linear import swiglu_linear
 from leeboard.ops.ttt_attention import ttt_attention
+from leeboard.ops.ttt_loss import ttt_loss
 from leeboard.ops.unit_saliency import unit_saliency
 from leeboard.ops.verify_greedy import verify_greedy
 from leeboard.ops.verify_sample import verify_sample
@@ -163,6 +164,14 @@ OPS: dict[str, OpSpec] = _table(
         reference.ttt_attention,
         differentiable=True,
         summary="attention of a drafter's training unroll, over step-0 keys and the row's own",
+        rowwise=False,
+    ),
+    OpSpec(
+        "ttt_loss",
+        ttt_loss,
+        reference.ttt_loss,
+        differentiable=True,
+        summary="loss of a drafter's steps against its target, without the logits",
         rowwise=False,
     ),
     OpSpec(

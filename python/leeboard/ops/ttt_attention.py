@@ -20,7 +20,7 @@ from leeboard.ops._library import (
     run_kernel,
     takes_reference,
 )
-from leeboard.ops._sparse_call import dense, require_memory, rows, wide
+from leeboard.ops._sparse_call import require_memory, rows, wide
 from leeboard.ops._state import direct_level, state
 from leeboard.ops._ttt_call import (
     backward_on_triton,
@@ -79,10 +79,9 @@ def ttt_attention(
         TypeError, ValueError: For an argument that does not fit; the message names it.
         RuntimeError: If `out` is given while a gradient is wanted, or a forced backend cannot run.
     """
-    if out is None or (isinstance(q, Tensor) and q.dim() == 4):
-        done = _direct(q, k, v, window, sinks, cu_seqlens, scale, out)
-        if done is not None:
-            return done
+    done = _direct(q, k, v, window, sinks, cu_seqlens, scale, out)
+    if done is not None:
+        return done
     keys, values, window, scale = check_call(q, k, v, window, sinks, cu_seqlens, scale)
     if out is not None:
         _check.output("out", out, "q", q, q.shape)
@@ -249,8 +248,8 @@ def _gradients(
         for to, each in zip(_flat(grads), _flat(exact), strict=True):
             to.copy_(each)
         return made
-    given = [rows(grad_out), rows(q), *([rows(t) for t in each] for each in (keys, values))]
-    given += [rows(out), dense(lse)]
+    keys, values = [rows(t) for t in keys], [rows(t) for t in values]
+    given = (rows(grad_out), rows(q), keys, values, rows(out), lse.contiguous())
     factor = q.shape[3] ** -0.5 if scale is None else scale
     if backend == "triton":
         backward_on_triton(*given, grads, documents, window, sinks, factor)

@@ -30,6 +30,7 @@ from leeboard.reference.ttt_attention import (
     ttt_attention_backward,
     ttt_attention_scores,
 )
+from leeboard.reference.ttt_loss import TTTLossTerms, ttt_loss, ttt_loss_gradients
 from leeboard.reference.unit_saliency import unit_saliency
 from leeboard.reference.verify_greedy import verify_greedy
 from leeboard.reference.verify_sample import verify_sample
@@ -39,6 +40,7 @@ __all__ = [
     "DrafterWeights",
     "FeedForwardWeights",
     "QuantizedWeight",
+    "TTTLossTerms",
     "Weight",
     "add_rms_norm",
     "aux_norm_linear",
@@ -62,6 +64,8 @@ __all__ = [
     "ttt_attention",
     "ttt_attention_backward",
     "ttt_attention_scores",
+    "ttt_loss",
+    "ttt_loss_gradients",
     "unit_saliency",
     "verify_greedy",
     "verify_sample",

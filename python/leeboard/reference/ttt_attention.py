@@ -7,6 +7,7 @@ al., 2023, arXiv:2305.13245; windows with sink tokens: Xiao et al., 2023, arXiv:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -28,9 +29,10 @@ def ttt_attention(
     Weights are rounded to the dtype of v before they meet it; the result is rounded once.
     """
     if q.dim() == 5:
-        options = {"window": window, "sinks": sinks, "cu_seqlens": cu_seqlens, "scale": scale}
-        steps = [ttt_attention(q[s], k[: s + 1], v[: s + 1], **options) for s in range(len(q))]
-        return torch.stack(steps)
+        step = functools.partial(
+            ttt_attention, window=window, sinks=sinks, cu_seqlens=cu_seqlens, scale=scale
+        )
+        return torch.stack([step(q[s], k[: s + 1], v[: s + 1]) for s in range(len(q))])
     scores = ttt_attention_scores(q, k, window, sinks, cu_seqlens, scale)
     weights = scores.softmax(-1).to(q.dtype).to(scores.dtype)
     values = [_wide(one, q) for one in v]
@@ -124,4 +126,4 @@ def _wide(t: Tensor, q: Tensor) -> Tensor:
 
 def _in_groups(t: Tensor, groups: int) -> Tensor:
     """Sums over the query heads of each key-value head."""
-    return t.unflatten(1, (groups, -1)).sum(2)
+    return t.reshape(t.shape[0], groups, t.shape[1] // groups, *t.shape[2:]).sum(2)

@@ -77,7 +77,8 @@ def load_mtp(
     Args:
         path: The folder, with config.json and model.safetensors or shards and their index.
         target: The target, for embedding and output matrix where the folder has none: a Hugging
-            Face model, or the path of a folder or safetensors file.
+            Face model, whose storage is shared as by `MTPHead.share`, or the path of a folder or
+            safetensors file.
         convention: Whose names to look for; None for what the keys show.
         recycle: Which state to feed back; None for what the folder says, "post" in a target's.
         target_state: Which of the target's states to read; None for what the folder says,
@@ -105,7 +106,7 @@ def load_mtp(
         head = MTPHead(config)
     source = TargetSource(target)
     with ExitStack() as stack:
-        theirs = (*TARGET_EMBEDDINGS, *TARGET_HEADS)
+        theirs = (*TARGET_HEADS, *TARGET_EMBEDDINGS)
         own = _own_prefixes(config)
         # In a folder of their own everything is theirs.
         alone = _FIELD in raw
@@ -125,14 +126,21 @@ def load_mtp(
             if name in wanted:
                 _fill(module_tensor, name, found)
         shape = tuple(head.head_weight.shape)
-        for weight, names, spare, elsewhere in (
-            (head.embedding.weight, embeds, TARGET_EMBEDDINGS, source.embedding),
-            (head.head_weight, outputs, (*TARGET_HEADS, *TARGET_EMBEDDINGS), source.head),
-        ):
-            keys = [key for key in names if key in stored] or [k for k in spare if k in stored][:1]
-            tensor = _same(keys, stored, shape) if keys else elsewhere(shape)
-            with torch.no_grad():
-                weight.copy_(tensor)
+        if hasattr(target, "get_input_embeddings") and not stored.keys() & {
+            *embeds,
+            *outputs,
+            *theirs,
+        }:
+            head.share(target)
+        else:
+            for weight, names, spare, elsewhere in (
+                (head.embedding.weight, embeds, TARGET_EMBEDDINGS, source.embedding),
+                (head.head_weight, outputs, theirs, source.head),
+            ):
+                keys = [k for k in names if k in stored] or [k for k in spare if k in stored][:1]
+                tensor = _same(keys, stored, shape) if keys else elsewhere(shape)
+                with torch.no_grad():
+                    weight.copy_(tensor)
     with torch.no_grad():
         head.d2t.zero_()
         head.t2d.fill_(True)

@@ -186,7 +186,6 @@ class MTPConfig:
                 f"block: model_type: got {given!r}, expected a model that this version of "
                 "transformers has: the head's decoder layer comes from there"
             )
-        fields = {name: value for name, value in self.block.items() if name != "model_type"}
         # Experts stand in every layer from the first dense ones on, and in every one of the last.
         alone = {
             "num_hidden_layers": self.heads,
@@ -203,11 +202,14 @@ class MTPConfig:
             "bos_token_id": None,
             "eos_token_id": None,
         }
-        if fields.get("mlp_layer_types"):
-            alone["mlp_layer_types"] = [fields["mlp_layer_types"][-1]] * self.heads
-        known = {name: value for name, value in alone.items() if name in fields}
+        made = CONFIG_MAPPING[kind]
         try:
-            return CONFIG_MAPPING[kind].from_dict({**fields, **known})
+            # What config.json leaves out has the family's own default.
+            whole = made.from_dict({**self.block, "model_type": kind}).to_dict()
+            if whole.get("mlp_layer_types"):
+                alone["mlp_layer_types"] = [whole["mlp_layer_types"][-1]] * self.heads
+            known = {name: value for name, value in alone.items() if name in whole}
+            return made.from_dict({**whole, **known})
         except Exception as error:
             raise ValueError(f"block: no config of a {given!r} layer: {error}") from error
 

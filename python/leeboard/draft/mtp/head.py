@@ -213,12 +213,42 @@ class MTPHead(Drafter):
         cache.keep(rows)
         return torch.stack(drafts[:depth], dim=1), torch.stack(fed[:depth], dim=1)
 
+    def share(self, target: Any) -> tuple[str, ...]:
+        """Take the target's embedding and output matrix, frozen.
+
+        They share the target's storage where dtype and device are the same, else they are copies.
+
+        Args:
+            target: A Hugging Face causal LM.
+
+        Returns:
+            Names of the parameters that were replaced.
+
+        Raises:
+            ValueError: Vocabulary or width differ, or the target has no output matrix.
+        """
+        pairs = (
+            (self._shared[0], target.get_input_embeddings(), "embedding"),
+            (self._shared[1], target.get_output_embeddings(), "output matrix"),
+        )
+        for ours, theirs, what in pairs:
+            shape = getattr(getattr(theirs, "weight", None), "shape", None)
+            if shape != ours.weight.shape:
+                raise ValueError(
+                    f"target: its {what} is {None if shape is None else tuple(shape)}, expected "
+                    f"{tuple(ours.weight.shape)}: vocab_size and hidden_size of the config"
+                )
+        before = {id(self.embedding.weight), id(self.head_weight)}
+        names = [n for n, p in self.named_parameters(remove_duplicate=False) if id(p) in before]
+        for ours, theirs, _ in pairs:
+            weight = theirs.weight.detach().to(self.device, self.dtype)
+            # A parameter of our own on the target's storage: `to` must not move the target's.
+            ours.weight = nn.Parameter(weight, requires_grad=False)
+        return tuple(names)
+
     @torch.no_grad()
     def copy_from_target(self, target: Any) -> tuple[str, ...]:
-        """Take the target's embedding and output matrix (frozen), and its final norm.
-
-        The first two share the target's storage where dtype and device are the same. The final
-        norm is copied into every head's.
+        """Start from the target's weights: `share`, and its final norm copied into every head's.
 
         Args:
             target: A Hugging Face causal LM.
@@ -227,33 +257,16 @@ class MTPHead(Drafter):
             Names of the parameters that were written.
 
         Raises:
-            ValueError: Vocabulary or width differ, or the target has no output matrix.
+            ValueError: As `share`.
         """
-        embed, head = target.get_input_embeddings(), target.get_output_embeddings()
-        for ours, theirs, what in (
-            (self._shared[0], embed, "embedding"),
-            (self._shared[1], head, "output matrix"),
-        ):
-            shape = getattr(getattr(theirs, "weight", None), "shape", None)
-            if shape != ours.weight.shape:
-                raise ValueError(
-                    f"target: its {what} is {None if shape is None else tuple(shape)}, expected "
-                    f"{tuple(ours.weight.shape)}: vocab_size and hidden_size of the config"
-                )
-        written = {id(self.embedding.weight), id(self.head_weight)}
-        names = [n for n, p in self.named_parameters(remove_duplicate=False) if id(p) in written]
-        for ours, theirs in ((self._shared[0], embed), (self._shared[1], head)):
-            weight = theirs.weight.detach().to(self.device, self.dtype)
-            # A parameter of our own on the target's storage: `to` must not move the target's.
-            ours.weight = nn.Parameter(weight, requires_grad=False)
+        names = list(self.share(target))
         norm = final_norm(target)
         gain = getattr(norm, "weight", None)
-        for m, one in enumerate(self._heads):
-            ours_norm = cast(Tensor, one.norm.weight)
+        for one in {id(one.norm): one for one in self._heads}.values():
             if type(norm) is type(one.norm) and gain is not None:
-                ours_norm.copy_(gain)
-                if m == 0 or one.norm is not self._heads[0].norm:
-                    names += [n for n, p in self.named_parameters() if p is ours_norm]
+                ours = cast(Tensor, one.norm.weight)
+                ours.copy_(gain)
+                names += [n for n, p in self.named_parameters() if p is ours]
         return tuple(names)
 
     def _run(

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leeboard.draft.cache import DrafterCache
 from leeboard.draft.protocol import Attended, Watch
-from leeboard.ops import decode_attention_
+from leeboard.ops import decode_attention_, ttt_attention
 
 ATTENTION = "leeboard_mtp"
 
@@ -79,6 +78,8 @@ class Unrolled:
         self._bounds, self._watch = bounds, watch
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
+        # The same, keys and values of one width.
+        self._wide: list[list[Tensor]] = []
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         self._keys.append(k)
@@ -95,7 +96,12 @@ class Unrolled:
         )
         if self._watch is not None:
             self._watch(seen)
-        return _unrolled_attention(seen)
+        width = v.shape[-1]
+        wide, *pair = _one_width(q, k, v)
+        self._wide.append(pair)
+        keys, values = zip(*self._wide, strict=True)
+        out = ttt_attention(wide, keys, values, cu_seqlens=self._bounds, scale=scale)
+        return out[..., :width]
 
 
 class Cached:
@@ -110,40 +116,15 @@ class Cached:
         self._cache, self._counts = cache, counts
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        # One width for the cache's two halves: what is added changes neither scores nor values.
-        widest, width = max(k.shape[-1], v.shape[-1]), v.shape[-1]
-        q, k, v = (F.pad(t, (0, widest - t.shape[-1])) for t in (q, k, v))
-        cache = self._cache
+        width, cache = v.shape[-1], self._cache
+        q, k, v = _one_width(q, k, v)
         cache.reserve(k)
         out = decode_attention_(q, k, v, cache.keys, cache.values, cache.lengths, scale=scale)
         cache.advance(k.shape[2], self._counts)
         return out[..., :width]
 
 
-def _unrolled_attention(seen: Attended) -> Tensor:
-    """[B, Hq, T, Dv]: a causal T x T product and one row-wise dot product per later step."""
-    q, keys, values = seen.q, seen.keys, seen.values
-    heads, rows = q.shape[1:3]
-    kv_heads = keys[0].shape[1]
-    grouped = q.reshape(-1, kv_heads, heads // kv_heads, rows, q.shape[-1]) * seen.scale
-    scores = grouped @ keys[0].transpose(-1, -2).unsqueeze(2)
-    scores = scores.masked_fill(_out_of_sight(seen), float("-inf"))
-    own = [(grouped * k.unsqueeze(2)).sum(-1, keepdim=True) for k in keys[1:]]
-    exact = torch.promote_types(scores.dtype, torch.float32)
-    weights = torch.cat((scores, *own), dim=-1).softmax(dim=-1, dtype=exact).to(values[0].dtype)
-    out = weights[..., :rows] @ values[0].unsqueeze(2)
-    for i, v in enumerate(values[1:], start=rows):
-        out = out + weights[..., i : i + 1] * v.unsqueeze(2)
-    return out.flatten(1, 2)
-
-
-def _out_of_sight(seen: Attended) -> Tensor:
-    """bool [.., T, T]: whether row t does not see row c's key of the head's first step."""
-    batch, rows = seen.q.shape[0], seen.q.shape[2]
-    t = torch.arange(rows, device=seen.q.device)
-    hidden = t[None, :] > t[:, None]
-    if seen.cu_seqlens is None:
-        return hidden
-    flat = torch.arange(batch * rows, device=t.device)
-    document = torch.searchsorted(seen.cu_seqlens.long(), flat, right=True).view(batch, rows)
-    return (hidden | (document[:, :, None] != document[:, None, :]))[:, None, None]
+def _one_width(*tensors: Tensor) -> list[Tensor]:
+    """The tensors [..., D], with zeros behind the narrower ones: scores and values stay the same."""
+    widest = max(t.shape[-1] for t in tensors)
+    return [t if t.shape[-1] == widest else F.pad(t, (0, widest - t.shape[-1])) for t in tensors]

@@ -136,6 +136,10 @@ def build(config: MTPConfig) -> Structure:
 
     blocks = list(base.layers)
     for block in blocks:
+        if not hasattr(block, "self_attn"):
+            raise ValueError(
+                f"block: {type(block).__name__} has no self_attn, expected a layer of attention"
+            )
         use_memory(block)
     heads: list[Head] = []
     tree = nn.Module()

@@ -29,7 +29,8 @@ def cache_bytes(
 ) -> int:
     """Bytes on disk that `cache_states` will take, to a thousandth.
 
-    A token costs (states + 1) Ht numbers of `dtype`, and 17 bytes.
+    A token costs (states + 1) Ht numbers of `dtype`, and 17 bytes; a state that is the head's input
+    itself is kept once.
 
     Args:
         target: The target; it is run on one token to see the states' widths.
@@ -136,6 +137,7 @@ class CachedStates:
         self._per_shard: int = manifest["rows_per_shard"]
         self._sizes: list[int] = manifest["sizes"]
         self._states: int = manifest["states"]
+        self._doubles: list[int] = manifest["doubles"]
         self._device = torch.device(device)
         self._open: dict[int, Any] = {}
         here = dict(self.identity)
@@ -184,12 +186,16 @@ class CachedStates:
         chosen = [int(i) for i in indices]
         if wrong := [i for i in chosen if not 0 <= i < len(self)]:
             raise IndexError(f"indices: got {wrong}, expected row numbers below {len(self)}")
+        final = self._read("final", chosen)
         return Batch(
             ids=self._read("ids", chosen).long(),
             loss_mask=self._read("loss_mask", chosen),
             positions=self._read("positions", chosen).long(),
-            hiddens=tuple(self._read(f"hiddens.{i}", chosen) for i in range(self._states)),
-            final=self._read("final", chosen),
+            hiddens=tuple(
+                final if i in self._doubles else self._read(f"hiddens.{i}", chosen)
+                for i in range(self._states)
+            ),
+            final=final,
             best=self._read("best", chosen).long(),
             logsumexp=self._read("logsumexp", chosen),
         ).to(self._device)

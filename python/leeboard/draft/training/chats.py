@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from leeboard.draft.training.rows import told_lines
+
 # What a line holds: one of these.
 CONTENTS = ("messages", "conversations", "text")
 # What may stand beside it: what goes into the template, and what data sets tell about a line.
@@ -79,9 +81,7 @@ class Chats(Sequence[Chat]):
         """How many lines were read, how many skipped and which, in words."""
         text = f"{self.path}: {len(self)} lines"
         if self.skipped:
-            some = [f"line {line} ({why})" for line, why in self.skipped[:5]]
-            more = f" and {len(self.skipped) - 5} more" if len(self.skipped) > 5 else ""
-            text += f"; {len(self.skipped)} skipped: {', '.join(some)}{more}"
+            text += f"; {told_lines(self.skipped)}"
         return text
 
 
@@ -157,10 +157,12 @@ def _parse(raw: bytes) -> Mapping[str, Any]:
         raise ValueError(f"broken JSON: {error}") from error
     if not isinstance(value, dict):
         raise _wrong("", value, "a JSON object")
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError("half of a surrogate pair in a string, which is no text") from error
+    if "\\ud" in text.lower():
+        # JSON may spell half a pair, which no tokenizer takes.
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError("half of a surrogate pair in a string, which is no text") from error
     return value
 
 
@@ -251,7 +253,7 @@ def _tools(tools: Any) -> tuple[Any, ...] | None:
 def _known(value: Mapping[str, Any], known: frozenset[str] | set[str], what: str) -> None:
     if unknown := sorted(value.keys() - known):
         raise ValueError(
-            f"unknown {what} {unknown}: rename them, or pass them over with ignore={unknown}"
+            f"unknown {what} {unknown}: rename them, or name them among the keys to ignore"
         )
 
 

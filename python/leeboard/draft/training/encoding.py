@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from leeboard._progress import progress_bar
 from leeboard.draft.checks import positive_int
 from leeboard.draft.training.chats import Chat, Chats, Message
-from leeboard.draft.training.rows import Documents
+from leeboard.draft.training.rows import Documents, told_lines
 
 TooLong = Literal["truncate", "drop", "error"]
 
@@ -29,6 +29,7 @@ def encode_chats(
     *,
     too_long: TooLong = "truncate",
     split_turns: bool = False,
+    skip_broken: bool = False,
     progress: bool = False,
 ) -> Documents:
     """Token ids of chats and texts, with the tokens to learn marked.
@@ -48,6 +49,8 @@ def encode_chats(
             how many.
         split_turns: Make a document of every assistant turn, with the conversation up to it. For
             templates that render a turn differently once others follow.
+        skip_broken: Leave out chats that the template does not take instead of raising;
+            `Documents.told` says which.
         progress: Whether a progress bar is shown.
 
     Raises:
@@ -62,13 +65,16 @@ def encode_chats(
     encode = _encoder(chats, tokenizer, split_turns=split_turns)
     # Python's lists of numbers take ten times the room.
     pairs: list[tuple[NDArray[np.int32], NDArray[np.bool_]]] = []
+    skipped: list[tuple[int, str]] = []
     truncated = dropped = 0
     with progress_bar("encode", len(chats), quiet=not progress) as bar:
         for chat in chats:
-            try:
-                found = encode(chat)
-            except ValueError as error:
-                raise ValueError(f"{where}line {chat.line}: {error}") from error
+            found = encode(chat)
+            if isinstance(found, ValueError):
+                if not skip_broken:
+                    raise ValueError(f"{where}line {chat.line}: {found}") from found
+                skipped.append((chat.line, str(found)))
+                found = []
             for ids, mask in found:
                 long = len(ids) > max_length
                 if long and too_long == "error":
@@ -85,16 +91,18 @@ def encode_chats(
                 pairs.append(cut)
             bar.update()
     if not pairs:
+        why = f"; {told_lines(skipped)}" if skipped else ""
         raise ValueError(
-            f"{where}all {dropped} documents are longer than max_length = {max_length}, or have "
-            "nothing to learn within it"
+            f"{where}nothing is left: {dropped} documents are longer than max_length = "
+            f"{max_length}, or have nothing to learn within it{why}"
         )
-    return Documents.of(pairs, truncated=truncated, dropped=dropped)
+    return Documents.of(pairs, truncated=truncated, dropped=dropped, skipped=tuple(skipped))
 
 
 def _encoder(
     chats: Sequence[Chat], tokenizer: Any, *, split_turns: bool
-) -> Callable[[Chat], list[Encoded]]:
+) -> Callable[[Chat], list[Encoded] | ValueError]:
+    """What makes documents of a chat, or says what is wrong with it."""
     if any(chat.messages is not None for chat in chats):
         template = _template(tokenizer)
         marked = bool(_GENERATION.search(template)) and getattr(tokenizer, "is_fast", False)
@@ -111,7 +119,13 @@ def _encoder(
         turns = renderer.turns
         return [renderer.differenced(turns[: i + 1], upto=turns[i] + 1) for i in range(len(turns))]
 
-    return encode
+    def tried(chat: Chat) -> list[Encoded] | ValueError:
+        try:
+            return encode(chat)
+        except ValueError as error:
+            return error
+
+    return tried
 
 
 def _template(tokenizer: Any) -> str:

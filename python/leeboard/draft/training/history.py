@@ -41,7 +41,7 @@ class History:
         Of the evaluations, "overlap" too.
         """
         table = self.evaluations if evaluations else self.steps
-        columns = []
+        columns: list[Column] = []
         while (name := f"{what}@{len(columns) + 1}") in table:
             columns.append(table[name])
         return list(zip(*columns, strict=True))

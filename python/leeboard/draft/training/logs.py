@@ -53,7 +53,7 @@ class Logs:
             from torch.utils.tensorboard import SummaryWriter
 
             # What an interrupted run has told beyond its checkpoint is hidden.
-            self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(
                 str(self._folder / "tensorboard"), purge_step=len(history) + 1
             )
 

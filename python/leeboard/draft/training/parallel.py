@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import inspect
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,10 +75,9 @@ def local_device(kind: str | None = None) -> torch.device:
     """The device of this process: `kind`, or CUDA where there is any; of several its own one."""
     if kind is None:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(kind)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
+    if kind == "cuda":
+        return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(kind)
 
 
 def processes(device: torch.device) -> Processes:
@@ -101,7 +101,8 @@ def in_parallel(module: nn.Module) -> DistributedDataParallel:
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     # Unless parameters may be unused, gradients are laid out anew after the first step: a resumed
     # run would add up in another order. And some may be: experts that no token was sent to.
-    return DistributedDataParallel(module, find_unused_parameters=True, **{buffers: False})
+    options: dict[str, Any] = {"find_unused_parameters": True, buffers: False}
+    return DistributedDataParallel(module, **options)
 
 
 def _leave() -> None:

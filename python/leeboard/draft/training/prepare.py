@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,17 @@ from torch import Tensor
 
 from leeboard.draft.config import DrafterConfig
 from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.mtp import MTPConfig, MTPHead
 from leeboard.draft.protocol import Drafter
-from leeboard.draft.training.rows import Rows, shuffled
+from leeboard.draft.training.cached import CachedStates, cache_states
+from leeboard.draft.training.layout import Data, Say, lay_out, rows_of
+from leeboard.draft.training.rows import Rows
 from leeboard.draft.training.settings import TrainSettings
+from leeboard.draft.training.shards import MANIFEST
 from leeboard.draft.training.states import OnlineStates, StateSource
 from leeboard.draft.training.teacher import teacher_of
+from leeboard.draft.training.vocabulary import choose_vocabulary, vocabulary_coverage
 
-Data = str | os.PathLike[str] | Rows | StateSource
-Say = Callable[[str], None]
-
-# An epoch that no training reaches: its order decides what is held out.
-_SPLIT = 2**32 - 1
-_LENGTH = 2048
 # Of each tensor, the numbers that go into a digest.
 _SAMPLE = 4096
 
@@ -57,21 +56,11 @@ class Prepared:
     identity: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Split:
-    """Rows or states, with the numbers of those to train on and those held out."""
-
-    data: Rows | StateSource
-    train: Sequence[int]
-    heldout_data: Rows | StateSource
-    heldout: Sequence[int]
-
-
 def prepare(
     target: Any,
     data: Data,
     *,
-    config: Any,
+    config: DrafterConfig | MTPConfig | None,
     drafter: Drafter | None,
     tokenizer: Any,
     settings: TrainSettings,
@@ -91,6 +80,10 @@ def prepare(
     """
     if drafter is not None and config is not None:
         raise ValueError("config: given with drafter, expected one of them")
+    if config is not None and not isinstance(config, (DrafterConfig, MTPConfig)):
+        raise TypeError(
+            f"config: got a {type(config).__name__}, expected a DrafterConfig or an MTPConfig"
+        )
     teacher = teacher_of(target)
     if drafter is None and config is None:
         config = DrafterConfig.for_target(target.config)
@@ -100,13 +93,15 @@ def prepare(
             f"{'config' if drafter is None else 'drafter'}: vocab_size is {shape.vocab_size}, "
             f"expected {teacher.vocab_size}, the rows of the target's head"
         )
-    split = _laid_out(target, data, heldout, tokenizer, settings, shape, say)
-    rows = _rows_of(split.data)
+    split = lay_out(target, data, heldout, tokenizer, settings, shape, say)
+    rows = rows_of(split.data)
     if rows is not None:
         _check_rows(rows, split.train, settings, shape)
     device = target.get_input_embeddings().weight.device
     if drafter is None:
-        drafter = _new_drafter(target, config, rows, split.train, settings.seed, say).to(device)
+        drafter = _new_drafter(
+            target, config, rows, split.train, split.always, settings.seed, say
+        ).to(device)
     _check_drafter(drafter, device)
     source = _source(target, drafter, split.data, states, first, progress, say)
     heldout_source = source
@@ -141,57 +136,6 @@ def prepare(
     )
 
 
-def _laid_out(
-    target: Any,
-    data: Data,
-    heldout: Data | None,
-    tokenizer: Any,
-    settings: TrainSettings,
-    shape: Any,
-    say: Say,
-) -> _Split:
-    """Files read and laid out in rows; what is held out taken from them if it was not given."""
-    texts = [given for given in (data, heldout) if isinstance(given, (str, os.PathLike))]
-    if texts:
-        from leeboard.draft.training.text import read_rows
-
-        if tokenizer is None:
-            tokenizer = _tokenizer_of(target)
-        length = settings.length or min(_LENGTH, *_limits(target, shape))
-    share = settings.heldout_share if heldout is None else 0.0
-    if isinstance(data, (str, os.PathLike)):
-        data, apart = read_rows(Path(data), tokenizer, length, settings, share, say)
-        if heldout is None:
-            heldout = apart
-    elif share:
-        every = shuffled(len(data), settings.seed, _SPLIT)
-        count = min(max(1, round(share * len(data))), len(data) - 1)
-        kept, apart_rows = sorted(every[count:].tolist()), sorted(every[:count].tolist())
-        return _Split(data, kept, data, apart_rows)
-    if isinstance(heldout, (str, os.PathLike)):
-        heldout = read_rows(Path(heldout), tokenizer, length, settings, 0.0, say)[0]
-    if heldout is None:
-        return _Split(data, range(len(data)), data, [])
-    if (
-        not isinstance(data, Rows)
-        or not isinstance(heldout, Rows)
-        or data.ids.shape[1] != (heldout.ids.shape[1])
-    ):
-        return _Split(data, range(len(data)), heldout, range(len(heldout)))
-    # One store of states holds both.
-    both = Rows(
-        torch.cat((data.ids, heldout.ids)),
-        torch.cat((data.loss_mask, heldout.loss_mask)),
-        torch.cat((data.positions, heldout.positions)),
-    )
-    return _Split(both, range(len(data)), both, range(len(data), len(both)))
-
-
-def _rows_of(data: Rows | StateSource) -> Rows | None:
-    rows = data if isinstance(data, Rows) else getattr(data, "rows", None)
-    return rows if isinstance(rows, Rows) else None
-
-
 def _check_rows(rows: Rows, train: Sequence[int], settings: TrainSettings, shape: Any) -> None:
     """Raise ValueError unless there is something to learn, within the drafter's limit."""
     if not len(train):
@@ -218,24 +162,30 @@ def _check_rows(rows: Rows, train: Sequence[int], settings: TrainSettings, shape
 
 
 def _new_drafter(
-    target: Any, config: Any, rows: Rows | None, train: Sequence[int], seed: int, say: Say
+    target: Any,
+    config: DrafterConfig | MTPConfig,
+    rows: Rows | None,
+    train: Sequence[int],
+    always: Sequence[int],
+    seed: int,
+    say: Say,
 ) -> Drafter:
     """Seeded weights; embedding, head and norm of the target where they fit."""
     torch.manual_seed(seed)
-    drafter: Drafter
-    if isinstance(config, DrafterConfig):
-        drafter = Eagle3Drafter(config)
-    else:
-        from leeboard.draft.mtp import MTPHead
-
-        drafter = MTPHead(config)
+    drafter = MTPHead(config) if isinstance(config, MTPConfig) else Eagle3Drafter(config)
     if config.draft_vocab_size < config.vocab_size:
         if rows is None:
             raise ValueError(
                 f"config: draft_vocab_size is {config.draft_vocab_size} of {config.vocab_size}, but "
                 "the data's tokens are not known to choose from: give a drafter with its vocabulary"
             )
-        drafter.set_draft_vocabulary(_frequent(rows.take(train), config, say))
+        learnt = rows.take(train)
+        chosen = choose_vocabulary(learnt, config.draft_vocab_size, config.vocab_size, always)
+        drafter.set_draft_vocabulary(chosen)
+        say(
+            f"draft vocabulary: {len(chosen)} of {config.vocab_size} tokens, "
+            f"{vocabulary_coverage(learnt, chosen):.2%} of those to learn"
+        )
     if target.get_input_embeddings().weight.shape[-1] == config.hidden_size:
         drafter.copy_from_target(target)
     else:
@@ -244,19 +194,6 @@ def _new_drafter(
             "from random weights"
         )
     return drafter.float()
-
-
-def _frequent(rows: Rows, config: Any, say: Say) -> Tensor:
-    """int64 [Vd] ascending: the tokens that are to be learnt most often."""
-    counts = torch.bincount(rows.ids[rows.loss_mask], minlength=config.vocab_size)
-    # Of equally frequent ones the lower ids, whatever the sort does.
-    order = torch.argsort(counts, descending=True, stable=True)[: config.draft_vocab_size]
-    covered = float(counts[order].sum() / counts.sum().clamp(min=1))
-    say(
-        f"draft vocabulary: {config.draft_vocab_size} of {config.vocab_size} tokens, "
-        f"{covered:.2%} of those to learn"
-    )
-    return order.sort().values
 
 
 def _check_drafter(drafter: Drafter, device: torch.device) -> None:
@@ -300,9 +237,6 @@ def _kept_states(
     target: Any, drafter: Drafter, rows: Rows, folder: Path, first: bool, progress: bool
 ) -> StateSource:
     """The states in a folder, computed by the first process if they are not there yet."""
-    from leeboard.draft.training.cached import CachedStates, cache_states
-    from leeboard.draft.training.shards import MANIFEST
-
     device = target.get_input_embeddings().weight.device
     if first:
         cache_states(target, drafter, rows, folder, progress=progress)
@@ -310,28 +244,6 @@ def _kept_states(
     while not (folder / MANIFEST).is_file():
         time.sleep(0.5)
     return CachedStates(folder, target=target, drafter=drafter, rows=rows, device=device)
-
-
-def _limits(target: Any, shape: Any) -> list[int]:
-    """Longest sequences of target and drafter, where they are known."""
-    config = target.config
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    named = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    return [x for x in (*named, shape.max_position_embeddings) if type(x) is int and x > 0]
-
-
-def _tokenizer_of(target: Any) -> Any:
-    """The tokenizer from where the target was loaded."""
-    from transformers import AutoTokenizer
-
-    place = getattr(target.config, "_name_or_path", "")
-    if not place:
-        raise ValueError(
-            "tokenizer: missing, expected one for a file of text: the target was not loaded from a "
-            "folder or by a name"
-        )
-    return AutoTokenizer.from_pretrained(place)
 
 
 def _course(settings: TrainSettings) -> dict[str, Any]:
@@ -349,7 +261,7 @@ def _fields(config: Any) -> dict[str, Any]:
 
 def _name(data: Rows | StateSource, numbers: Sequence[int]) -> str:
     """A text that other data would have another of."""
-    rows = _rows_of(data)
+    rows = rows_of(data)
     known = rows.fingerprint() if rows is not None else getattr(data, "fingerprint", None)
     known = known() if callable(known) else known
     chosen = hashlib.sha256(np.asarray(numbers, dtype=np.int64).tobytes()).hexdigest()[:8]

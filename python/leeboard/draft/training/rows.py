@@ -15,6 +15,13 @@ from torch import Tensor
 from leeboard.draft.checks import positive_int
 
 
+def told_lines(skipped: Sequence[tuple[int, str]]) -> str:
+    """How many lines were skipped, and the first of them, in words."""
+    some = [f"line {line} ({why})" for line, why in skipped[:5]]
+    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    return f"{len(skipped)} skipped: {', '.join(some)}{more}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Documents:
     """Token ids of many documents, one after another.
@@ -26,6 +33,7 @@ class Documents:
         truncated: Documents that were cut to the limit on their length.
         dropped: Documents that were left out: longer than the limit, or with nothing to learn in
             what the limit left of them.
+        skipped: (line, what is wrong with it) of chats that no document could be made of.
     """
 
     ids: Tensor
@@ -33,6 +41,7 @@ class Documents:
     starts: Tensor
     truncated: int = 0
     dropped: int = 0
+    skipped: tuple[tuple[int, str], ...] = ()
 
     @classmethod
     def of(
@@ -41,6 +50,7 @@ class Documents:
         *,
         truncated: int = 0,
         dropped: int = 0,
+        skipped: tuple[tuple[int, str], ...] = (),
     ) -> Documents:
         """Documents from (ids, loss mask) of each.
 
@@ -64,6 +74,7 @@ class Documents:
             torch.tensor(starts),
             truncated,
             dropped,
+            skipped,
         )
 
     def __len__(self) -> int:
@@ -84,6 +95,8 @@ class Documents:
             text += f"; {self.truncated} cut to the limit"
         if self.dropped:
             text += f"; {self.dropped} left out (too long, or nothing to learn within the limit)"
+        if self.skipped:
+            text += f"; {told_lines(self.skipped)}"
         return text
 
 

@@ -7,9 +7,10 @@ import math
 from typing import Any, Literal, get_args
 
 from leeboard.draft.checks import positive_int
+from leeboard.draft.loss import Loss
+from leeboard.draft.training.encoding import TooLong
 
 Schedule = Literal["cosine", "linear", "constant"]
-Loss = Literal["kl", "lk_alpha", "lk_lambda"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -74,6 +75,11 @@ class TrainSettings:
         length: Tokens of a row, where the data is text; None for 2048, or less where target or
             drafter take no more.
         packed: Whether a row of text holds several documents, which do not see each other.
+        too_long: What becomes of text longer than a row: "truncate", "drop" or "error".
+        split_turns: Whether each assistant turn of a chat is learnt on a copy of its own, which
+            ends there, as templates that rewrite earlier turns need.
+        skip_broken: Leave out broken lines of a file instead of stopping at the first.
+        ignore_keys: Unknown keys of a file's lines to pass over.
         ttt: Chain steps unrolled in training (train-time-test).
         step_weights: Weight of each step's loss, `ttt` numbers; None for `decay` to the power 0, 1,
             2, ...
@@ -85,8 +91,9 @@ class TrainSettings:
         warmup: See `LoopSettings`.
         clip: Largest norm of the gradient.
         weight_decay: Of AdamW.
-        precision: "bfloat16" runs the drafter's matrix products under autocast; weights, gradients
-            and the optimizer stay float32. The target runs in its own dtype in either case.
+        precision: "bfloat16" computes all of the drafter on weights that are rounded to it; weights,
+            gradients and the optimizer stay float32. The target runs in its own dtype in either
+            case.
         seed: Of the first weights, the order of the data and what is held out.
         heldout_share: Share of the data that is held out for evaluation where none is given; 0
             for none.
@@ -105,6 +112,10 @@ class TrainSettings:
     accumulate: int = 1
     length: int | None = None
     packed: bool = True
+    too_long: TooLong = "truncate"
+    split_turns: bool = False
+    skip_broken: bool = False
+    ignore_keys: tuple[str, ...] = ()
     ttt: int = 4
     step_weights: tuple[float, ...] | None = None
     decay: float = 0.8
@@ -128,8 +139,11 @@ class TrainSettings:
         for name in ("steps", "evaluate_every", "length"):
             if getattr(self, name) is not None:
                 positive_int(name, getattr(self, name))
-        if type(self.packed) is not bool:
-            raise ValueError(f"packed: got {self.packed!r}, expected True or False")
+        for name in ("packed", "split_turns", "skip_broken"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected True or False")
+        object.__setattr__(self, "ignore_keys", tuple(self.ignore_keys))
+        _one_of("too_long", self.too_long, TooLong)
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: got {self.seed!r}, expected an integer from 0 to 2**63 - 1")
         _number("epochs", self.epochs, above=0)

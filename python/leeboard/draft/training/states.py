@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,27 @@ class StateSource(Protocol):
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """These rows with what the target computed on them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StateKinds:
+    """What a target's states are.
+
+    Attributes:
+        widths: Of the states that the drafter fuses.
+        final: Width of `Batch.final`.
+        doubles: Which of them are `Batch.final` itself, as for MTP heads.
+    """
+
+    widths: tuple[int, ...]
+    final: int
+    doubles: tuple[int, ...]
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of a token, each once."""
+        once = (width for i, width in enumerate(self.widths) if i not in self.doubles)
+        return sum(once) + self.final
 
 
 class OnlineStates:
@@ -85,11 +107,21 @@ class OnlineStates:
         return self.teacher.weight.dtype
 
     @functools.cached_property
-    def widths(self) -> tuple[int, ...]:
-        """Of the states that the drafter fuses, and last of `Batch.final`."""
+    def kinds(self) -> StateKinds:
+        """What the states are, from a pass over one token."""
         with evaluating(self._target):
             hiddens, inputs = self._run(probe_ids(self._target, 1, 1), None)
-        return (*(hidden.shape[-1] for hidden in hiddens), self.teacher.final(inputs).shape[-1])
+        final = self.teacher.final(inputs)
+        return StateKinds(
+            tuple(hidden.shape[-1] for hidden in hiddens),
+            final.shape[-1],
+            # The same memory, not only the same numbers.
+            tuple(
+                i
+                for i, hidden in enumerate(hiddens)
+                if hidden.data_ptr() == final.data_ptr() and hidden.shape == final.shape
+            ),
+        )
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Run the target on these rows.

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,14 +20,17 @@ from leeboard._files import write_json
 from leeboard._version import __version__
 from leeboard.draft.batch import Batch
 from leeboard.draft.checkpoint import save_drafter
+from leeboard.draft.config import DrafterConfig
 from leeboard.draft.loss import ChainLoss, chain_loss, count_marked, count_rows
+from leeboard.draft.mtp import MTPConfig
 from leeboard.draft.protocol import Drafter
 from leeboard.draft.training.checkpoint import Checkpoints
 from leeboard.draft.training.history import History
+from leeboard.draft.training.layout import Data
 from leeboard.draft.training.logs import Logs, check_tensorboard
 from leeboard.draft.training.loop import Terms, Watch, fit
 from leeboard.draft.training.parallel import Processes, in_parallel, processes
-from leeboard.draft.training.prepare import Data, Prepared, prepare
+from leeboard.draft.training.prepare import Prepared, prepare
 from leeboard.draft.training.rows import shuffled
 from leeboard.draft.training.settings import TrainSettings
 
@@ -57,7 +60,7 @@ def train_drafter(
     target: Any,
     data: Data,
     *,
-    config: Any = None,
+    config: DrafterConfig | MTPConfig | None = None,
     drafter: Drafter | None = None,
     tokenizer: Any = None,
     out: str | os.PathLike[str] | None = None,
@@ -66,6 +69,7 @@ def train_drafter(
     heldout: Data | None = None,
     stop: Callable[[History], bool] | None = None,
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    resume: bool = True,
     progress: bool = True,
     tensorboard: bool = False,
     say: Callable[[str], None] | None = None,
@@ -95,9 +99,9 @@ def train_drafter(
         target: A Hugging Face causal LM, on the device to train on, in whatever dtype. It is not
             changed.
         data: A JSONL file of chats or text, `Rows`, or states (`OnlineStates`, `CachedStates`).
-        config: What the drafter is to be; None for `DrafterConfig.for_target(target.config)`. Where
-            its draft vocabulary is smaller than the target's, the most frequent tokens to learn are
-            taken.
+        config: What the drafter is to be, an EAGLE-3 drafter or an MTP head; None for
+            `DrafterConfig.for_target(target.config)`. Where its draft vocabulary is smaller than the
+            target's, the most frequent tokens to learn are taken.
         drafter: One to go on with, in float32; it is trained in place. Excludes `config`.
         tokenizer: Of the target, with a chat template for chats; None to load it from where the
             target was loaded from. Of use for a JSONL file alone.
@@ -108,6 +112,7 @@ def train_drafter(
         heldout: What to evaluate on, as `data`; None for a share of `data`.
         stop: Called with the history after every evaluation; true ends the training.
         on_step: Called after every step with its number, from 1, and what is recorded of it.
+        resume: Whether to go on from a checkpoint in `out`; False removes it.
         progress: Whether a progress bar is drawn.
         tensorboard: Whether logs for TensorBoard are written too; needs `out`.
         say: Called with lines on what is trained on what.
@@ -149,6 +154,11 @@ def train_drafter(
             first=group.first,
             say=told,
         )
+        if out is not None and not resume:
+            if group.first:
+                Checkpoints(Path(out) / CHECKPOINTS, {}).remove()
+            # None may look for a checkpoint before.
+            group.any(False)
         training = _Training(prepared, settings, group)
         return training.run(
             None if out is None else Path(out), stop, on_step, progress, tensorboard, told
@@ -195,7 +205,7 @@ class _Training:
         def evaluated(history: History) -> None:
             losses = history.evaluations["loss"]
             if out is not None and self.group.first and losses[-1] <= min(losses):
-                save_drafter(self.drafter, out / BEST)
+                save_drafter(cast(Any, self.drafter), out / BEST)
 
         every = settings.evaluate_every or max(1, -(-loop.steps // 10))
         watch = Watch(
@@ -223,7 +233,7 @@ class _Training:
         if out is not None:
             path = out / FINAL
             if self.group.first:
-                save_drafter(self.drafter, path)
+                save_drafter(cast(Any, self.drafter), path)
         return Trained(self.drafter, history, len(history), path)
 
     def _parts(self, step: int) -> Iterator[Mapping[str, Terms]]:
@@ -333,8 +343,10 @@ class _Unrolled(nn.Module):
 class _InBfloat16(nn.Module):
     """A module that computes in bfloat16, on rounded copies of its float32 weights.
 
-    Autocast alone rounds in linear layers only: what is fed back from step to step would be more
-    exact than in decoding, and fused ops would meet two dtypes at once.
+    As torch.autocast does it, but for every operation of the drafter and none of the teacher:
+    autocast rounds in linear layers alone, so that what is fed back from step to step would be more
+    exact than in decoding, fused ops would meet two dtypes at once, and the teacher's logits would
+    be rounded too.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -343,8 +355,7 @@ class _InBfloat16(nn.Module):
 
     def forward(self, batch: Batch, counts: Tensor) -> ChainLoss:
         weights = {name: p.to(torch.bfloat16) for name, p in self.module.named_parameters()}
-        with torch.autocast(counts.device.type, dtype=torch.bfloat16):
-            result: ChainLoss = functional_call(self.module, weights, (batch, counts))
+        result: ChainLoss = functional_call(self.module, weights, (batch, counts))
         return result
 
 

@@ -67,13 +67,14 @@ def special_ids(tokenizer: Any, target: Any = None) -> tuple[int, ...]:
 
 
 def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
-    """Raise ValueError if the tokenizer has tokens that the target's vocabulary has not.
+    """Raise ValueError if the tokenizer's own tokens are more than the target's vocabulary has.
 
-    A target may have more rows than its tokenizer has tokens; many are padded.
+    A target may have more rows than its tokenizer has tokens; many are padded. A token added beyond
+    them, as Gemma 3's for images, is no matter unless a text has it, which is found when it is used.
     """
-    if len(tokenizer) > vocab_size:
+    if tokenizer.vocab_size > vocab_size:
         raise ValueError(
-            f"tokenizer: it has {len(tokenizer)} tokens, expected at most {vocab_size}, the "
+            f"tokenizer: it has {tokenizer.vocab_size} tokens, expected at most {vocab_size}, the "
             "target's vocabulary: is it the target's own?"
         )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class StateWriter:
         self._storage = storage
         self._batch_rows = batch_rows
         self._progress = progress
-        token = sum(source.widths) * storage.itemsize + _TOKEN_BYTES
+        token = source.kinds.numbers * storage.itemsize + _TOKEN_BYTES
         self.row_bytes = source.rows.ids.shape[1] * token
 
     def write(self, folder: Path, identity: Mapping[str, Any], shard_bytes: int) -> None:
@@ -88,30 +89,39 @@ class StateWriter:
             )
         quiet = not self._progress
         with progress_bar("states", count, initial=count - left, quiet=quiet) as bar:
-            for written, number in enumerate(missing):
+            for number in missing:
                 tensors = self._observe(rows[number], bar)
                 metadata = {"identity": identity, "number": number, "rows_per_shard": per_shard}
-                try:
+                with self._telling(folder, rows):
                     shards.write_shard(
                         shards.shard_path(folder, number),
                         tensors,
                         {name: json.dumps(value) for name, value in metadata.items()},
                     )
-                except OSError as error:
-                    if not shards.disk_is_full(error):
-                        raise
-                    still = sum(len(rows[later]) for later in missing[written:])
-                    raise self._full(folder, still, len(done) + written, len(rows)) from error
         sizes = [shards.shard_path(folder, number).stat().st_size for number in range(len(rows))]
-        shards.write_manifest(
-            folder,
-            {
-                "identity": identity,
-                "states": len(self._source.widths) - 1,
-                "rows_per_shard": per_shard,
-                "sizes": sizes,
-            },
-        )
+        with self._telling(folder, rows):
+            shards.write_manifest(
+                folder,
+                {
+                    "identity": identity,
+                    "states": len(self._source.kinds.widths),
+                    "doubles": self._source.kinds.doubles,
+                    "rows_per_shard": per_shard,
+                    "sizes": sizes,
+                },
+            )
+
+    @contextmanager
+    def _telling(self, folder: Path, rows: Sequence[range]) -> Iterator[None]:
+        """Say what was needed where the disk is full."""
+        try:
+            yield
+        except OSError as error:
+            if not shards.disk_is_full(error):
+                raise
+            whole = [i for i in range(len(rows)) if shards.shard_path(folder, i).exists()]
+            left = sum(len(rows[i]) for i in range(len(rows)) if i not in whole)
+            raise self._full(folder, left, len(whole), len(rows)) from error
 
     def _observe(self, rows: Sequence[int], bar: Any) -> dict[str, Tensor]:
         parts = []
@@ -122,7 +132,12 @@ class StateWriter:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _stored(self, batch: Batch, rows: Sequence[int]) -> dict[str, Tensor]:
-        states = {f"hiddens.{i}": hidden for i, hidden in enumerate(batch.hiddens)}
+        states = {}
+        for i, hidden in enumerate(batch.hiddens):
+            if i not in self._source.kinds.doubles:
+                states[f"hiddens.{i}"] = hidden
+            elif not torch.equal(hidden, batch.final):
+                raise RuntimeError(f"hiddens.{i} is not the head's input, as it was for a token")
         states["final"] = batch.final
         stored = {}
         for name, state in states.items():

@@ -51,6 +51,7 @@ PER_ELEMENT: dict[str, int] = {
     "rms_norm_backward": 8,
     "add_rms_norm": 5,
     "drafter_glue": 8,
+    "ttt_loss_backward": 1,
     "unit_saliency": 2,
     "verify_greedy": 0,
     "verify_sample": 2,
@@ -178,6 +179,13 @@ def _decode_attention(arguments: Arguments, out: Any) -> int:
     return 4 * int(query.numel()) * int(cache.shape[-2])
 
 
+def _ttt_loss(arguments: Arguments, out: Any) -> int:
+    """As if no row were skipped."""
+    products = 1 + arguments["grad_hidden"] + arguments["grad_weight"]
+    states = arguments["teacher"].numel() + products * arguments["hidden"].numel()
+    return int(2 * arguments["weight"].shape[0] * states)
+
+
 _FUSED_ATTENTION = tuple(
     f"aten::_scaled_dot_product_{kind}"
     for kind in (
@@ -209,6 +217,7 @@ FORMULAS: dict[str, Count] = {
     "leeboard::swiglu_linear": _swiglu_linear,
     "leeboard::panel_ffn": _panel_ffn,
     "leeboard::panel_ffn_backward": _panel_ffn_backward,
+    "leeboard::ttt_loss": _ttt_loss,
     "leeboard::decode_attention": _decode_attention,
     "leeboard::decode_attention_": _decode_attention,
 }
