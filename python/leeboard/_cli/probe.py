@@ -34,7 +34,7 @@ examples:
   leeboard draft probe --target T --drafter old=D1 --drafter new=D2 \\
       --prompts chats.jsonl --conditions matched --noise none
       two drafters on the same texts
-  leeboard plan speculation --acceptance drift.json ...
+  leeboard plan speculation drift.json ...
       a probe's file says what is accepted at every depth
 
 how to read the table:

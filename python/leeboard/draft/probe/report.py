@@ -84,7 +84,9 @@ def _drafter(result: ProbeResult, name: str, found: DrafterProbe) -> list[str]:
     matched = found.conditions["matched"]
     sink = found.sinks["matched"]
     switches = ", ".join(
-        f"{key} {_yes(value)}" for key, value in found.switches.items() if value not in (None, "")
+        f"{key} {_yes(value)}"
+        for key, value in found.switches.items()
+        if isinstance(value, bool) or value
     )
     lines = [f"{name}, template as trained", *_wrapped("", switches)]
     lines += _wrapped("all continuations: ", _accepted(result, matched))
