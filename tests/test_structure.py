@@ -182,6 +182,7 @@ def test_the_command_line_imports_torch_lazily() -> None:
         "_cli/convert.py",
         "_cli/heads.py",
         "_cli/train.py",
+        "_cli/probe.py",
         "_cli/sim.py",
         "_cli/plan.py",
         "_cli/prune.py",
