@@ -302,6 +302,9 @@ class MTPHead(Drafter):
             now = getattr(self.get_submodule(owner), last)
             if now.dtype.itemsize < before.dtype.itemsize:
                 now.data = before.to(now.device)
+        if self.device.type != "meta":
+            # Never cast: angles of far positions need float32.
+            self._rotary[0].to(self.device)
         self._choose_experts()
         return self
 
