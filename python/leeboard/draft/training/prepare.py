@@ -85,9 +85,9 @@ def prepare(
             f"config: got a {type(config).__name__}, expected a DrafterConfig or an MTPConfig"
         )
     teacher = teacher_of(target)
-    if drafter is None and config is None:
-        config = DrafterConfig.for_target(target.config)
-    shape = config if drafter is None else drafter.config
+    if config is None:
+        config = drafter.config if drafter else DrafterConfig.for_target(target.config)
+    shape = config
     if shape.vocab_size != teacher.vocab_size:
         raise ValueError(
             f"{'config' if drafter is None else 'drafter'}: vocab_size is {shape.vocab_size}, "
