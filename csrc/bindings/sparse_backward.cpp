@@ -44,8 +44,7 @@ void run_turn(const KernelTable& kernels, SparseGqaBackward args, Turn& turn) {
   float* next = memory.data;
   for (GqaBackwardItem& item : turn.items) {
     item.memory = next;
-    next += kernels.sparse_gqa_backward_item_floats(args.op.d, args.op.segments[item.segment].keys,
-                                                    item.chunks);
+    next += kernels.sparse_gqa_backward_item_floats(args.op, item.segment, item.chunks);
   }
   args.items = turn.items.data();
   args.packs = turn.packs.data();
@@ -85,7 +84,7 @@ void run_sparse_backward(const KernelTable& kernels, SparseGqaBackward args) {
           std::clamp<int64_t>(blocks / kChunkBlocks, 1, (kChunks - 1) / items + 1);
       const int64_t chunk_rows = (blocks + wanted - 1) / wanted * block;
       const int64_t chunks = rows == 0 ? 0 : (rows + chunk_rows - 1) / chunk_rows;
-      const int64_t floats = kernels.sparse_gqa_backward_item_floats(op.d, segment.keys, chunks);
+      const int64_t floats = kernels.sparse_gqa_backward_item_floats(op, s, chunks);
       if (turn.floats + floats > kScratchFloats) run_turn(kernels, args, turn);
       const auto item = static_cast<int64_t>(turn.items.size());
       turn.items.push_back({s, head, chunk_rows, chunks, nullptr});

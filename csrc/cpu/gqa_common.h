@@ -39,17 +39,9 @@ LB_INLINE double logit_unit(const SparseGqa& op) {
   return static_cast<double>(__builtin_fabsf(op.scale)) / logit_factor(op);
 }
 
-// lse = n ln 2 + rest, power = 2^-n. Where n would leave the powers of float32 the rest is larger.
-LB_INLINE void split_lse(float lse, float& rest, float& power) {
-  constexpr double kLn2 = 0.6931471805599453;
-  constexpr double kMost = 60.0;
-  // NaN and infinity stay as they are.
-  double n = lse - lse == 0.0f ? lse / kLn2 : 0.0;
-  n = n > kMost ? kMost : (n < -kMost ? -kMost : n);
-  const auto whole = static_cast<int32_t>(n < 0.0 ? n - 0.5 : n + 0.5);
-  rest = static_cast<float>(lse - whole * kLn2);
-  const uint32_t bits = static_cast<uint32_t>(127 - whole) << 23;
-  std::memcpy(&power, &bits, sizeof power);
+// Floats that the own keys' weights and slopes of a key-value head of a segment take.
+LB_INLINE int64_t gqa_shares(const SparseGqa& op, const Segment& segment) {
+  return op.own_count * 2 * segment.queries * op.group;
 }
 
 }  // namespace

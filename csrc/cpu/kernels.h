@@ -319,12 +319,25 @@ struct GqaRow {
   int64_t row;
 };
 
-// What the backward pass knows of a row's softmax: exp(s - lse) = power exp(s - rest), and delta =
-// grad_out . out - grad_lse.
-struct GqaRowSoftmax {
-  float rest;
-  float power;
-  float delta;
+// Rows of an item in float32 whose own keys are in work: item row r is token r / group of the
+// segment that begins at `query`, head r % group of key-value head `head`. Of each row's softmax:
+// exp(s - lse) = power exp(s - rest), and delta = grad_out . out - grad_lse.
+struct GqaOwnRows {
+  int64_t batch;
+  int64_t head;
+  int64_t query;
+  int64_t first;  // an item row
+  int64_t count;
+  int64_t stride;  // floats between the rows
+  const float* q;
+  const float* grad_out;
+  const float* rest;
+  const float* power;
+  const float* delta;
+  float* grad_q;  // gets what the own keys add, not scaled
+  // [own_count, 2, item_rows]: the weights and slopes of all rows of the item.
+  float* shares;
+  int64_t item_rows;
 };
 
 // A key-value head of a segment, and how its query rows are cut into chunks.
@@ -594,6 +607,7 @@ struct TttLossRows {
   float* row_loss;
   bool* hit;
   float* overlap;
+  float* exponentials;  // [cols], of this range alone
 };
 
 struct KernelTable {
@@ -624,7 +638,7 @@ struct KernelTable {
   // Every member of the team calls it; all return when the draft is complete.
   void (*draft_chain)(const DraftChain&, Team&);
   // Floats of an item's memory; of the memory that each member of the team brings.
-  int64_t (*sparse_gqa_backward_item_floats)(int64_t d, int64_t keys, int64_t chunks);
+  int64_t (*sparse_gqa_backward_item_floats)(const SparseGqa&, int64_t segment, int64_t chunks);
   int64_t (*sparse_gqa_backward_member_floats)(int64_t d, int64_t keys);
   // Every member of the team calls it; all return when the items are complete.
   void (*sparse_gqa_backward)(const SparseGqaBackward&, Team&, float* memory);

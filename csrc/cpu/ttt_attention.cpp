@@ -7,11 +7,10 @@
 
 #include "gqa_common.h"
 #include "level.h"
+#include "vector_exp.h"
 
 namespace leeboard::LEEBOARD_LEVEL {
 namespace {
-
-inline constexpr int64_t kMostChannels = 256;
 
 template <class A, class B>
 LB_OUTLINE float dot(const A* a, const B* b, int64_t d) {
@@ -56,50 +55,64 @@ LB_INLINE void merge(const SparseGqa& op, const GqaRow& at, float* sums, float& 
   }
 }
 
-// The weight of an own key, and its slope ds, not scaled.
-struct Share {
-  float weight;
-  float slope;
-};
-
-template <class T, class Row>
-LB_INLINE Share share_of(const Row* q, const Row* grad_out, const T* k, const T* v, int64_t d,
-                         float scale, const GqaRowSoftmax& softmax) {
-  const float weight = __builtin_expf(dot(q, k, d) * scale - softmax.rest) * softmax.power;
-  return {weight, weight * (dot(grad_out, v, d) - softmax.delta)};
+// Scores of the rows with a step's keys, and products of their gradients with its values.
+template <class T>
+LB_INLINE void multiply_own(const SparseGqa& op, const GqaOwnRows& rows, int64_t step,
+                            float* scores, float* products) {
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const int64_t row = rows.query + (rows.first + i) / op.group;
+    const T* k = row_at<const T>(op.own_k[step], rows.batch, rows.head, row);
+    const T* v = row_at<const T>(op.own_v[step], rows.batch, rows.head, row);
+    scores[i] = dot(rows.q + i * rows.stride, k, op.d);
+    products[i] = dot(rows.grad_out + i * rows.stride, v, op.d);
+  }
 }
 
 template <class T>
-LB_INLINE void grad_own(const SparseGqaBackward& args, const GqaUnit& unit) {
+LB_INLINE void own_rows(const SparseGqa& op, const GqaOwnRows& rows) {
+  for (int64_t step = 0; step < op.own_count; ++step) {
+    float* weights = rows.shares + 2 * step * rows.item_rows + rows.first;
+    float* slopes = weights + rows.item_rows;
+    multiply_own<T>(op, rows, step, weights, slopes);
+    for_each_vector(rows.count, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+      const vf score = load_n(weights + j, n) * splat(op.scale);
+      const vf weight = vector_exp(score - load_n(rows.rest + j, n)) * load_n(rows.power + j, n);
+      store_n(slopes + j, weight * (load_n(slopes + j, n) - load_n(rows.delta + j, n)), n);
+      store_n(weights + j, weight, n);
+    });
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const int64_t row = rows.query + (rows.first + i) / op.group;
+      const T* k = row_at<const T>(op.own_k[step], rows.batch, rows.head, row);
+      add_scaled(slopes[i], k, op.d, rows.grad_q + i * rows.stride);
+    }
+  }
+}
+
+template <class T>
+LB_INLINE void grad_own(const SparseGqaBackward& args, const GqaUnit& unit, const float* shares) {
   const SparseGqa& op = args.op;
   const GqaBackwardItem& item = args.items[unit.item];
   const Segment& segment = op.segments[item.segment];
-  const int64_t batch = segment.batch;
-  float sum_k[kMostChannels + W];
-  float sum_v[kMostChannels + W];
-  for (int64_t row = segment.query + unit.first; row < segment.query + unit.first + unit.count;
-       ++row) {
-    for (int64_t i = 0; i < op.own_count; ++i) {
-      const T* k = row_at<const T>(op.own_k[i], batch, item.head, row);
-      const T* v = row_at<const T>(op.own_v[i], batch, item.head, row);
-      std::memset(sum_k, 0, sizeof sum_k);
-      std::memset(sum_v, 0, sizeof sum_v);
-      for (int64_t head = item.head * op.group; head < (item.head + 1) * op.group; ++head) {
-        const int64_t at = (batch * args.query_heads + head) * args.queries + row;
-        const T* q = row_at<const T>(op.q, batch, head, row);
-        const T* grad_out = row_at<const T>(args.grad_out, batch, head, row);
-        GqaRowSoftmax softmax;
-        split_lse(args.lse[at], softmax.rest, softmax.power);
-        softmax.delta = dot(grad_out, row_at<const T>(args.out, batch, head, row), op.d);
-        const Share share = share_of(q, grad_out, k, v, op.d, op.scale, softmax);
-        add_scaled(share.slope, q, op.d, sum_k);
-        add_scaled(share.weight, grad_out, op.d, sum_v);
-      }
-      T* grad_k = row_at<T>(args.grad_own_k[i], batch, item.head, row);
-      T* grad_v = row_at<T>(args.grad_own_v[i], batch, item.head, row);
-      for_each_vector(op.d, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-        store_n(grad_k + j, load(sum_k + j) * op.scale, n);
-        store_n(grad_v + j, load(sum_v + j), n);
+  const int64_t item_rows = segment.queries * op.group;
+  for (int64_t step = 0; step < op.own_count; ++step) {
+    const float* weights = shares + 2 * step * item_rows;
+    for (int64_t token = unit.first; token < unit.first + unit.count; ++token) {
+      const int64_t row = segment.query + token;
+      const int64_t first = item.head * op.group;
+      const T* q = row_at<const T>(op.q, segment.batch, first, row);
+      const T* grad_out = row_at<const T>(args.grad_out, segment.batch, first, row);
+      T* grad_k = row_at<T>(args.grad_own_k[step], segment.batch, item.head, row);
+      T* grad_v = row_at<T>(args.grad_own_v[step], segment.batch, item.head, row);
+      for_each_vector(op.d, [&](int64_t j, int64_t n) {
+        vf sum_k = {};
+        vf sum_v = {};
+        for (int64_t h = 0; h < op.group; ++h) {
+          const float* share = weights + token * op.group + h;
+          sum_k = fma(splat(share[item_rows]), load_n(q + h * op.q.head + j, n), sum_k);
+          sum_v = fma(splat(share[0]), load_n(grad_out + h * args.grad_out.head + j, n), sum_v);
+        }
+        store_n(grad_k + j, sum_k * op.scale, n);
+        store_n(grad_v + j, sum_v, n);
       });
     }
   }
@@ -112,20 +125,13 @@ void ttt_attention_merge(const SparseGqa& op, const GqaRow& row, float* sums, fl
   dispatch_type(op.dtype, [&]<class T>(T) { merge<T>(op, row, sums, peak, total); });
 }
 
-void ttt_attention_grad_q(const SparseGqa& op, const GqaRow& row, const float* q,
-                          const float* grad_out, const GqaRowSoftmax& softmax, float* grad_q) {
-  dispatch_type(op.dtype, [&]<class T>(T) {
-    for (int64_t i = 0; i < op.own_count; ++i) {
-      const int64_t head = row.head / op.group;
-      const T* k = row_at<const T>(op.own_k[i], row.batch, head, row.row);
-      const T* v = row_at<const T>(op.own_v[i], row.batch, head, row.row);
-      add_scaled(share_of(q, grad_out, k, v, op.d, op.scale, softmax).slope, k, op.d, grad_q);
-    }
-  });
+void ttt_attention_rows(const SparseGqa& op, const GqaOwnRows& rows) {
+  dispatch_type(op.dtype, [&]<class T>(T) { own_rows<T>(op, rows); });
 }
 
-void ttt_attention_grad_own(const SparseGqaBackward& args, const GqaUnit& unit) {
-  dispatch_type(args.op.dtype, [&]<class T>(T) { grad_own<T>(args, unit); });
+void ttt_attention_grad_own(const SparseGqaBackward& args, const GqaUnit& unit,
+                            const float* shares) {
+  dispatch_type(args.op.dtype, [&]<class T>(T) { grad_own<T>(args, unit, shares); });
 }
 
 }  // namespace leeboard::LEEBOARD_LEVEL
