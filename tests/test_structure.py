@@ -33,9 +33,11 @@ ALLOWED: dict[str, set[str]] = {
     "draft": {"draft", "nn", "ops"},
     "prune": {"prune", "nn", "ops"},
     "sim": {"sim", "_C"},
+    # Of the demo it takes the corpus, the tokenizer, the target and the stages.
+    "reproduce": {"reproduce", "demo", "draft"},
 }
 # What every part may use; it uses no part itself.
-COMMON = {"_version", "_files", "_progress"}
+COMMON = {"_version", "_files", "_progress", "_pool"}
 # Outside the package: part -> top-level modules that it may import at module level.
 LIGHT: dict[str, set[str]] = {
     "reference": {"torch"},
