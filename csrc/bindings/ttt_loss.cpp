@@ -1,3 +1,4 @@
+#include <memory>
 #include <string>
 
 #include "bindings.h"
@@ -111,8 +112,12 @@ void bind_ttt_loss(py::module_& module, const TensorReader& reader) {
           if (args.place[r] < 0 || args.place[r] >= teacher->rows) return false;
         }
         const KernelTable& kernels = kernels_of(level);
-        run_rows(rows, args.cols,
-                 [&](int64_t begin, int64_t end) { kernels.ttt_loss_rows(args, begin, end); });
+        run_rows(rows, args.cols, [&](int64_t begin, int64_t end) {
+          TttLossRows range = args;
+          const std::unique_ptr<float[]> exponentials(new float[static_cast<size_t>(args.cols)]);
+          range.exponentials = exponentials.get();
+          kernels.ttt_loss_rows(range, begin, end);
+        });
         return true;
       },
       py::arg("logits"), py::arg("teacher"), py::arg("place"), py::arg("total"),

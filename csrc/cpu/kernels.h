@@ -607,6 +607,7 @@ struct TttLossRows {
   float* row_loss;
   bool* hit;
   float* overlap;
+  float* exponentials;  // [cols], of this range alone
 };
 
 struct KernelTable {

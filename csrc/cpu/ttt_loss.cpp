@@ -33,7 +33,8 @@ struct RowSums {
   int64_t best;
 };
 
-LB_INLINE RowSums sums_of(const float* x, int64_t cols) {
+// Keeps the exponentials in `kept`, if that is given.
+LB_INLINE RowSums sums_of(const float* x, int64_t cols, float* kept = nullptr) {
   vf most = splat(-INFINITY);
   vi at = {};
   vi index = {};
@@ -62,6 +63,7 @@ LB_INLINE RowSums sums_of(const float* x, int64_t cols) {
     vf sum = {};
     for_each_vector(count, [&](int64_t j, int64_t n) {
       const vf e = vector_exp(load_n(x + first + j, n) - largest);
+      if (kept != nullptr) store_n(kept + first + j, e, n);
       sum += n < W ? first_lanes(e, n) : e;
     });
     total += sum;
@@ -99,9 +101,10 @@ void teacher_row(const TttLossTeacher& args, int64_t r) {
 // What a pair of rows shares at every column.
 struct PairOfRows {
   const float* x;
-  const float* z;  // less its largest
-  vf most;         // of x
-  vf log_ratio;    // of the sums, the teacher's over the drafter's
+  const float* exp_x;  // of x less its largest
+  const float* z;      // less its largest
+  vf most;             // of x
+  vf log_ratio;        // of the sums, the teacher's over the drafter's
   vf inverse_p;
   vf inverse_q;
   vf coverage;
@@ -122,7 +125,7 @@ LB_INLINE Shares shares_at(const PairOfRows& pair, int64_t j, int64_t n) {
   s.log_ratio = (z - x) - pair.log_ratio;
   s.p_draft = vector_exp(z) * pair.inverse_p;
   s.p = s.p_draft * pair.coverage;
-  s.q = vector_exp(x) * pair.inverse_q;
+  s.q = load_n(pair.exp_x + j, n) * pair.inverse_q;
   return s;
 }
 
@@ -158,9 +161,10 @@ void student_row(const TttLossRows& args, int64_t r) {
   float* x = static_cast<float*>(args.logits.data) + r * args.logits.stride;
   const int64_t place = args.place[r];
   const float weight = args.weight[r];
-  const RowSums row = sums_of(x, args.cols);
+  const RowSums row = sums_of(x, args.cols, args.exponentials);
   const double ratio = static_cast<double>(args.total[place]) / static_cast<double>(row.total);
   const PairOfRows pair{x,
+                        args.exponentials,
                         static_cast<const float*>(args.teacher.data) + place * args.teacher.stride,
                         splat(row.most),
                         splat(static_cast<float>(std::log(ratio))),

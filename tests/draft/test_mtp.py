@@ -156,6 +156,8 @@ def test_drafts_as_transformers_does(heads: int) -> None:
 def test_decoding_does_what_the_unroll_does(convention: str, heads: int, recycle: Any) -> None:
     """Three rounds of two sequences of different lengths; chains longer than there are heads."""
     head = make_head(convention, heads=heads, recycle=recycle).double()
+    if convention == "deepseek_v3" and not any("gate_up_proj" in n for n in head.state_dict()):
+        pytest.skip("this transformers has experts for float32 alone")
     depth, rounds = 5, ((3, 5), (4, 1), (1, 2))
     ids, hiddens = tokens(head, 2, 10), states(head, 2, 10)
     cache, done = head.new_cache(0), [0, 0]
@@ -370,7 +372,8 @@ def test_takes_config_files_as_they_are_published() -> None:
     """Fields left to the family's defaults, and rotary embeddings under their older names."""
     block = target_config("Qwen3Next").to_dict()
     # Qwen3-Next's says only how often full attention comes.
-    del block["layer_types"], block["rope_parameters"]
+    del block["layer_types"]
+    block.pop("rope_parameters", None)
     block.update(full_attention_interval=4, rope_theta=1e6, partial_rotary_factor=0.5)
     head = MTPHead(MTPConfig(block=block, convention="qwen3_next"))
     assert layers_of("qwen3_next", head, 0)[3].self_attn is not None

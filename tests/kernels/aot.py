@@ -71,6 +71,8 @@ USUAL_ATTENTION = (
     "gqa-top_u-D128",
     "ttt-S4-D128",
 )
+# Logits are float32, whatever the states are.
+LOSSES = ("kl", "lk_alpha", "lk_lambda")
 USUAL_PANELS = (
     "saliency-T512-W64",
     "panel-outputs-N1",
@@ -98,6 +100,8 @@ STREAMING = {
     "_ttt_attention_merge_kernel",
     "_ttt_attention_grad_q_kernel",
     "_ttt_attention_grad_own_kernel",
+    "_ttt_loss_teacher_kernel",
+    "_ttt_loss_rows_kernel",
     "_unit_saliency_sum_kernel",
     "_panel_outputs_stream_kernel",
     "_panel_outputs_dot_kernel",
@@ -173,12 +177,14 @@ def cases() -> dict[str, Callable[[Any], None]]:
         sparse_gqa,
         swiglu_linear,
         ttt_attention,
+        ttt_loss,
         unit_saliency,
         verify_greedy,
         verify_sample,
     )
     from leeboard.ops import patterns
     from leeboard.ops._attention_plan import plan_for
+    from leeboard.ops._ttt_chunks import Options
     from leeboard.reference import DrafterWeights, QuantizedWeight, Weight
 
     def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -388,6 +394,18 @@ def cases() -> dict[str, Callable[[Any], None]]:
 
         return launch
 
+    def loss(V: int, name: str, softcap: float) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            x, z = (empty(rows, V, dtype=torch.float32) for rows in (192, 64))
+            total, best = (empty(64, dtype=kind) for kind in (torch.float32, torch.int64))
+            ttt_loss.teacher(z, total, total, total, best, softcap)
+            each, place = (empty(192, dtype=kind) for kind in (torch.float32, torch.int64))
+            hit = empty(192, dtype=torch.bool)
+            options = Options(name, 3.0, softcap, grad_hidden=True, grad_weight=True)
+            ttt_loss.rows(x, z, place, total, total, best, each, each, hit, each, options)
+
+        return launch
+
     def panels(N: int, panel: int, over: str) -> Callable[[torch.dtype], None]:
         def launch(dtype: torch.dtype) -> None:
             entries = empty(64, dtype=torch.int32)
@@ -471,6 +489,9 @@ def cases() -> dict[str, Callable[[Any], None]]:
     # Of heads and of channels.
     table["saliency-T512-W64"] = saliency(512, 4096, 64)
     table["saliency-T512-W1"] = saliency(512, 4096, 1)
+    for name in LOSSES:
+        table[f"loss-{name}-V32000"] = loss(32000, name, 30.0)
+    table["loss-kl-V1024"] = loss(1024, "kl", 0.0)
     # The feed-forward blocks take every option, and their second launch is that of listed inputs.
     for N in (1, 64):
         table[f"panel-outputs-N{N}"] = panels(N, 16, "outputs")
@@ -490,13 +511,15 @@ def selected(case: str, dtype: str, target: str) -> bool:
     """Whether the grid holds this combination (see the top of the file for why)."""
     usual = case in (*USUAL_NORMS, *USUAL_ATTENTION) or ("-N" in case and case.endswith("H4096"))
     usual |= case.startswith(("greedy-", "sample-"))
-    usual |= case in USUAL_PANELS
+    usual |= case in USUAL_PANELS or case in ("loss-kl-V32000", "loss-lk_lambda-V32000")
     thorough = target in ("sm_90", "gfx942")
     if "fp8" in case and target == "sm_80":
         # Without an fp8 type its bits are widened, which spills a few registers; it has to run only.
         return False
     if dtype == "bfloat16":
         return thorough or usual
+    if case.startswith("loss-"):
+        return False
     if dtype == "float32" and case.startswith(("gqa-", "ttt-")):
         # The widest heads are the hardest.
         return thorough and case == "gqa-D256"

@@ -152,7 +152,7 @@ def test_chunks_do_not_show(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return mm(a, b, out=out)
 
     monkeypatch.setattr(_ttt_chunks, "CHUNK_BYTES", 0)
-    monkeypatch.setattr(_ttt_chunks, "LEAST_ROWS", rows)
+    monkeypatch.setattr(_ttt_chunks, "ENOUGH_ROWS", rows)
     monkeypatch.setattr(torch, "mm", recorded)
     cut = ttt_loss(*args)
     torch.testing.assert_close(tuple(cut), tuple(whole))

@@ -34,7 +34,7 @@ examples:
   leeboard draft probe --target T --drafter old=D1 --drafter new=D2 \\
       --prompts chats.jsonl --conditions matched --noise none
       two drafters on the same texts
-  leeboard plan speculation --acceptance drift.json ...
+  leeboard plan speculation drift.json ...
       a probe's file says what is accepted at every depth
 
 how to read the table:
@@ -141,7 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="A TEST, not a way to run a drafter: override a switch that it was trained with, such "
-        "as norm_output=true; what is accepted must fall",
+        "as norm_output=true, to see what the mismatch costs",
     )
     how.add_argument(
         "--no-attention", action="store_true", help="do not measure where drafters look: faster"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from leeboard.draft.batch import Batch
 from leeboard.draft.protocol import Drafter
+from leeboard.ops import ttt_loss
 
 Loss = Literal["kl", "lk_alpha", "lk_lambda"]
 
@@ -66,7 +67,8 @@ def chain_loss(
     -log a, a = sum_v min(p, q), for "lk_alpha"; and lam KL(p~ || q) + (1 - lam) TV(p, q) for
     "lk_lambda", where lam = exp(-eta a) without gradient (both arXiv:2602.23881).
 
-    Only live rows pass through the head.
+    Only rows with a loss are unrolled and pass through the head (`leeboard.ops.ttt_loss`); under
+    autocast both heads' products are in its dtype.
 
     Args:
         drafter: The drafter in training, on the batch's device.
@@ -86,26 +88,42 @@ def chain_loss(
     Raises:
         ValueError: Shapes do not fit each other or the drafter's config, or an option is unknown.
     """
-    steps = len(step_weights)
+    steps, width = len(step_weights), batch.ids.shape[1]
     _check(drafter, batch, teacher_weight, step_weights, loss, counts)
     marked, valid = _rows(drafter, batch, steps)
     step_rows, step_valid = marked.sum((1, 2)), valid.sum((1, 2))
     divisors = (step_valid if counts is None else counts).to(torch.float32).clamp(min=1e-9)
     if counts is None:
         divisors = divisors.clamp(min=1.0)
-    # Positions p - 1 that teach a row of any step.
+    # Positions p - 1 that teach a row of any step, and the rows that they teach.
     live = valid.flatten(1).any(0).nonzero()[:, 0]
+    depths = range(steps)
+    taught = torch.stack(
+        [F.pad(valid[j, :, 1 + j :], (0, 1 + j)) for j in depths if 1 + j <= width]
+    )
+    rows = taught.flatten(1).any(0).nonzero()[:, 0]
+    place = torch.zeros(valid[0].numel(), dtype=torch.int64, device=rows.device)
+    place[rows] = torch.arange(rows.shape[0], device=rows.device)
     weights = torch.tensor(step_weights, dtype=torch.float32, device=live.device)
     row_weight = valid.flatten(1)[:, live] * (weights / divisors)[:, None]
-    unrolled = drafter.iter_unroll(batch.ids, batch.hiddens, steps, positions=batch.positions)
-    hidden = torch.stack(
-        [h.flatten(0, 1)[(live - 1 - j).clamp(min=0)] for j, (h, _) in enumerate(unrolled)]
-    )
+    unrolled = drafter.iter_rows(batch.ids, batch.hiddens, steps, rows, positions=batch.positions)
+    # Where step j has no row for a position, any row will do: its weight is 0.
+    hidden = torch.stack([h[place[(live - 1 - j).clamp(min=0)]] for j, h in enumerate(unrolled)])
+    head = drafter.head_weight
+    if not isinstance(head, Tensor):
+        head = head.dequantize(hidden.dtype)
+    teacher = batch.final.detach().flatten(0, 1)[live]
+    teacher_weight = teacher_weight.detach().to(teacher.dtype)
+    if torch.is_autocast_enabled(hidden.device.type):
+        low = torch.get_autocast_dtype(hidden.device.type)
+        hidden, head, teacher, teacher_weight = (
+            x.to(low) for x in (hidden, head, teacher, teacher_weight)
+        )
     whole = drafter.config.draft_vocab_size == drafter.config.vocab_size
-    terms = _terms(
+    terms = ttt_loss(
         hidden,
-        drafter.logits,
-        batch.final.flatten(0, 1)[live],
+        head,
+        teacher,
         teacher_weight,
         row_weight,
         teacher_logsumexp=None if whole else batch.logsumexp.flatten()[live],
@@ -168,57 +186,3 @@ def _check(
         raise ValueError(
             f"teacher_weight: got shape {tuple(teacher_weight.shape)}, expected {expected}"
         )
-
-
-class _Terms(NamedTuple):
-    loss: Tensor
-    row_loss: Tensor
-    hit: Tensor
-    overlap: Tensor
-
-
-def _terms(
-    hidden: Tensor,
-    head: object,
-    teacher: Tensor,
-    teacher_weight: Tensor,
-    row_weight: Tensor,
-    *,
-    teacher_logsumexp: Tensor | None,
-    loss: Loss,
-    eta: float,
-    softcap: float | None,
-) -> _Terms:
-    """The loss of hidden [S, N, H] against teacher [N, Ht], with all logits in memory."""
-    assert callable(head)
-    with torch.no_grad():
-        scores = F.linear(teacher, teacher_weight.to(teacher.dtype)).float()
-        if softcap is not None:
-            scores = softcap * (scores / softcap).tanh()
-        renormalised = scores.softmax(-1)
-        if teacher_logsumexp is None:
-            p = renormalised
-        else:
-            p = (scores - teacher_logsumexp[:, None]).exp()
-        best = scores.argmax(-1)
-    row_losses, hits, overlaps = [], [], []
-    for state, weight in zip(hidden, row_weight, strict=True):
-        live = weight != 0
-        logits = head(state).float()
-        log_q = logits.log_softmax(-1)
-        q = log_q.exp()
-        shared = torch.minimum(p, q).sum(-1)
-        divergence = -(renormalised * log_q).sum(-1) - torch.special.entr(renormalised).sum(-1)
-        if loss == "kl":
-            row = divergence
-        elif loss == "lk_alpha":
-            row = -shared.clamp(min=1e-30).log()
-        else:
-            lam = (-eta * shared.detach()).exp()
-            row = lam * divergence + (1 - lam) * (1 - shared)
-        row_losses.append(torch.where(live, row, 0.0))
-        hits.append(live & (logits.argmax(-1) == best))
-        overlaps.append(torch.where(live, shared.detach(), 0.0))
-    row_loss = torch.stack(row_losses)
-    total = (row_loss * row_weight).sum()
-    return _Terms(total, row_loss.detach(), torch.stack(hits), torch.stack(overlaps))

@@ -128,6 +128,27 @@ class Drafter(nn.Module):
         """`unroll` one step at a time."""
         raise NotImplementedError
 
+    def iter_rows(
+        self,
+        input_ids: Tensor,
+        hiddens: Sequence[Tensor],
+        steps: int,
+        rows: Tensor,
+        *,
+        positions: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """What the head takes of some rows of the unroll, step by step: what training needs.
+
+        Args:
+            input_ids: As for `unroll`, and so are `hiddens`, `steps` and `positions`.
+            rows: int64 [N], distinct places in the flattened [B, T].
+
+        Returns:
+            For every step `hidden` [N, H].
+        """
+        for hidden, _ in self.iter_unroll(input_ids, hiddens, steps, positions=positions):
+            yield hidden.flatten(0, 1).index_select(0, rows)
+
     def new_cache(self, capacity: int) -> Any:
         """An empty `ChainCache` for `draft`, with room for `capacity` rows at first."""
         raise NotImplementedError

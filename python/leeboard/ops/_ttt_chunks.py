@@ -12,8 +12,10 @@ from torch import Tensor
 # Logits that are held at a time. Fewer would let the products wait for the head's rows, which they
 # read once a chunk; more would leave the cache.
 CHUNK_BYTES = 8 << 20
-# But at least so many rows, teacher's and drafter's together; at most as many as one short sum.
-LEAST_ROWS = 256
+# But so many rows, teacher's and drafter's together, as long as they are not too large; at most as
+# many as one short sum has.
+ENOUGH_ROWS = 512
+ENOUGH_BYTES = 128 << 20
 MOST_ROWS = 4096
 # A head in a 16-bit type is widened by parts of so many bytes.
 PART_BYTES = 64 << 20
@@ -157,7 +159,9 @@ def live_rows(row_weight: Tensor) -> Live:
 
 def chunk_rows(steps: int, vocabulary: int) -> int:
     """Rows of the teacher in a chunk; each may have a row of the drafter for every step."""
-    rows = min(max(CHUNK_BYTES // (4 * vocabulary), LEAST_ROWS), MOST_ROWS)
+    row_bytes = 4 * vocabulary
+    enough = min(ENOUGH_ROWS, ENOUGH_BYTES // row_bytes)
+    rows = min(max(CHUNK_BYTES // row_bytes, enough), MOST_ROWS)
     return max(1, rows // (1 + steps))
 
 

@@ -178,7 +178,8 @@ def _register(owner: nn.Module, path: str, module: nn.Module) -> nn.Module:
 
 
 def _kept_in_float32(base: Any) -> tuple[str, ...]:
-    found: set[str] = set()
+    # What balances a router's load; older versions of transformers do not say so.
+    found = {"e_score_correction_bias"}
     for name in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
         found.update(getattr(base, name, None) or ())
     return tuple(f".{name}" for name in sorted(found))

@@ -84,7 +84,9 @@ def _drafter(result: ProbeResult, name: str, found: DrafterProbe) -> list[str]:
     matched = found.conditions["matched"]
     sink = found.sinks["matched"]
     switches = ", ".join(
-        f"{key} {_yes(value)}" for key, value in found.switches.items() if value not in (None, "")
+        f"{key} {_yes(value)}"
+        for key, value in found.switches.items()
+        if isinstance(value, bool) or value
     )
     lines = [f"{name}, template as trained", *_wrapped("", switches)]
     lines += _wrapped("all continuations: ", _accepted(result, matched))
@@ -230,8 +232,13 @@ def _interval(found: Interval | None) -> str:
 
 
 def _cell(value: Any, form: str, share: bool = False) -> str:
+    """The value as text of at most five characters where `form` allows it."""
     if value is None or math.isnan(value):
         return "-"
+    if isinstance(value, int):
+        return format(value, form) if value < 10_000 else f"{value / 1000:,.0f}k"
+    if not share and abs(value) >= 100:
+        form = ",.0f" if abs(value) < 10_000 else ".0e"
     return format(100 * value if share else value, form)
 
 

@@ -138,6 +138,7 @@ class _Reader:
             self._length,
             too_long=settings.too_long,
             split_turns=settings.split_turns,
+            skip_broken=settings.skip_broken,
         )
         self._say(f"{what}: {documents.told()}")
         return pack_rows(documents, self._length, settings.seed, packed=settings.packed)
