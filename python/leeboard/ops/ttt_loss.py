@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from leeboard.ops import _check
 from leeboard.ops._check import FLOAT_DTYPES, KERNEL_DTYPES
 from leeboard.ops._library import check_out, choose, define, kernels, takes_reference
 from leeboard.ops._state import Backend, state
-from leeboard.ops._ttt_chunks import Options, compute
+from leeboard.ops._ttt_chunks import Options, RowKernels, compute
 from leeboard.reference import TTTLossTerms
 
 TTTLoss = Literal["kl", "lk_alpha", "lk_lambda"]
@@ -272,12 +272,20 @@ def _forward(
             grads[0] if grad_hidden else blank,
             grads[1] if grad_weight else blank.clone(),
         )
-    plain = [_plain(t) for t in tensors]
-    whole = None if teacher_logsumexp is None else _plain(teacher_logsumexp)
     rows = kernels("ttt_loss") if backend == "triton" else _CpuRows(state().level)
     wanted = Options(loss, eta, softcap, grad_hidden, grad_weight)
+    whole = None if teacher_logsumexp is None else _plain(teacher_logsumexp)
     with torch.no_grad():
-        return compute(rows, *plain, whole, wanted)  # type: ignore[arg-type]
+        return compute(
+            cast(RowKernels, rows),
+            wanted,
+            _plain(hidden),
+            _plain(weight),
+            _plain(teacher),
+            _plain(teacher_weight),
+            _plain(row_weight),
+            whole,
+        )
 
 
 def _plain(t: Tensor) -> Tensor:
