@@ -18,6 +18,7 @@ set(LEEBOARD_KERNEL_SOURCES
     csrc/cpu/sparse_gqa.cpp
     csrc/cpu/sparse_gqa_backward.cpp
     csrc/cpu/swiglu_linear.cpp
+    csrc/cpu/ttt_attention.cpp
     csrc/cpu/ttt_loss.cpp
     csrc/cpu/unit_saliency.cpp
     csrc/cpu/verify_greedy.cpp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from leeboard.draft import DrafterConfig, Eagle3Drafter, capture, speculate, ttt_loss
+from leeboard.draft import DrafterConfig, Eagle3Drafter, chain_loss, observe, speculate
 
 torch.manual_seed(0)
 config = LlamaConfig(
@@ -25,13 +25,12 @@ greedy = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 prompts = torch.randint(256, (64, 4))
 mask = torch.ones_like(prompts)
 text = target.generate(prompts, attention_mask=mask, max_new_tokens=44, **greedy)
-with capture(target, drafter.config) as aux:
-    logits = target(text).logits
+batch = observe(target, drafter, text, torch.ones_like(text))
 parameters = [p for p in drafter.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(parameters, lr=3e-3)
 for _ in range(100):
     optimizer.zero_grad()
-    ttt_loss(drafter, logits, text, aux.hiddens, torch.ones_like(text), steps=3).loss.backward()
+    chain_loss(drafter, batch, target.lm_head.weight, step_weights=[1.0, 0.8, 0.64]).loss.backward()
     optimizer.step()
 
 out = speculate(target, drafter, prompts[:1], max_new_tokens=44, depth=4)

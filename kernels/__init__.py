@@ -22,6 +22,7 @@ __all__ = [
     "rms_norm",
     "sparse_gqa",
     "swiglu_linear",
+    "ttt_attention",
     "ttt_loss",
     "unit_saliency",
     "verify_greedy",

@@ -25,6 +25,7 @@ void bind_sim_network(py::module_& module);
 void bind_sim_queue(py::module_& module);
 void bind_sparse(py::module_& module, const TensorReader& reader);
 void bind_sparse_backward(py::module_& module, const TensorReader& reader);
+void bind_ttt_attention(py::module_& module, const TensorReader& reader);
 void bind_ttt_loss(py::module_& module, const TensorReader& reader);
 void bind_verify(py::module_& module, const TensorReader& reader);
 

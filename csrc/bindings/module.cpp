@@ -42,6 +42,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   leeboard::bind_saliency(module, reader);
   leeboard::bind_sparse(module, reader);
   leeboard::bind_sparse_backward(module, reader);
+  leeboard::bind_ttt_attention(module, reader);
   leeboard::bind_ttt_loss(module, reader);
   leeboard::bind_verify(module, reader);
   leeboard::bind_relay(module);

@@ -93,40 +93,6 @@ void run_turn(const KernelTable& kernels, SparseGqaForward args, Turn& turn) {
   turn = Turn{};
 }
 
-void run(const KernelTable& kernels, SparseGqaForward args) {
-  const SparseGqa& op = args.op;
-  for (int64_t s = 0; s < op.segment_count; ++s) {
-    args.longest = std::max(args.longest, op.segments[s].keys);
-  }
-  Turn turn;
-  for (int64_t s = 0; s < op.segment_count; ++s) {
-    const Segment& segment = op.segments[s];
-    for (int64_t head = 0; head < op.kv_heads; ++head) {
-      const int64_t heads = op.head_offsets[head + 1] - op.head_offsets[head];
-      const int64_t floats = heads > 0 ? kernels.sparse_gqa_item_floats(args, s, head) : 0;
-      if (turn.floats + floats > kTurnFloats) run_turn(kernels, args, turn);
-      const auto item = static_cast<int64_t>(turn.items.size());
-      turn.items.push_back({s, head, nullptr});
-      turn.offsets.push_back(turn.floats);
-      turn.floats += floats;
-      // Without active heads nothing of a key is read.
-      if (heads > 0 && segment.keys > 0) {
-        add_units(turn.packs, item, segment.keys, kGqaPackKeys);
-      } else {
-        turn.packs.push_back({item, 0, 0});
-      }
-      add_units(turn.blocks, item, segment.queries * heads, kGqaBlockRows);
-      if (args.sample != nullptr) {
-        for (int64_t h = 0; h < heads; ++h) turn.heads.push_back({item, h, 1});
-        add_units(turn.chosen_blocks, item, args.counts[s] * heads, kGqaBlockRows);
-      }
-      // Rows of queries and outputs, of keys and values.
-      turn.bytes += (segment.queries * heads + segment.keys) * op.d * 8;
-    }
-  }
-  run_turn(kernels, args, turn);
-}
-
 // The outputs of a call; false where they do not fit it.
 bool read_outputs(const TensorReader& reader, const SparseCall& call, py::handle out_object,
                   py::handle lse_object, SparseGqaForward& args) {
@@ -191,6 +157,40 @@ bool read_top_u(const TensorReader& reader, const SparseCall& call, py::handle c
 
 }  // namespace
 
+void run_sparse_forward(const KernelTable& kernels, SparseGqaForward args) {
+  const SparseGqa& op = args.op;
+  for (int64_t s = 0; s < op.segment_count; ++s) {
+    args.longest = std::max(args.longest, op.segments[s].keys);
+  }
+  Turn turn;
+  for (int64_t s = 0; s < op.segment_count; ++s) {
+    const Segment& segment = op.segments[s];
+    for (int64_t head = 0; head < op.kv_heads; ++head) {
+      const int64_t heads = op.head_offsets[head + 1] - op.head_offsets[head];
+      const int64_t floats = heads > 0 ? kernels.sparse_gqa_item_floats(args, s, head) : 0;
+      if (turn.floats + floats > kTurnFloats) run_turn(kernels, args, turn);
+      const auto item = static_cast<int64_t>(turn.items.size());
+      turn.items.push_back({s, head, nullptr});
+      turn.offsets.push_back(turn.floats);
+      turn.floats += floats;
+      // Without active heads nothing of a key is read.
+      if (heads > 0 && segment.keys > 0) {
+        add_units(turn.packs, item, segment.keys, kGqaPackKeys);
+      } else {
+        turn.packs.push_back({item, 0, 0});
+      }
+      add_units(turn.blocks, item, segment.queries * heads, kGqaBlockRows);
+      if (args.sample != nullptr) {
+        for (int64_t h = 0; h < heads; ++h) turn.heads.push_back({item, h, 1});
+        add_units(turn.chosen_blocks, item, args.counts[s] * heads, kGqaBlockRows);
+      }
+      // Rows of queries and outputs, of keys and values.
+      turn.bytes += (segment.queries * heads + segment.keys) * op.d * 8;
+    }
+  }
+  run_turn(kernels, args, turn);
+}
+
 void bind_sparse(py::module_& module, const TensorReader& reader) {
   py::class_<AttentionPlan>(module, "AttentionPlan")
       .def(py::init([&reader](py::handle offsets, py::handle spans, int64_t keys) {
@@ -211,7 +211,7 @@ void bind_sparse(py::module_& module, const TensorReader& reader) {
         if (!call || !read_outputs(reader, *call, out, lse, args)) return false;
         const KernelTable& kernels = kernels_of(level);
         py::gil_scoped_release nogil;
-        run(kernels, args);
+        run_sparse_forward(kernels, args);
         return true;
       },
       py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("lse").none(true),
@@ -233,7 +233,7 @@ void bind_sparse(py::module_& module, const TensorReader& reader) {
         }
         const KernelTable& kernels = kernels_of(level);
         py::gil_scoped_release nogil;
-        run(kernels, args);
+        run_sparse_forward(kernels, args);
         return true;
       },
       py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("lse").none(true),

@@ -15,6 +15,8 @@ constexpr int64_t kChunkBlocks = 4;
 // Panels, and keys, that a thread takes at a time.
 constexpr int64_t kPackPanels = 8;
 constexpr int64_t kSumKeys = 64;
+// Rows whose own keys a thread takes at a time.
+constexpr int64_t kOwnRows = 64;
 // Items are worked on in turns whose memory is at most this, or one item's: of L keys and c <=
 // kChunks chunks about (12 + 8 c) L d bytes, with d rounded up to whole vectors.
 constexpr int64_t kScratchFloats = int64_t{32} << 20;
@@ -25,6 +27,7 @@ struct Turn {
   std::vector<GqaUnit> packs;
   std::vector<GqaUnit> chunks;
   std::vector<GqaUnit> sums;
+  std::vector<GqaUnit> owns;
   int64_t floats = 0;
   int64_t bytes = 0;
 };
@@ -41,8 +44,7 @@ void run_turn(const KernelTable& kernels, SparseGqaBackward args, Turn& turn) {
   float* next = memory.data;
   for (GqaBackwardItem& item : turn.items) {
     item.memory = next;
-    next += kernels.sparse_gqa_backward_item_floats(args.op.d, args.op.segments[item.segment].keys,
-                                                    item.chunks);
+    next += kernels.sparse_gqa_backward_item_floats(args.op, item.segment, item.chunks);
   }
   args.items = turn.items.data();
   args.packs = turn.packs.data();
@@ -51,7 +53,9 @@ void run_turn(const KernelTable& kernels, SparseGqaBackward args, Turn& turn) {
   args.chunk_count = static_cast<int64_t>(turn.chunks.size());
   args.sums = turn.sums.data();
   args.sum_count = static_cast<int64_t>(turn.sums.size());
-  alignas(64) char counters[3 * 64] = {};
+  args.owns = turn.owns.data();
+  args.own_count = static_cast<int64_t>(turn.owns.size());
+  alignas(64) char counters[4 * 64] = {};
   args.counters = counters;
   const int64_t member_floats = kernels.sparse_gqa_backward_member_floats(args.op.d, args.longest);
   run_team(turn.bytes, [&](Team& team) {
@@ -61,7 +65,9 @@ void run_turn(const KernelTable& kernels, SparseGqaBackward args, Turn& turn) {
   turn = Turn{};
 }
 
-void run(const KernelTable& kernels, SparseGqaBackward args) {
+}  // namespace
+
+void run_sparse_backward(const KernelTable& kernels, SparseGqaBackward args) {
   const SparseGqa& op = args.op;
   const int64_t items = op.segment_count * op.kv_heads;
   const int64_t block = kernels.gqa_backward_rows;
@@ -78,7 +84,7 @@ void run(const KernelTable& kernels, SparseGqaBackward args) {
           std::clamp<int64_t>(blocks / kChunkBlocks, 1, (kChunks - 1) / items + 1);
       const int64_t chunk_rows = (blocks + wanted - 1) / wanted * block;
       const int64_t chunks = rows == 0 ? 0 : (rows + chunk_rows - 1) / chunk_rows;
-      const int64_t floats = kernels.sparse_gqa_backward_item_floats(op.d, segment.keys, chunks);
+      const int64_t floats = kernels.sparse_gqa_backward_item_floats(op, s, chunks);
       if (turn.floats + floats > kScratchFloats) run_turn(kernels, args, turn);
       const auto item = static_cast<int64_t>(turn.items.size());
       turn.items.push_back({s, head, chunk_rows, chunks, nullptr});
@@ -92,6 +98,7 @@ void run(const KernelTable& kernels, SparseGqaBackward args) {
       }
       add_units(turn.chunks, item, chunks, 1);
       add_units(turn.sums, item, segment.keys, kSumKeys);
+      if (op.own_count > 0) add_units(turn.owns, item, segment.queries, kOwnRows);
       turn.floats += floats;
       // Rows of queries, outputs and their gradients, and of keys, values and theirs.
       turn.bytes += (rows * 4 + segment.keys * 4) * op.d * 4;
@@ -99,8 +106,6 @@ void run(const KernelTable& kernels, SparseGqaBackward args) {
   }
   run_turn(kernels, args, turn);
 }
-
-}  // namespace
 
 void bind_sparse_backward(py::module_& module, const TensorReader& reader) {
   module.def(
@@ -151,7 +156,7 @@ void bind_sparse_backward(py::module_& module, const TensorReader& reader) {
         args.queries = call->queries;
         const KernelTable& kernels = kernels_of(level);
         py::gil_scoped_release nogil;
-        run(kernels, args);
+        run_sparse_backward(kernels, args);
         return true;
       },
       py::arg("grad_out"), py::arg("grad_lse").none(true), py::arg("q"), py::arg("k"), py::arg("v"),

@@ -74,8 +74,8 @@ inline float* read_row_values(const TensorReader& reader, py::handle object, int
   return fits ? reinterpret_cast<float*>(t->data) : nullptr;
 }
 
-// One segment for each plan, or one plan for every batch. Without plans (None) the rows see what
-// the kernel decides.
+// One segment for each plan, whose bounds count the rows of all batches, or one plan for every
+// batch. Without plans (None) the rows see what the kernel decides.
 inline bool read_segments(const TensorReader& reader, py::handle plans_object, py::handle cu_q,
                           py::handle cu_k, SparseCall& call) {
   if (cu_q.is_none() != cu_k.is_none()) return false;
@@ -107,8 +107,8 @@ inline bool read_segments(const TensorReader& reader, py::handle plans_object, p
   }
   const auto rows = reader.read(cu_q);
   const auto keys = reader.read(cu_k);
-  if (call.batch != 1 || !rows || !keys || rows->kind != Kind::kInt64 ||
-      keys->kind != Kind::kInt64 || rows->ndim != 1 || rows->shape[0] < 1) {
+  if (!rows || !keys || rows->kind != Kind::kInt64 || keys->kind != Kind::kInt64 ||
+      rows->ndim != 1 || rows->shape[0] < 1) {
     return false;
   }
   const int64_t count = rows->shape[0] - 1;
@@ -116,18 +116,30 @@ inline bool read_segments(const TensorReader& reader, py::handle plans_object, p
   const auto* row = static_cast<const int64_t*>(as_vector(*rows, count + 1));
   const auto* key = static_cast<const int64_t*>(as_vector(*keys, count + 1));
   if (row == nullptr || key == nullptr || row[0] != 0 || key[0] != 0 ||
-      row[count] != call.queries || key[count] != call.keys) {
+      row[count] != call.batch * call.queries || key[count] != call.batch * call.keys) {
     return false;
   }
-  // A segment within the tensor: the numbers rise from 0 to the length.
+  // A segment within one batch: the numbers rise from 0 to the length.
   for (int64_t s = 0; s < count; ++s) {
-    if (row[s + 1] < row[s] || key[s + 1] < key[s] || row[s + 1] > call.queries ||
-        key[s + 1] > call.keys) {
+    if (row[s + 1] < row[s] || key[s + 1] < key[s] || row[s + 1] > row[count] ||
+        key[s + 1] > key[count]) {
       return false;
     }
-    const Segment segment{0,       row[s], row[s + 1] - row[s], key[s], key[s + 1] - key[s],
-                          nullptr, nullptr};
-    if (!add(s, segment)) return false;
+    Segment segment{0, 0, row[s + 1] - row[s], 0, key[s + 1] - key[s], nullptr, nullptr};
+    if (segment.queries > 0) {
+      segment.batch = row[s] / call.queries;
+      segment.query = row[s] % call.queries;
+    }
+    if (segment.keys > 0) {
+      const int64_t batch = key[s] / call.keys;
+      if (segment.queries > 0 && segment.batch != batch) return false;
+      segment.batch = batch;
+      segment.key = key[s] % call.keys;
+    }
+    if (segment.query + segment.queries > call.queries || segment.key + segment.keys > call.keys ||
+        !add(s, segment)) {
+      return false;
+    }
   }
   return true;
 }
@@ -157,6 +169,10 @@ inline bool read_active_heads(py::handle object, SparseCall& call) {
   }
   return true;
 }
+
+// Attention of a call, cut into turns and run by the team.
+void run_sparse_forward(const KernelTable& kernels, SparseGqaForward args);
+void run_sparse_backward(const KernelTable& kernels, SparseGqaBackward args);
 
 // Empty for what the kernels do not take.
 inline std::optional<SparseCall> read_sparse_call(const TensorReader& reader, py::handle q_object,

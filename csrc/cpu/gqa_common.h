@@ -17,5 +17,32 @@ LB_INLINE T* row_at(const Heads& heads, int64_t batch, int64_t head, int64_t row
   return static_cast<T*>(heads.data) + batch * heads.batch + head * heads.head + row * heads.row;
 }
 
+inline constexpr float kLog2E = 1.44269504f;
+
+// What scores are scaled by before they are sorted: a sign, or what brings them to the cap's
+// domain.
+LB_INLINE float query_scale(const SparseGqa& op) {
+  if (op.softcap != 0.0f) return op.scale / op.softcap;
+  return op.scale > 0.0f ? 1.0f : op.scale < 0.0f ? -1.0f : 0.0f;
+}
+
+// What makes logits, powers of two, of the scores then.
+LB_INLINE float logit_factor(const SparseGqa& op) {
+  if (op.softcap != 0.0f || op.scale == 0.0f) return 1.0f;
+  return __builtin_fabsf(op.scale) * kLog2E;
+}
+
+// A logit's natural logarithm, exact in spite of the rounded factors.
+LB_INLINE double logit_unit(const SparseGqa& op) {
+  if (op.softcap != 0.0f) return static_cast<double>(op.softcap) / (op.softcap * kLog2E);
+  if (op.scale == 0.0f) return 1.0 / kLog2E;
+  return static_cast<double>(__builtin_fabsf(op.scale)) / logit_factor(op);
+}
+
+// Floats that the own keys' weights and slopes of a key-value head of a segment take.
+LB_INLINE int64_t gqa_shares(const SparseGqa& op, const Segment& segment) {
+  return op.own_count * 2 * segment.queries * op.group;
+}
+
 }  // namespace
 }  // namespace leeboard::LEEBOARD_LEVEL

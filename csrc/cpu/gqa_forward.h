@@ -7,6 +7,7 @@
 #pragma once
 
 #include "gqa_pack.h"
+#include "level.h"
 #include "vector_math.h"
 
 namespace leeboard::LEEBOARD_LEVEL {
@@ -15,7 +16,6 @@ namespace {
 inline constexpr int kBlockRows = kGqaBlockRows;
 inline constexpr int kStrips = kBlockRows / kRows;
 static_assert(kBlockRows % kRows == 0 && kGqaPackKeys % kPanel == 0);
-inline constexpr float kLog2E = 1.44269504f;
 
 // Consecutive rows of a strip that see the same keys: those of one token.
 struct Token {
@@ -172,26 +172,6 @@ LB_OUTLINE void cap_scores(float* scores, float cap) {
   }
 }
 
-// What scores are scaled by before they are sorted: a sign, or what brings them to the cap's
-// domain.
-LB_INLINE float query_scale(const SparseGqa& op) {
-  if (op.softcap != 0.0f) return op.scale / op.softcap;
-  return op.scale > 0.0f ? 1.0f : op.scale < 0.0f ? -1.0f : 0.0f;
-}
-
-// What makes logits, powers of two, of the scores then.
-LB_INLINE float logit_factor(const SparseGqa& op) {
-  if (op.softcap != 0.0f || op.scale == 0.0f) return 1.0f;
-  return __builtin_fabsf(op.scale) * kLog2E;
-}
-
-// A logit's natural logarithm, exact in spite of the rounded factors.
-LB_INLINE double logit_unit(const SparseGqa& op) {
-  if (op.softcap != 0.0f) return static_cast<double>(op.softcap) / (op.softcap * kLog2E);
-  if (op.scale == 0.0f) return 1.0 / kLog2E;
-  return static_cast<double>(__builtin_fabsf(op.scale)) / logit_factor(op);
-}
-
 template <class T>
 LB_INLINE void attend_block(const SparseGqa& op, const PackedKeys& packed, BlockRows& block) {
   constexpr bool pairs = kPairs<T>;
@@ -258,6 +238,11 @@ LB_INLINE void write_block(const SparseGqaForward& args, const Segment& segment,
     const int64_t head = block.head[row];
     float peak = state.peak[row % kRows];
     float total = horizontal_sum(load(state.total + row % kRows * W));
+    float* sums = block.sums + row * stride;
+    if (op.own_count > 0) {
+      const GqaRow place{segment.batch, head, segment.query + block.token[row]};
+      ttt_attention_merge(op, place, sums, peak, total);
+    }
     float factor = peak == -INFINITY ? 0.0f : 1.0f / total;
     if (op.sink_logits != nullptr) {
       const auto sink = static_cast<float>(op.sink_logits[head] / unit);
@@ -275,7 +260,6 @@ LB_INLINE void write_block(const SparseGqaForward& args, const Segment& segment,
           peak == -INFINITY ? -INFINITY : static_cast<float>(peak * unit + __builtin_log(total));
     }
     T* to = row_at<T>(args.out, segment.batch, head, segment.query + block.token[row]);
-    const float* sums = block.sums + row * stride;
     for_each_vector(op.d, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
       store_n(to + j, load(sums + j) * splat(factor), n);
     });

@@ -303,8 +303,41 @@ struct SparseGqa {
   const uint8_t* padding;  // [B, keys], nonzero: ignored; null: none
   int64_t padding_batch;
   const float* sink_logits;  // [Hq], or null
+  // Keys and values of train-time test's later steps: a query sees its own row of each, and nothing
+  // else of them. Not with sinks or a cap.
+  const Heads* own_k;  // [own_count], or null
+  const Heads* own_v;
+  int64_t own_count;
   float scale;
   float softcap;  // 0: none
+};
+
+// A query row of a call.
+struct GqaRow {
+  int64_t batch;
+  int64_t head;
+  int64_t row;
+};
+
+// Rows of an item in float32 whose own keys are in work: item row r is token r / group of the
+// segment that begins at `query`, head r % group of key-value head `head`. Of each row's softmax:
+// exp(s - lse) = power exp(s - rest), and delta = grad_out . out - grad_lse.
+struct GqaOwnRows {
+  int64_t batch;
+  int64_t head;
+  int64_t query;
+  int64_t first;  // an item row
+  int64_t count;
+  int64_t stride;  // floats between the rows
+  const float* q;
+  const float* grad_out;
+  const float* rest;
+  const float* power;
+  const float* delta;
+  float* grad_q;  // gets what the own keys add, not scaled
+  // [own_count, 2, item_rows]: the weights and slopes of all rows of the item.
+  float* shares;
+  int64_t item_rows;
 };
 
 // A key-value head of a segment, and how its query rows are cut into chunks.
@@ -343,7 +376,12 @@ struct SparseGqaBackward {
   int64_t chunk_count;
   const GqaUnit* sums;
   int64_t sum_count;
-  void* counters;  // three cache lines of zeros
+  // Rows of a segment whose own keys get their gradients; none without own keys.
+  const Heads* grad_own_k;  // [op.own_count], or null
+  const Heads* grad_own_v;
+  const GqaUnit* owns;
+  int64_t own_count;
+  void* counters;  // four cache lines of zeros
 };
 
 // A key-value head of a segment.
@@ -600,7 +638,7 @@ struct KernelTable {
   // Every member of the team calls it; all return when the draft is complete.
   void (*draft_chain)(const DraftChain&, Team&);
   // Floats of an item's memory; of the memory that each member of the team brings.
-  int64_t (*sparse_gqa_backward_item_floats)(int64_t d, int64_t keys, int64_t chunks);
+  int64_t (*sparse_gqa_backward_item_floats)(const SparseGqa&, int64_t segment, int64_t chunks);
   int64_t (*sparse_gqa_backward_member_floats)(int64_t d, int64_t keys);
   // Every member of the team calls it; all return when the items are complete.
   void (*sparse_gqa_backward)(const SparseGqaBackward&, Team&, float* memory);

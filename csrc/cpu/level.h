@@ -28,9 +28,17 @@ void head_join(const LinearHead& args, int64_t begin, int64_t end);
 int64_t sparse_gqa_item_floats(const SparseGqaForward& args, int64_t segment, int64_t head);
 int64_t sparse_gqa_member_floats(const SparseGqaForward& args);
 void sparse_gqa_forward(const SparseGqaForward& args, Team& team, float* memory);
-int64_t sparse_gqa_backward_item_floats(int64_t d, int64_t keys, int64_t chunks);
+int64_t sparse_gqa_backward_item_floats(const SparseGqa& op, int64_t segment, int64_t chunks);
 int64_t sparse_gqa_backward_member_floats(int64_t d, int64_t keys);
 void sparse_gqa_backward(const SparseGqaBackward& args, Team& team, float* memory);
+// One query row: the own keys join its sums [d], the largest score and the weights' sum.
+void ttt_attention_merge(const SparseGqa& op, const GqaRow& row, float* sums, float& peak,
+                         float& total);
+// Own keys of rows: their weights and slopes, and what they add to the gradient of q.
+void ttt_attention_rows(const SparseGqa& op, const GqaOwnRows& rows);
+// Then the gradients of the own keys and values of a unit's tokens.
+void ttt_attention_grad_own(const SparseGqaBackward& args, const GqaUnit& unit,
+                            const float* shares);
 int64_t panel_linear_floats(const PanelLinear& args, int64_t members);
 void panel_linear(const PanelLinear& args, Team& team, float* memory);
 int64_t panel_ffn_floats(const PanelFfn& args, int64_t members);

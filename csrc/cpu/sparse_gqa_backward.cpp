@@ -18,10 +18,12 @@ struct ItemMemory {
   PackedKeys packed;
   int64_t* ranges;  // [chunks, 2]
   float* partial;   // [chunks, 2, panels * kPanel, stride]
+  float* shares;    // see GqaOwnRows
   int64_t floats;
 };
 
-LB_INLINE ItemMemory item_memory(float* memory, int64_t d, int64_t keys, int64_t chunks) {
+LB_INLINE ItemMemory item_memory(float* memory, int64_t d, int64_t keys, int64_t chunks,
+                                 int64_t shares) {
   const int64_t panels = panels_of(keys);
   const int64_t padded = panels * kPanel;
   const int64_t rows = padded * packed_stride(d);
@@ -40,8 +42,14 @@ LB_INLINE ItemMemory item_memory(float* memory, int64_t d, int64_t keys, int64_t
   item.packed.padded = reinterpret_cast<int32_t*>(take(panels));
   item.ranges = reinterpret_cast<int64_t*>(take(4 * chunks));
   item.partial = take(chunks * 2 * rows);
+  item.shares = take(shares);
   item.floats = used;
   return item;
+}
+
+LB_INLINE ItemMemory memory_of(const SparseGqa& op, const GqaBackwardItem& item) {
+  const Segment& segment = op.segments[item.segment];
+  return item_memory(item.memory, op.d, segment.keys, item.chunks, gqa_shares(op, segment));
 }
 
 // A thread's memory: a block of rows, and one panel of rows that are being packed.
@@ -95,7 +103,7 @@ void pack_panels(const SparseGqaBackward& args, const GqaBackwardItem& item, con
   const SparseGqa& op = args.op;
   const Segment& segment = op.segments[item.segment];
   const int64_t stride = packed_stride(op.d);
-  const PackedKeys packed = item_memory(item.memory, op.d, segment.keys, item.chunks).packed;
+  const PackedKeys packed = memory_of(op, item).packed;
   const uint8_t* padding =
       op.padding == nullptr ? nullptr : op.padding + segment.batch * op.padding_batch + segment.key;
   for (int64_t p = unit.first; p < unit.first + unit.count; ++p) {
@@ -204,7 +212,7 @@ void run_chunk(const SparseGqaBackward& args, const GqaBackwardItem& item, int64
   const Segment& segment = op.segments[item.segment];
   const int64_t first_head = op.head_offsets[item.head];
   const ItemRows rows{&segment, op.heads + first_head, op.head_offsets[item.head + 1] - first_head};
-  const ItemMemory memory = item_memory(item.memory, op.d, segment.keys, item.chunks);
+  const ItemMemory memory = memory_of(op, item);
   const int64_t stride = block.stride;
   const int64_t begin = chunk * item.chunk_rows;
   const int64_t end = least(begin + item.chunk_rows, segment.queries * rows.active);
@@ -239,6 +247,22 @@ void run_chunk(const SparseGqaBackward& args, const GqaBackwardItem& item, int64
     } else {
       backward_block<false>(block, memory.packed, grad_k, grad_v);
     }
+    if (op.own_count > 0) {
+      ttt_attention_rows(op, {.batch = segment.batch,
+                              .head = item.head,
+                              .query = segment.query,
+                              .first = row,
+                              .count = last - row,
+                              .stride = stride,
+                              .q = block.q,
+                              .grad_out = block.grad_out,
+                              .rest = block.rest,
+                              .power = block.power,
+                              .delta = block.delta,
+                              .grad_q = block.grad_q,
+                              .shares = memory.shares,
+                              .item_rows = segment.queries * op.group});
+    }
     for (int64_t r = row; r < last; ++r) {
       T* to_row = row_at<T>(args.grad_q, segment.batch, rows.heads[r % rows.active],
                             segment.query + r / rows.active);
@@ -253,7 +277,7 @@ template <class T>
 void sum_chunks(const SparseGqaBackward& args, const GqaBackwardItem& item, const GqaUnit& unit) {
   const SparseGqa& op = args.op;
   const Segment& segment = op.segments[item.segment];
-  const ItemMemory memory = item_memory(item.memory, op.d, segment.keys, item.chunks);
+  const ItemMemory memory = memory_of(op, item);
   const int64_t stride = packed_stride(op.d);
   const int64_t floats = memory.packed.panels * kPanel * stride;
   for (int64_t key = unit.first; key < unit.first + unit.count; ++key) {
@@ -291,12 +315,19 @@ void run_member(const SparseGqaBackward& args, Team& team, float* memory) {
   });
   share_phase(team, counters[2], args.sum_count,
               [&](int64_t i) { sum_chunks<T>(args, args.items[args.sums[i].item], args.sums[i]); });
+  if (args.own_count > 0) {
+    share_phase(team, counters[3], args.own_count, [&](int64_t i) {
+      const GqaBackwardItem& item = args.items[args.owns[i].item];
+      ttt_attention_grad_own(args, args.owns[i], memory_of(args.op, item).shares);
+    });
+  }
 }
 
 }  // namespace
 
-int64_t sparse_gqa_backward_item_floats(int64_t d, int64_t keys, int64_t chunks) {
-  return item_memory(nullptr, d, keys, chunks).floats;
+int64_t sparse_gqa_backward_item_floats(const SparseGqa& op, int64_t segment, int64_t chunks) {
+  const Segment& of = op.segments[segment];
+  return item_memory(nullptr, op.d, of.keys, chunks, gqa_shares(op, of)).floats;
 }
 
 int64_t sparse_gqa_backward_member_floats(int64_t d, int64_t keys) {

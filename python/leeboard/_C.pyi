@@ -400,6 +400,32 @@ def sparse_gqa_top_u(
     softcap: float,
     level: int,
 ) -> bool: ...
+def ttt_attention_forward(
+    q: Tensor,
+    k: list[Tensor],
+    v: list[Tensor],
+    out: Tensor,
+    lse: Tensor | None,
+    plans: list[AttentionPlan],
+    bounds: Tensor | None,
+    scale: float,
+    level: int,
+) -> bool: ...
+def ttt_attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: list[Tensor],
+    v: list[Tensor],
+    out: Tensor,
+    lse: Tensor,
+    grad_q: Tensor,
+    grad_k: list[Tensor],
+    grad_v: list[Tensor],
+    plans: list[AttentionPlan],
+    bounds: Tensor | None,
+    scale: float,
+    level: int,
+) -> bool: ...
 def sparse_gqa_backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,

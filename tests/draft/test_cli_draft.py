@@ -34,7 +34,15 @@ TINY = {
 
 
 @pytest.mark.parametrize(
-    "command", [["draft"], ["draft", "bench"], ["draft", "convert"], ["draft", "eval"], []]
+    "command",
+    [
+        ["draft"],
+        ["draft", "bench"],
+        ["draft", "convert"],
+        ["draft", "eval"],
+        ["draft", "train"],
+        [],
+    ],
 )
 def test_help_does_not_import_torch(command: list[str]) -> None:
     code = (

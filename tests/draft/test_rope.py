@@ -11,6 +11,7 @@ import torch
 
 from drafter_models import tiny_config, tiny_drafter
 from leeboard.draft import DrafterConfig, Eagle3Drafter
+from leeboard.draft.layer import rotate
 from leeboard.draft.rope import inverse_frequencies, rope_table
 
 LLAMA3 = {
@@ -80,13 +81,29 @@ def test_llama3_scales_all_three_bands() -> None:
 def test_attention_turns_by_the_table(name: str, dtype: torch.dtype) -> None:
     drafter = tiny_drafter(dtype, rope_scaling=SCALINGS[name])
     positions = torch.tensor([5, 0, 63, 17])
-    like = torch.empty(0, dtype=dtype)
+    table_cos, table_sin = drafter.rope_table(64)
     for given in (positions, positions.expand(2, 4)):
-        cos, sin = drafter.midlayer.self_attn._rotation(given, like)
-        for ours, table in zip((cos, sin), drafter.rope_table(64), strict=True):
-            rows = table[given].to(dtype)
-            rows = torch.cat((rows, rows), -1)
-            assert torch.equal(ours, rows[:, None] if given.ndim == 2 else rows)
+        cos, sin = drafter.midlayer.self_attn.turns(given)
+        assert torch.equal(cos, torch.cat((table_cos[given],) * 2, -1)[..., None, :])
+        below = table_sin[given]
+        assert torch.equal(sin, torch.cat((-below, below), -1)[..., None, :])
+    # As in the original: x cos + (-high, low) sin, in the dtype of x.
+    x = torch.randn(2, 4, 3, 10, dtype=dtype)
+    cos, sin = (torch.cat((t[positions],) * 2, -1)[:, None] for t in (table_cos, table_sin))
+    low, high = x.chunk(2, dim=-1)
+    expected = x.float() * cos + torch.cat((-high, low), -1).float() * sin
+    ours = rotate(x, *drafter.midlayer.self_attn.turns(positions))
+    assert ours.dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(ours.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_gradient_of_the_rotation() -> None:
+    x = torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True)
+    angle = torch.randn(3, 1, 3, dtype=torch.float64)
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, *turn), [x])
 
 
 def test_scaling_changes_what_is_drafted() -> None:

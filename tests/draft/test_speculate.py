@@ -20,8 +20,9 @@ from leeboard.draft import (
     Eagle3Drafter,
     SpeculateResult,
     capture,
+    chain_loss,
+    observe,
     speculate,
-    ttt_loss,
 )
 
 NEW = 40
@@ -213,15 +214,13 @@ def trained(llama: Any) -> Eagle3Drafter:
     drafter.copy_from_target(llama)
     prompts = torch.cat([prompt_of(3, seed) for seed in range(64)])
     ids = greedy_of(llama, prompts, 21)
-    with torch.no_grad(), capture(llama, drafter.config) as aux:
-        logits = llama(ids).logits
     mask = torch.ones_like(ids)
     mask[:, :3] = 0
+    batch = observe(llama, drafter, ids, mask)
     optimizer = torch.optim.AdamW([p for p in drafter.parameters() if p.requires_grad], lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        loss = ttt_loss(drafter, logits, ids, aux.hiddens, mask, 2)
-        loss.loss.backward()
+        chain_loss(drafter, batch, llama.lm_head.weight, step_weights=[1.0, 0.8]).loss.backward()
         optimizer.step()
     return drafter
 
@@ -339,7 +338,7 @@ def test_bad_arguments(llama: Any, change: dict[str, Any], message: str) -> None
     [
         ({"target": torch.nn.Linear(2, 2)}, "target: got Linear, expected a Hugging Face causal"),
         ({"target": None}, "target: got NoneType"),
-        ({"drafter": None}, "drafter: got NoneType, expected an Eagle3Drafter"),
+        ({"drafter": None}, "drafter: got NoneType, expected a leeboard.draft.Drafter"),
         ({"drafter": torch.nn.Linear(2, 2)}, "drafter: got Linear"),
         ({"eos_token_id": "</s>"}, "eos_token_id: got '</s>' of type str, expected an integer"),
         ({"eos_token_id": 2.5}, "eos_token_id: got 2.5 of type float"),

@@ -15,7 +15,8 @@ a tree and the p/q rule over a large vocabulary. 4096 columns let Triton see ali
 code with scalar loads. Row counts name each branch of the tile heuristics; columns name the
 narrowest, the usual and the widest one-block tile, and the walk beyond it. Attention is compiled
 for both tiles, for usual and odd numbers of channels, appending and under a tree mask. Sparse
-attention is compiled with every option at once, which takes the most registers. Linear
+attention is compiled with every option at once, which takes the most registers; of train-time-test
+attention an unroll's fourth step. Linear
 layers are compiled for every format of their weights, with a norm, which makes their rows wider
 than 16 bits; whole drafts at the sizes of an 8B model's drafter, for one sequence and for many.
 Lists of panels are compiled for the narrowest panel that loads as a vector, and for one of 24
@@ -68,6 +69,7 @@ USUAL_ATTENTION = (
     "attention-N64-D128",
     "gqa-spans-D128",
     "gqa-top_u-D128",
+    "ttt-S4-D128",
 )
 # Logits are float32, whatever the states are.
 LOSSES = ("kl", "lk_alpha", "lk_lambda")
@@ -95,6 +97,9 @@ STREAMING = {
     "_qlinear_stream_kernel",
     "_qlinear_dot_kernel",
     "_decode_attention_chunk_dot_kernel",
+    "_ttt_attention_merge_kernel",
+    "_ttt_attention_grad_q_kernel",
+    "_ttt_attention_grad_own_kernel",
     "_ttt_loss_teacher_kernel",
     "_ttt_loss_rows_kernel",
     "_unit_saliency_sum_kernel",
@@ -171,6 +176,7 @@ def cases() -> dict[str, Callable[[Any], None]]:
         rms_norm,
         sparse_gqa,
         swiglu_linear,
+        ttt_attention,
         ttt_loss,
         unit_saliency,
         verify_greedy,
@@ -278,6 +284,19 @@ def cases() -> dict[str, Callable[[Any], None]]:
             plans = [plan_for(pattern.code, L, L)]
             sparse_gqa.forward(q, k, k, q, lse, plans, *last, sinks, 0.1, 30.0)
             sparse_gqa.backward(q, lse, q, k, k, q, lse, q, k, k, plans, *last, 0.1, 30.0)
+
+        return launch
+
+    def unrolled(steps: int, D: int) -> Callable[[torch.dtype], None]:
+        def launch(dtype: torch.dtype) -> None:
+            T = 1024
+            # The heads of a row side by side, as projections leave them.
+            q, k = (empty(2, T, n, D, dtype=dtype).transpose(1, 2) for n in (32, 8))
+            keys, lse = [k] * steps, empty(2, 32, T, dtype=torch.float32)
+            plans = [plan_for(patterns.Causal().code, T, T)]
+            ttt_attention.forward(q, keys, keys, q, lse, plans, None, 0.1)
+            given = (q, q, keys, keys, q, lse, q, keys, keys)
+            ttt_attention.backward(*given, plans, None, 0.1)
 
         return launch
 
@@ -451,6 +470,8 @@ def cases() -> dict[str, Callable[[Any], None]]:
         table[f"gqa-D{D}"] = sparse(D, patterns.Band(128, sinks=4))
     table["gqa-spans-D128"] = sparse(128, patterns.Modality.of_lengths((256,) * 4, window=64))
     table["gqa-top_u-D128"] = sparse(128, patterns.TopU())
+    for D in (64, 128, 256):
+        table[f"ttt-S4-D{D}"] = unrolled(4, D)
     for form in ("plain", "int8", "int4", "fp8"):
         for N in ROW_COUNTS:
             table[f"qlinear-N{N}-{form}-H4096"] = linear(N, 4096, form)
@@ -499,7 +520,7 @@ def selected(case: str, dtype: str, target: str) -> bool:
         return thorough or usual
     if case.startswith("loss-"):
         return False
-    if dtype == "float32" and case.startswith("gqa-"):
+    if dtype == "float32" and case.startswith(("gqa-", "ttt-")):
         # The widest heads are the hardest.
         return thorough and case == "gqa-D256"
     if dtype == "float32" and case.startswith(("saliency-", "panel-")):

@@ -18,6 +18,7 @@ import loss_inputs
 import panel_inputs
 import saliency_inputs
 import sparse_inputs
+import ttt_inputs
 from harness import Sample
 from leeboard.ops._weights import to_arguments
 from leeboard.reference._quantized import as_matrix
@@ -1644,6 +1645,12 @@ CASES: dict[str, OpCases] = {
         bad_calls=_swiglu_bad_calls(),
         op_arguments=layer_arguments,
         row_leaves=layer_rows,
+    ),
+    "ttt_attention": OpCases(
+        samples=ttt_inputs.samples(),
+        bad_calls={name: BadCall(*bad) for name, bad in ttt_inputs.bad_calls().items()},
+        op_arguments=ttt_inputs.arguments,
+        row_leaves=lambda sample: (),
     ),
     "ttt_loss": OpCases(
         samples=loss_inputs.samples(),

@@ -171,7 +171,7 @@ def with_gradient(
 # Their backward starts from what the forward left (a log-sum-exp, a rounded result): its rounding
 # is an error of the method, which the closed form in plain PyTorch has, too. That of the log-sum-exp
 # falls on a whole row, as an error of the row's query does; how large it is, is chance.
-FROM_STORED_RESULTS = {"sparse_gqa"}
+FROM_STORED_RESULTS = {"sparse_gqa", "ttt_attention"}
 
 
 def assert_gradients_match(

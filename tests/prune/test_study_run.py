@@ -28,7 +28,7 @@ from leeboard.prune.study import (
     run_study,
 )
 from leeboard.prune.study.fit import fit
-from leeboard.prune.study.pool import Finished, run_all
+from leeboard._pool import Finished, run_all
 from leeboard.prune.taps import Taps
 
 TINY = Case(

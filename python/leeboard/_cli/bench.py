@@ -130,7 +130,10 @@ def _head(name: str, dtype: torch.dtype) -> Eagle3Drafter:
     """A checkpoint's drafter, or one with random weights of a scale that keeps states level."""
     if name not in HEADS:
         if Path(name).is_dir():
-            return load_drafter(name, dtype=dtype)
+            drafter = load_drafter(name, dtype=dtype)
+            if isinstance(drafter, Eagle3Drafter):
+                return drafter
+            raise ValueError(f"--config: {name} holds MTP heads, expected an EAGLE-3 drafter")
         raise ValueError(f"--config: got {name!r}, expected a folder or one of {', '.join(HEADS)}")
     with torch.device("meta"):
         drafter = Eagle3Drafter(DrafterConfig(**HEADS[name])).to(dtype)

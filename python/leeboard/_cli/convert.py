@@ -6,8 +6,12 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leeboard.draft import Eagle3Drafter
 
 _DTYPES = ("float32", "bfloat16", "float16")
 # Fields that say how the drafter is run, not what it was trained to be.
@@ -69,7 +73,7 @@ def _convert(args: argparse.Namespace) -> None:
 
     import torch
 
-    from leeboard.draft.checkpoint import load_drafter, save_drafter
+    from leeboard.draft import Eagle3Drafter, load_drafter
 
     drafter = load_drafter(
         args.source,
@@ -77,6 +81,18 @@ def _convert(args: argparse.Namespace) -> None:
         aux_layer_convention=args.aux_layer_convention,
         dtype=None if args.dtype is None else getattr(torch, args.dtype),
     )
+    if isinstance(drafter, Eagle3Drafter):
+        _write(drafter, changes, args)
+        return
+    raise ValueError(
+        f"SRC: {args.source} holds MTP heads, expected an EAGLE-3 drafter: heads have one layout, "
+        "their original's"
+    )
+
+
+def _write(drafter: Eagle3Drafter, changes: Mapping[str, Any], args: argparse.Namespace) -> None:
+    from leeboard.draft.checkpoint import save_drafter
+
     drafter.config = config = dataclasses.replace(drafter.config, **changes)
     save_drafter(drafter, args.destination, layout=args.layout)
     kind = "post-norm" if config.norm_output else "pre-norm"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from leeboard._cli import convert
+from leeboard._cli import convert, probe, reproduce, train
 from leeboard._cli.heads import HEADS
 
 FORMATS = ("float32", "bfloat16", "float16", "int8", "int4", "fp8")
@@ -31,6 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("bench", "measure a chain step of a drafter on this machine", _add_bench, _bench),
         ("convert", "write a checkpoint in another layout", convert.add_arguments, convert.run),
         ("eval", "measure what a target accepts of a drafter's tokens", _add_eval, _eval),
+        ("probe", "show how a drafter drifts, depth by depth", probe.add_arguments, probe.run),
+        (
+            "reproduce",
+            "find out which claims about drift hold at small scale",
+            reproduce.add_arguments,
+            reproduce.run,
+        ),
+        ("train", "train a drafter on chats of your own", train.add_arguments, train.run),
     ):
         sub = commands.add_parser(
             name,

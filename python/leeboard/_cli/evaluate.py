@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from leeboard._cli.tables import progress_bar, table
-from leeboard.draft import Eagle3Drafter, SpeculateResult, load_drafter, quantize, speculate
+from leeboard.draft import (
+    Drafter,
+    Eagle3Drafter,
+    SpeculateResult,
+    load_drafter,
+    quantize,
+    speculate,
+)
 
 _DEMO = Path("runs", "demo")
 _TITLES = {"post": "post-norm", "pre": "pre-norm"}
@@ -25,13 +32,16 @@ _TITLES = {"post": "post-norm", "pre": "pre-norm"}
 class Subject:
     """What is evaluated: a target, drafters for it by name, prompts as token ids.
 
-    `new_tokens` is how many of them to decode where the options do not say.
+    `new_tokens` is how many of them to decode where the options do not say, `train_length` the
+    tokens of a row in the drafters' training where it is known.
     """
 
     target: Any
-    drafters: Mapping[str, Eagle3Drafter]
+    drafters: Mapping[str, Drafter]
     prompts: Sequence[Sequence[int]]
     new_tokens: int = 96
+    tokenizer: Any = None
+    train_length: int | None = None
 
 
 @torch.no_grad()
@@ -48,7 +58,10 @@ def evaluate(args: argparse.Namespace) -> None:
     drafters = dict(subject.drafters)
     for name, drafter in subject.drafters.items():
         for format_ in args.quantize:
-            drafters[f"{name} {format_}"] = quantize(drafter, format_)
+            if isinstance(drafter, Eagle3Drafter):
+                drafters[f"{name} {format_}"] = quantize(drafter, format_)
+                continue
+            raise ValueError(f"--quantize: {name} is no EAGLE-3 drafter, expected no --quantize")
     figures = {
         "temperature": args.temperature,
         "depth": args.depth,
@@ -64,7 +77,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def _subject(args: argparse.Namespace) -> Subject:
     given = {"--target": args.target, "--drafter": args.drafter}
     if not any(given.values()):
-        return _demo_subject(args)
+        return demo_subject(args)
     if args.demo is not None:
         raise ValueError(
             "--demo: it was given with --target or --drafter, expected one or the other"
@@ -76,21 +89,26 @@ def _subject(args: argparse.Namespace) -> Subject:
     for path in (args.target, args.drafter, args.prompts):
         if not path.exists():
             raise FileNotFoundError(f"{path}: not found")
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
+    target, tokenizer = load_target(args.target, dtype)
+    drafter = load_drafter(args.drafter, target=target, dtype=dtype)
+    prompts = [_encoded(tokenizer, entry) for entry in read_prompts(args.prompts)]
+    return Subject(target, {"drafter": drafter}, prompts[: args.max_prompts], tokenizer=tokenizer)
+
+
+def load_target(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    """(target, tokenizer) of a folder; None for the dtype of the files."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    dtype = None if args.dtype is None else getattr(torch, args.dtype)
     target = AutoModelForCausalLM.from_pretrained(
-        args.target, dtype=dtype or "auto", local_files_only=True
+        folder, dtype=dtype or "auto", local_files_only=True
     ).eval()
-    drafter = load_drafter(args.drafter, target=target, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(args.target, local_files_only=True)
-    prompts = [_encoded(tokenizer, entry) for entry in read_prompts(args.prompts)]
-    return Subject(target, {"drafter": drafter}, prompts[: args.max_prompts])
+    return target, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _demo_subject(args: argparse.Namespace) -> Subject:
+def demo_subject(args: argparse.Namespace) -> Subject:
     """Target, drafters and held-out prompts of a run of the demo."""
     folder = args.demo or _DEMO
     if not (folder / "results.json").is_file():
@@ -123,7 +141,14 @@ def _demo_subject(args: argparse.Namespace) -> Subject:
         dtype = getattr(torch, args.dtype)
         model, loaded = model.to(dtype), {name: d.to(dtype) for name, d in loaded.items()}
     named = {_TITLES[name]: drafter for name, drafter in loaded.items()}
-    return Subject(model, named, prompts[: args.max_prompts], settings.new_tokens)
+    return Subject(
+        model,
+        named,
+        prompts[: args.max_prompts],
+        settings.new_tokens,
+        tokenizer,
+        settings.drafter_row,
+    )
 
 
 def read_prompts(path: Path) -> list[Any]:
@@ -168,7 +193,7 @@ def _encoded(tokenizer: Any, prompt: Any) -> list[int]:
 
 
 def _decode(
-    subject: Subject, drafters: Mapping[str, Eagle3Drafter], args: argparse.Namespace
+    subject: Subject, drafters: Mapping[str, Drafter], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Decode every batch in every way, which take turns, and add up."""
     most = args.max_new_tokens or subject.new_tokens

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leeboard._files import read_json, replacing, write_json
+from leeboard._files import read_json, write_json, write_tensors
 from leeboard.demo.settings import DRAFTERS, Settings
 from leeboard.demo.tokens import Documents, pack
 from leeboard.demo.training import History, fit
-from leeboard.draft import DrafterConfig, Eagle3Drafter, capture, ttt_loss
+from leeboard.draft import DrafterConfig, Eagle3Drafter, chain_loss, observe
 
 
 def new_drafters(settings: Settings, target: Any) -> dict[str, Eagle3Drafter]:
@@ -49,13 +49,15 @@ def train_drafters(
     rows, marks = (torch.from_numpy(array) for array in packed)
     drafters = new_drafters(settings, target)
 
+    head = target.get_output_embeddings().weight
+    weights = [0.8**j for j in range(settings.ttt)]
+
     def losses(step: int) -> dict[str, Tensor]:
         here = slice(step * batch, (step + 1) * batch)
         # Both drafters capture the same layers.
-        with torch.no_grad(), capture(target, drafters["post"].config) as aux:
-            logits = target(input_ids=rows[here], use_cache=False).logits
+        seen = observe(target, drafters["post"], rows[here], marks[here])
         return {
-            name: ttt_loss(drafter, logits, rows[here], aux.hiddens, marks[here], settings.ttt).loss
+            name: chain_loss(drafter, seen, head, step_weights=weights).loss
             for name, drafter in drafters.items()
         }
 
@@ -73,12 +75,9 @@ def train_drafters(
 
 def save_drafters(folder: Path, drafters: Mapping[str, Eagle3Drafter]) -> None:
     """Write each drafter as `<name>.json` (its config) and `<name>.safetensors`."""
-    from safetensors.torch import save_file
-
     for name, drafter in drafters.items():
         write_json(folder / f"{name}.json", drafter.config.to_dict())
-        with replacing(folder / f"{name}.safetensors") as temporary:
-            save_file(drafter.state_dict(), temporary)
+        write_tensors(folder / f"{name}.safetensors", drafter.state_dict())
 
 
 def load_drafters(folder: Path) -> dict[str, Eagle3Drafter]:

@@ -7,16 +7,19 @@ import importlib.metadata
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import leeboard
 from leeboard._files import read_json, write_json
 from leeboard.demo import corpus as corpora
 from leeboard.demo.settings import STAGES, Settings
 from leeboard.demo.stages import Stage, StageCache
+
+if TYPE_CHECKING:
+    from leeboard.demo.tokens import Documents
 
 # Raise a stage's number when its code changes what its files hold.
 _VERSIONS = {"corpus": 1, "tokens": 1, "target": 1, "drafters": 1, "decode": 1}
@@ -29,9 +32,11 @@ class Demo:
         settings: What to train and decode.
         out: Folder of the results; stages go to `out/stages`.
         threads: Threads for torch.
+        device: Where the target is trained.
         redo: Name of a stage to run again, along with those after it.
         say: Called with a line for the reader when a stage is done.
         build: Whether stages that the cache does not hold are run; else they are an error.
+        stages: Names of all stages of the run, for the titles.
     """
 
     def __init__(
@@ -40,14 +45,18 @@ class Demo:
         out: Path,
         *,
         threads: int,
+        device: str = "cpu",
         redo: str | None = None,
         say: Callable[[str], None] = print,
         build: bool = True,
+        stages: Sequence[str] = STAGES,
     ) -> None:
         self.settings = settings
         self.threads = threads
-        self._cache = StageCache(out / "stages", redo, build=build)
+        self.device = device
+        self.cache = StageCache(out / "stages", redo, build=build)
         self._say = say
+        self._stages = tuple(stages)
 
     def run(self) -> dict[str, Any]:
         """Run the stages that the cache does not hold, and return the results, JSON-ready."""
@@ -57,7 +66,7 @@ class Demo:
         stages = (corpus, tokens, target, drafters, decode)
         return {
             "settings": dataclasses.asdict(self.settings),
-            "versions": _versions(),
+            "versions": versions(),
             "threads": self.threads,
             "seconds": time.perf_counter() - began,
             "stages": {
@@ -71,12 +80,13 @@ class Demo:
 
     def trained(self) -> tuple[Stage, Stage, Stage, Stage]:
         """The stages corpus, tokens, target and drafters, run where the cache does not hold them."""
-        corpus = self._corpus()
-        tokens = self._tokens(corpus)
-        target = self._target(tokens)
+        corpus = self.corpus()
+        tokens = self.tokens(corpus)
+        target = self.target(tokens)
         return corpus, tokens, target, self._drafters(tokens, target)
 
-    def _corpus(self) -> Stage:
+    def corpus(self) -> Stage:
+        """The functions of the standard library, in two parts by file."""
         s = self.settings
         root = corpora.standard_library()
         files = corpora.source_files(root)
@@ -105,14 +115,16 @@ class Demo:
             },
         )
         counts = read_json(stage.path / "summary.json")
-        self._done(
+        self.done(
             stage,
             f"{counts['train']['functions']:,} functions of the standard library, "
             f"{counts['heldout']['functions']:,} more held out",
         )
         return stage
 
-    def _tokens(self, corpus: Stage) -> Stage:
+    def tokens(self, corpus: Stage) -> Stage:
+        """The tokenizer, and both parts as token ids."""
+
         def build(folder: Path) -> None:
             from leeboard._files import replacing
             from leeboard.demo.tokens import encode, save_documents, train_tokenizer
@@ -128,24 +140,35 @@ class Demo:
 
         stage = self._stage("tokens", build, self._pick("vocab_size"), corpus)
         count = read_json(stage.path / "train.json")["tokens"]
-        self._done(stage, f"{self.settings.vocab_size} BPE entries, {count:,} tokens of text")
+        self.done(stage, f"{self.settings.vocab_size} BPE entries, {count:,} tokens of text")
         return stage
 
-    def _target(self, tokens: Stage) -> Stage:
+    def target(
+        self, tokens: Stage, reshape: Callable[[Documents], Documents] | None = None
+    ) -> Stage:
+        """The trained target.
+
+        Args:
+            tokens: The stage of that name.
+            reshape: What documents are turned into before they are learnt or tested on.
+        """
+
         def build(folder: Path) -> None:
             from leeboard.demo.target import mean_loss, train_target
             from leeboard.demo.tokens import load_documents
 
-            with _torch_threads(self.threads):
+            parts = [load_documents(tokens.path / f"{part}.npz") for part in ("train", "heldout")]
+            if reshape is not None:
+                parts = [reshape(part) for part in parts]
+            with torch_threads(self.threads):
                 target, history = train_target(
                     self.settings,
-                    load_documents(tokens.path / "train.npz"),
-                    folder / "checkpoint.safetensors",
-                    self._title("target"),
+                    parts[0],
+                    folder / "checkpoint",
+                    self.title("target"),
+                    self.device,
                 )
-                heldout = mean_loss(
-                    target, load_documents(tokens.path / "heldout.npz"), self.settings
-                )
+                heldout = mean_loss(target, parts[1], self.settings)
             target.save_pretrained(folder)
             write_json(
                 folder / "summary.json",
@@ -159,9 +182,11 @@ class Demo:
         names = ("target_tokens", "target_row", "target_batch", "target_lr")
         model = ("seed", "vocab_size", "layers", "hidden_size", "intermediate_size", "heads")
         settings = self._pick(*names, *model) | {"positions": self.settings.positions}
+        if reshape is not None:
+            settings["reshape"] = reshape.__qualname__
         stage = self._stage("target", build, settings, tokens)
         summary = read_json(stage.path / "summary.json")
-        self._done(
+        self.done(
             stage,
             f"Llama, {summary['parameters'] / 1e6:.1f} M weights, held-out loss "
             f"{summary['heldout_loss']:.2f} nats a token",
@@ -174,13 +199,13 @@ class Demo:
             from leeboard.demo.target import load_target
             from leeboard.demo.tokens import load_documents
 
-            with _torch_threads(self.threads):
+            with torch_threads(self.threads):
                 drafters, history = train_drafters(
                     self.settings,
                     load_target(target.path),
                     load_documents(tokens.path / "train.npz"),
-                    folder / "checkpoint.safetensors",
-                    self._title("drafters"),
+                    folder / "checkpoint",
+                    self.title("drafters"),
                 )
             save_drafters(folder, drafters)
             parameters = {
@@ -193,7 +218,7 @@ class Demo:
             "seed", "drafter_tokens", "drafter_row", "drafter_batch", "drafter_lr", "ttt"
         )
         stage = self._stage("drafters", build, settings, tokens, target)
-        self._done(stage, f"pre-norm and post-norm, chains of {self.settings.ttt} in training")
+        self.done(stage, f"pre-norm and post-norm, chains of {self.settings.ttt} in training")
         return stage
 
     def _decode(self, corpus: Stage, tokens: Stage, target: Stage, drafters: Stage) -> Stage:
@@ -205,39 +230,41 @@ class Demo:
 
             tokenizer = load_tokenizer(tokens.path / "tokenizer.json")
             # One row at a time is too little work to share between threads.
-            with _torch_threads(1):
+            with torch_threads(1):
                 results = decode_prompts(
                     self.settings,
                     load_target(target.path),
                     load_drafters(drafters.path),
                     tokenizer,
                     choose_prompts(read_functions(corpus, "heldout"), tokenizer, self.settings),
-                    self._title("decode"),
+                    self.title("decode"),
                 )
             write_json(folder / "decode.json", results)
 
         settings = self._pick("seed", "prompts", "prompt_tokens", "new_tokens", "depth", "ttt")
-        settings["versions"] = _versions()
+        settings["versions"] = versions()
         stage = self._stage("decode", build, settings, corpus, tokens, target, drafters)
-        self._done(stage, f"{self.settings.prompts} held-out prompts")
+        self.done(stage, f"{self.settings.prompts} held-out prompts")
         return stage
 
     def _stage(
         self, name: str, build: Callable[[Path], None], settings: dict[str, Any], *inputs: Stage
     ) -> Stage:
-        return self._cache.run(
+        return self.cache.run(
             name, build, version=_VERSIONS[name], settings=settings, inputs=inputs
         )
 
     def _pick(self, *names: str) -> dict[str, Any]:
         return {name: getattr(self.settings, name) for name in names}
 
-    def _title(self, name: str) -> str:
-        return f"{STAGES.index(name) + 1}/{len(STAGES)} {name}"
+    def title(self, name: str) -> str:
+        """What a stage is called beside its progress."""
+        return f"{self._stages.index(name) + 1}/{len(self._stages)} {name}"
 
-    def _done(self, stage: Stage, text: str) -> None:
+    def done(self, stage: Stage, text: str) -> None:
+        """Tell the reader that a stage is there, and what came out."""
         cost = "cached" if stage.reused else f"{stage.seconds:.0f} s"
-        self._say(f"{self._title(stage.name):<12} {cost:>6}  {text}")
+        self._say(f"{self.title(stage.name):<12} {cost:>6}  {text}")
 
 
 def read_functions(corpus: Stage, part: str) -> list[corpora.Function]:
@@ -245,8 +272,8 @@ def read_functions(corpus: Stage, part: str) -> list[corpora.Function]:
     return [corpora.Function(**fields) for fields in read_json(corpus.path / f"{part}.json")]
 
 
-def _versions() -> dict[str, str]:
-    """What the decoded figures depend on besides the settings."""
+def versions() -> dict[str, str]:
+    """What figures depend on besides the settings."""
     return {
         "leeboard": leeboard.__version__,
         "torch": importlib.metadata.version("torch"),
@@ -255,7 +282,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """Let torch use `count` threads, and keep transformers from drawing bars of its own."""
     import torch
     from transformers.utils import logging

@@ -45,9 +45,13 @@ def load_target(folder: Path) -> Any:
 
 
 def train_target(
-    settings: Settings, documents: Documents, checkpoint: Path, title: str
+    settings: Settings,
+    documents: Documents,
+    checkpoint: Path,
+    title: str,
+    device: torch.device | str = "cpu",
 ) -> tuple[Any, History]:
-    """Train a new target on all tokens of the documents, both turns.
+    """Train a new target on all tokens of the documents, both turns, on a device.
 
     Returns:
         The target and its loss per step, in nats per token.
@@ -55,10 +59,10 @@ def train_target(
     batch, length = settings.target_batch, settings.target_row
     steps = math.ceil(settings.target_tokens / (batch * length))
     rows = torch.from_numpy(pack(documents, steps * batch, length, settings.seed)[0])
-    target = new_target(settings)
+    target = new_target(settings).to(device)
 
     def losses(step: int) -> dict[str, Tensor]:
-        return {"target": _loss(target, rows[step * batch : (step + 1) * batch])}
+        return {"target": _loss(target, rows[step * batch : (step + 1) * batch].to(device))}
 
     history = fit(
         {"target": target},
@@ -76,7 +80,7 @@ def train_target(
 def mean_loss(target: Any, documents: Documents, settings: Settings) -> float:
     """Nats per token on 64 rows of other documents."""
     rows = torch.from_numpy(pack(documents, 64, settings.target_row, settings.seed)[0])
-    return sum(float(_loss(target, part)) for part in rows.chunk(4)) / 4
+    return sum(float(_loss(target, part.to(target.device))) for part in rows.chunk(4)) / 4
 
 
 def _loss(target: Any, ids: Tensor) -> Tensor:

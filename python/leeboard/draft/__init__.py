@@ -6,27 +6,45 @@ before it is used.
 
 from __future__ import annotations
 
+from leeboard.draft.batch import Batch, observe
 from leeboard.draft.cache import DrafterCache
 from leeboard.draft.capture import AuxStates, capture
 from leeboard.draft.checkpoint import load_drafter, save_drafter
 from leeboard.draft.config import DrafterConfig
+from leeboard.draft.loss import ChainLoss, chain_loss, count_rows
 from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.mtp import MTPConfig, MTPHead, load_mtp
+from leeboard.draft.probe import ProbeResult, probe
+from leeboard.draft.protocol import Attended, Drafter
 from leeboard.draft.quantize import QuantizedDrafter, quantize
 from leeboard.draft.speculate import SpeculateResult, speculate
-from leeboard.draft.train import TTTLoss, ttt_loss
+from leeboard.draft.training import Trained, TrainSettings, train_drafter
 
 __all__ = [
+    "Attended",
     "AuxStates",
+    "Batch",
+    "ChainLoss",
+    "Drafter",
     "DrafterCache",
     "DrafterConfig",
     "Eagle3Drafter",
+    "MTPConfig",
+    "MTPHead",
+    "ProbeResult",
     "QuantizedDrafter",
     "SpeculateResult",
-    "TTTLoss",
+    "TrainSettings",
+    "Trained",
     "capture",
+    "chain_loss",
+    "count_rows",
     "load_drafter",
+    "load_mtp",
+    "observe",
+    "probe",
     "quantize",
     "save_drafter",
     "speculate",
-    "ttt_loss",
+    "train_drafter",
 ]

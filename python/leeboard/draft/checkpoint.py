@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leeboard._files import replacing, write_json
+from leeboard._files import put_tensors, replacing, write_json
 from leeboard.draft.config import AuxLayerConvention, DrafterConfig
 from leeboard.draft.layouts import (
     IGNORED,
@@ -25,22 +24,21 @@ from leeboard.draft.layouts import (
     write_config,
 )
 from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.mtp.checkpoint import holds_mtp, load_mtp, save_mtp
+from leeboard.draft.mtp.head import MTPHead
+from leeboard.draft.protocol import Drafter
 from leeboard.draft.quantize import QuantizedDrafter
-
-_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_EMBEDDING = "embed_tokens.weight"
-_TARGET_EMBEDDINGS = (
-    "model.embed_tokens.weight",
-    "language_model.model.embed_tokens.weight",
-    "model.language_model.embed_tokens.weight",
+from leeboard.draft.stored import (
+    CONFIG,
+    FLOATS,
+    WEIGHTS,
+    Stored,
+    TargetSource,
+    open_folder,
+    read_object,
 )
-# As safetensors spells them.
-_FLOATS = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F64": torch.float64,
-}
+
+_EMBEDDING = "embed_tokens.weight"
 _MAPS = {"d2t": ("I64", "I32"), "t2d": ("BOOL",)}
 
 
@@ -51,13 +49,15 @@ def load_drafter(
     aux_layer_convention: AuxLayerConvention | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Eagle3Drafter:
-    """Load an EAGLE-3 drafter from a folder with config.json and safetensors.
+) -> Eagle3Drafter | MTPHead:
+    """Load a drafter from a folder with config.json and safetensors.
 
-    Reads what EAGLE, SpecForge, NeMo and speculators write and what `save_drafter` writes; the
-    page on drafters lists names and meanings. Nothing is guessed: a tensor too many or too few,
-    or a field that asks for something else than this drafter, is an error, and nothing is
-    returned then. The config's switches default to False, whatever `DrafterConfig` does.
+    Reads EAGLE-3 drafters as EAGLE, SpecForge, NeMo and speculators write them, MTP heads in a
+    target's own folder (as `leeboard.draft.load_mtp` does), and what `save_drafter` writes; the
+    pages on drafters and on MTP heads list names and meanings. Nothing is guessed: a tensor too
+    many or too few, or a field that asks for something else than these drafters, is an error, and
+    nothing is returned then. An EAGLE-3 config's switches default to False, whatever
+    `DrafterConfig` does.
 
     Args:
         path: The folder. Weights are in model.safetensors, or in shards that
@@ -80,19 +80,26 @@ def load_drafter(
         ValueError: The checkpoint is damaged or not what was described; the message names the
             file, the key or field, what was found and what was expected.
     """
-    if dtype is not None and dtype not in _FLOATS.values():
-        raise ValueError(f"dtype: got {dtype!r}, expected one of {list(_FLOATS.values())}")
+    if dtype is not None and dtype not in FLOATS.values():
+        raise ValueError(f"dtype: got {dtype!r}, expected one of {list(FLOATS.values())}")
     folder = Path(path)
-    raw = _read_object(folder / _CONFIG)
-    file = str(folder / _CONFIG)
+    raw = read_object(folder / CONFIG)
+    file = str(folder / CONFIG)
+    if holds_mtp(raw, folder):
+        if aux_layer_convention is not None:
+            raise ValueError(
+                f"aux_layer_convention: got {aux_layer_convention!r}, but {folder} holds an MTP "
+                "head, expected None: it reads the target's last state"
+            )
+        return load_mtp(folder, target=target, dtype=dtype, device=device)
     layout = layout_of(raw, file)
-    source = _Target(target)
+    source = TargetSource(target)
     config = read_config(raw, file, aux_layer_convention, source.layers)
     with torch.device("meta"):
         drafter = Eagle3Drafter(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in drafter.state_dict().items()}
     with ExitStack() as stack:
-        stored = _open(folder, stack)
+        stored = open_folder(folder, stack)
         ignored = IGNORED.get(layout, frozenset())
         found = _by_name(tensor for key, tensor in stored.items() if key not in ignored)
         _check_names(found, shapes, config, folder)
@@ -112,7 +119,10 @@ def load_drafter(
 
 
 def save_drafter(
-    drafter: Eagle3Drafter, path: str | os.PathLike[str], *, layout: Layout = "eagle"
+    drafter: Drafter,
+    path: str | os.PathLike[str],
+    *,
+    layout: Layout = "eagle",
 ) -> None:
     """Write a drafter as a folder with model.safetensors and config.json.
 
@@ -123,19 +133,22 @@ def save_drafter(
     Args:
         drafter: Its weights all have one dtype, which is kept.
         path: The folder; made if there is none. Other files in it are left alone.
-        layout: "eagle" (EAGLE, SpecForge, SGLang, vLLM) or "speculators".
+        layout: "eagle" (EAGLE, SpecForge, SGLang, vLLM) or "speculators". An `MTPHead` has one
+            layout, its convention's, whatever is given.
 
     Raises:
-        ImportError: safetensors is not installed.
-        TypeError: The drafter is quantised.
+        TypeError: The drafter is quantised, or of a kind without a layout.
         ValueError: The layout is unknown or cannot say what the config says, the weights have
             several dtypes or one that cannot be loaded, or d2t and t2d contradict each other.
     """
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise _needs_safetensors("save_drafter") from error
     check_layout(layout)
+    if isinstance(drafter, MTPHead):
+        save_mtp(drafter, path)
+        return
+    if not isinstance(drafter, Eagle3Drafter):
+        raise TypeError(
+            f"drafter: got {type(drafter).__name__}, expected an Eagle3Drafter or an MTPHead"
+        )
     if isinstance(drafter, QuantizedDrafter):
         raise TypeError(
             f"drafter: got one quantised to {drafter.format}, expected the original: serving engines "
@@ -143,118 +156,29 @@ def save_drafter(
         )
     config, state = drafter.config, drafter.state_dict()
     dtypes = {str(state[name].dtype): name for name in state if name not in _MAPS}
-    if len(dtypes) > 1 or drafter.dtype not in _FLOATS.values():
+    if len(dtypes) > 1 or drafter.dtype not in FLOATS.values():
         raise ValueError(
             f"drafter: got weights of {sorted(dtypes)} (for example {sorted(dtypes.values())}), "
-            f"expected one of {[str(dtype) for dtype in _FLOATS.values()]}"
+            f"expected one of {[str(dtype) for dtype in FLOATS.values()]}"
         )
     maps = {name: state.pop(name).cpu() for name in _MAPS}
     checked = _vocabulary_maps(maps, config, "drafter")
     if config.draft_vocab_size < config.vocab_size:
         state.update(checked)
     fields = write_config(config, layout, next(iter(dtypes)).removeprefix("torch."))
-    # Tied weights have one storage, which safetensors refuses: every tensor is its own here.
-    tensors = {
-        layout_name(name, layout): tensor.detach().cpu().contiguous().clone()
-        for name, tensor in state.items()
-    }
+    tensors = {layout_name(name, layout): tensor for name, tensor in state.items()}
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / _WEIGHTS) as temporary:
-        save_file(tensors, temporary, {"format": "pt"})
+    with replacing(folder / WEIGHTS) as temporary:
+        put_tensors(temporary, tensors, {"format": "pt"})
         # The switches of an older checkpoint must never meet the new weights.
-        (folder / _CONFIG).unlink(missing_ok=True)
-    write_json(folder / _CONFIG, fields)
+        (folder / CONFIG).unlink(missing_ok=True)
+    write_json(folder / CONFIG, fields)
 
 
-def _needs_safetensors(what: str) -> ImportError:
-    return ImportError(f'{what} needs safetensors: pip install "leeboard[hf]"')
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    if not file.is_file():
-        place = "folder" if file.parent.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{file}: not found ({place} {file.parent}), expected a JSON file")
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
-    if isinstance(value, dict):
-        return value
-    raise ValueError(f"{file}: got a {type(value).__name__}, expected an object")
-
-
-class _Stored:
-    """A tensor in an open safetensors file."""
-
-    def __init__(self, file: Path, handle: Any, key: str) -> None:
-        self.file, self.key, self._handle = file, key, handle
-        entry = handle.get_slice(key)
-        self.shape, self.dtype = tuple(entry.get_shape()), str(entry.get_dtype())
-
-    def check(self, shape: tuple[int, ...], dtypes: Iterable[str] | None = None) -> None:
-        """Raise ValueError unless shape and dtype are as expected."""
-        expected = tuple(dtypes or _FLOATS)
-        if self.dtype not in expected:
-            raise ValueError(
-                f"{self.file}: {self.key}: got dtype {self.dtype}, expected one of {list(expected)}"
-            )
-        if self.shape != shape:
-            raise ValueError(
-                f"{self.file}: {self.key}: got shape {self.shape}, expected {shape} by {_CONFIG}"
-            )
-
-    def read(self) -> Tensor:
-        tensor: Tensor = self._handle.get_tensor(self.key)
-        return tensor
-
-
-def _open(folder: Path, stack: ExitStack) -> dict[str, _Stored]:
-    """The tensors of a folder by their keys; the files stay open as long as `stack`."""
-    if (folder / _WEIGHTS).is_file():
-        return _open_file(folder / _WEIGHTS, stack)
-    if not (folder / _INDEX).is_file():
-        if pickled := sorted(file.name for file in folder.glob("*.bin")):
-            raise ValueError(
-                f"{folder}: found {pickled} and no {_WEIGHTS}: pickles run code when they are "
-                "loaded and are not read; convert them to safetensors first (torch.load with "
-                "weights_only=True, then safetensors.torch.save_file)"
-            )
-        raise FileNotFoundError(f"{folder}: found neither {_WEIGHTS} nor {_INDEX}")
-    index = folder / _INDEX
-    shards = _read_object(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise ValueError(f"{index}: weight_map: got {shards!r}, expected keys and names of files")
-    tensors: dict[str, _Stored] = {}
-    for name in sorted(set(shards.values())):
-        if Path(name).name != name:
-            raise ValueError(f"{index}: weight_map: got {name!r}, expected a file beside it")
-        stored = _open_file(folder / name, stack)
-        listed = {key for key, shard in shards.items() if shard == name}
-        if wrong := sorted(listed ^ stored.keys()):
-            raise ValueError(f"{folder / name}: {wrong}: {_INDEX} and this file disagree on them")
-        tensors.update(stored)
-    return tensors
-
-
-def _open_file(file: Path, stack: ExitStack) -> dict[str, _Stored]:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise _needs_safetensors("load_drafter") from error
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: not found, expected a safetensors file")
-    try:
-        handle = stack.enter_context(safe_open(file, framework="pt"))
-        return {key: _Stored(file, handle, key) for key in handle.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{file}: damaged or no safetensors file ({error})") from error
-
-
-def _by_name(tensors: Iterable[_Stored]) -> dict[str, _Stored]:
+def _by_name(tensors: Iterable[Stored]) -> dict[str, Stored]:
     """The tensors by the drafter's own names."""
-    found: dict[str, _Stored] = {}
+    found: dict[str, Stored] = {}
     for tensor in tensors:
         name = canonical_name(tensor.key)
         if name in found:
@@ -267,7 +191,7 @@ def _by_name(tensors: Iterable[_Stored]) -> dict[str, _Stored]:
 
 
 def _check_names(
-    found: Mapping[str, _Stored], expected: Iterable[str], config: DrafterConfig, folder: Path
+    found: Mapping[str, Stored], expected: Iterable[str], config: DrafterConfig, folder: Path
 ) -> None:
     """Raise ValueError unless exactly the expected tensors are there."""
     names = set(expected)
@@ -277,14 +201,14 @@ def _check_names(
         for start, flag in norms.items():
             if name.startswith(start) and not getattr(config, flag):
                 raise ValueError(
-                    f"{at}: found with {flag} false (or absent) in {_CONFIG}, expected {flag} true "
+                    f"{at}: found with {flag} false (or absent) in {CONFIG}, expected {flag} true "
                     "or no such key"
                 )
         raise ValueError(f"{at}: unknown key, expected those of a drafter of one Llama layer")
     optional = {_EMBEDDING, *_MAPS}
     for name in sorted(names - found.keys() - optional):
         flags = [flag for start, flag in norms.items() if name.startswith(start)]
-        why = f" by {flags[0]} true in {_CONFIG}" if flags else ""
+        why = f" by {flags[0]} true in {CONFIG}" if flags else ""
         raise ValueError(f"{folder}: {name}: missing, expected{why or ' in every checkpoint'}")
     if not found.keys() & _MAPS.keys() and config.draft_vocab_size < config.vocab_size:
         raise ValueError(
@@ -293,14 +217,14 @@ def _check_names(
         )
 
 
-def _one_dtype(found: Mapping[str, _Stored], folder: Path) -> torch.dtype:
+def _one_dtype(found: Mapping[str, Stored], folder: Path) -> torch.dtype:
     """The dtype of all weights."""
     example = {tensor.dtype: tensor.key for name, tensor in found.items() if name not in _MAPS}
     if len(example) > 1:
         raise ValueError(
             f"{folder}: got weights of several dtypes {example}, expected one, or dtype= given"
         )
-    return _FLOATS[next(iter(example))]
+    return FLOATS[next(iter(example))]
 
 
 def _vocabulary_maps(
@@ -343,56 +267,3 @@ def _vocabulary_maps(
             f"{vd} of {'d2t' if d2t is not None else 'draft_vocab_size'}{at}"
         )
     return {"d2t": ids - rows, "t2d": reachable}
-
-
-class _Target:
-    """What a checkpoint may leave to the target: a Hugging Face model, a path or nothing."""
-
-    def __init__(self, given: Any) -> None:
-        self._path = Path(given) if isinstance(given, str | os.PathLike) else None
-        self._model = None if self._path is not None else given
-        if self._model is not None and not hasattr(self._model, "get_input_embeddings"):
-            raise TypeError(
-                f"target: got {type(given).__name__}, expected a Hugging Face model, the path of a "
-                "folder or safetensors file, or None"
-            )
-
-    def layers(self) -> int | None:
-        """Its number of decoder layers, None without a target."""
-        if self._model is not None:
-            config: Any = self._model.config
-            return int(config.get_text_config().num_hidden_layers)
-        if self._path is None:
-            return None
-        folder = self._path if self._path.is_dir() else self._path.parent
-        fields = _read_object(folder / _CONFIG)
-        count = fields.get("text_config", fields).get("num_hidden_layers")
-        if type(count) is not int or count < 1:
-            raise ValueError(
-                f"{folder / _CONFIG}: num_hidden_layers: got {count!r}, expected a positive integer"
-            )
-        return count
-
-    def embedding(self, shape: tuple[int, ...]) -> Tensor:
-        """Its embedding on the CPU."""
-        if self._model is not None:
-            weight: Tensor = self._model.get_input_embeddings().weight
-            if weight.shape != shape:
-                raise ValueError(
-                    f"target: its embedding is {tuple(weight.shape)}, expected {shape}: vocab_size "
-                    f"and hidden_size of {_CONFIG}"
-                )
-            return weight.detach().cpu()
-        if self._path is None:
-            raise ValueError(
-                f"{_EMBEDDING}: missing in the checkpoint, expected the target's embedding: give "
-                "target= (a Hugging Face model, or the path of its safetensors)"
-            )
-        with ExitStack() as stack:
-            folder = self._path.is_dir()
-            stored = (_open if folder else _open_file)(self._path, stack)
-            for key in _TARGET_EMBEDDINGS:
-                if key in stored:
-                    stored[key].check(shape)
-                    return stored[key].read()
-        raise ValueError(f"target: {self._path} has no {_TARGET_EMBEDDINGS[0]}")

@@ -8,16 +8,22 @@ state at position t and predicts x_{t+2}; its rotary position is t.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from leeboard.draft.cache import DrafterCache
-from leeboard.draft.checks import positive_int
+from leeboard.draft.capture import AuxStates, capture
+from leeboard.draft.checks import finite_rows, positive_int
 from leeboard.draft.config import DrafterConfig
-from leeboard.draft.rope import inverse_frequencies, rope_table, rotation
+from leeboard.draft.decode import decode_rows
+from leeboard.draft.layer import ROUNDING, DecoderLayer, plain_weight, rotate
+from leeboard.draft.protocol import Drafter, Feed, Watch
+from leeboard.draft.rope import rope_table
+from leeboard.draft.start import copy_from_target
+from leeboard.draft.unroll import unroll_rows
 from leeboard.nn import QuantizedLinear, RMSNorm
 from leeboard.ops import (
     Draft,
@@ -25,94 +31,16 @@ from leeboard.ops import (
     QuantizedWeight,
     add_rms_norm,
     aux_norm_linear,
-    decode_attention_,
     draft_chain,
-    linear_argmax,
-    qlinear,
-    swiglu_linear,
+    feedback,
+    ttt_attention,
 )
-
-# EAGLE-3 heads follow the Llama family, whose norms round before the weight.
-_ROUNDING: Final = "before_weight"
-
-# Up to here a linear layer costs what reading its weight costs, which the ops are made for; larger
-# products, such as a prompt's, are torch's.
-_FEW_ROWS: Final = 32
 
 # Rows of the first rotary table; later ones double.
 _FIRST_ROWS: Final = 128
 
 
-class _Attention(nn.Module):
-    """Projections of grouped-query attention over [embedding; state], width 2H in and H out."""
-
-    def __init__(self, config: DrafterConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.num_heads = config.num_attention_heads
-        self.num_kv_heads = config.num_key_value_heads
-        self.head_dim = config.head_dim
-        # No buffer: `.to(bfloat16)` would round it.
-        self._inverse, self._rope_factor = inverse_frequencies(config)
-        width, d = 2 * config.hidden_size, config.head_dim
-        self.q_proj = nn.Linear(width, self.num_heads * d, bias=False)
-        self.k_proj = nn.Linear(width, self.num_kv_heads * d, bias=False)
-        self.v_proj = nn.Linear(width, self.num_kv_heads * d, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * d, config.hidden_size, bias=False)
-
-    def qkv(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [B, Hq, T, D], k and v [B, Hkv, T, D] of x [B, T, 2H], rotated to `positions`."""
-        q, k, v = (self.heads(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        cos, sin = self._rotation(positions, x)
-        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
-
-    def heads(self, x: Tensor) -> Tensor:
-        """[B, heads, T, D] of x [B, T, heads D]."""
-        return x.view(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim).transpose(1, 2)
-
-    def out(self, a: Tensor) -> Tensor:
-        """[B, T, H] from the heads' outputs [B, Hq, T, D]."""
-        return cast(Tensor, self.o_proj(a.transpose(1, 2).flatten(2)))
-
-    def _rotation(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = rotation(positions, self._inverse.to(like.device), self._rope_factor)
-        cos, sin = (torch.cat((t, t), dim=-1).to(like.dtype) for t in (cos, sin))
-        return (cos[:, None], sin[:, None]) if cos.ndim == 3 else (cos, sin)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # After a move; computed anew, since a meta tensor has no values to copy.
-        device = self.q_proj.weight.device
-        if self._inverse.device != device:
-            self._inverse = inverse_frequencies(self.config)[0].to(device)
-        return self
-
-
-class _MLP(nn.Module):
-    def __init__(self, config: DrafterConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
-
-
-class _Layer(nn.Module):
-    """The weights of the one decoder layer, under the names of EAGLE checkpoints."""
-
-    def __init__(self, config: DrafterConfig) -> None:
-        super().__init__()
-        h, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(h, eps, rounding=_ROUNDING)
-        self.hidden_norm = RMSNorm(h, eps, rounding=_ROUNDING)
-        self.self_attn = _Attention(config)
-        self.post_attention_layernorm = RMSNorm(h, eps, rounding=_ROUNDING)
-        self.mlp = _MLP(config)
-
-
-class Eagle3Drafter(nn.Module):
+class Eagle3Drafter(Drafter):
     """EAGLE-3 drafter, post-norm or pre-norm by its config.
 
     state_dict names are those of EAGLE and SpecForge checkpoints: `fc.weight`, `midlayer.*`,
@@ -128,8 +56,7 @@ class Eagle3Drafter(nn.Module):
         config: The drafter's shape and conventions.
     """
 
-    d2t: Tensor
-    t2d: Tensor
+    config: DrafterConfig
     fc: nn.Module
 
     def __init__(self, config: DrafterConfig) -> None:
@@ -142,10 +69,10 @@ class Eagle3Drafter(nn.Module):
         if config.fc_norm:
             self.fc_norm = nn.ModuleList(RMSNorm(config.target_hidden_size, eps) for _ in range(n))
         if config.norm_before_fc:
-            self.input_norm = RMSNorm(fused, eps, rounding=_ROUNDING)
+            self.input_norm = RMSNorm(fused, eps, rounding=ROUNDING)
         self.fc = nn.Linear(fused, h, bias=False)
-        self.midlayer = _Layer(config)
-        self.norm = RMSNorm(h, eps, rounding=_ROUNDING)
+        self.midlayer = DecoderLayer(config)
+        self.norm = RMSNorm(h, eps, rounding=ROUNDING)
         self.lm_head = nn.Linear(h, config.draft_vocab_size, bias=False)
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
         self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
@@ -160,34 +87,10 @@ class Eagle3Drafter(nn.Module):
         """Where the drafter is."""
         return self.norm.weight.device
 
-    def nbytes(self) -> int:
-        """Bytes of all weights and buffers, the embedding included."""
-        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
-
     def step_nbytes(self) -> int:
         """Bytes of the weights that every chain step reads: the decoder layer, norm and head."""
         parts = (self.midlayer, self.norm, self.lm_head)
         return sum(t.nbytes for part in parts for t in (*part.parameters(), *part.buffers()))
-
-    def set_draft_vocabulary(self, token_ids: Tensor | Sequence[int]) -> None:
-        """Choose which target ids the head's rows stand for; before, they are the first Vd.
-
-        Args:
-            token_ids: [Vd] distinct ascending ids of the target's vocabulary.
-
-        Raises:
-            ValueError: The ids are not `draft_vocab_size` distinct ascending ids within the
-                target's vocabulary.
-        """
-        ids = torch.as_tensor(token_ids, dtype=torch.int64, device=self.d2t.device)
-        v, vd = self.config.vocab_size, self.config.draft_vocab_size
-        if ids.shape != (vd,):
-            raise ValueError(f"token_ids: got shape {tuple(ids.shape)}, expected ({vd},)")
-        if bool((ids.diff() <= 0).any()) or int(ids[0]) < 0 or int(ids[-1]) >= v:
-            raise ValueError(f"token_ids: expected distinct ascending ids from 0 to {v - 1}")
-        self.d2t.copy_(ids - torch.arange(vd, device=ids.device))
-        self.t2d.zero_()
-        self.t2d[ids] = True
 
     def fuse(self, hiddens: Sequence[Tensor]) -> Tensor:
         """Join the captured target states: fc of their concatenation, after the config's norms.
@@ -213,9 +116,10 @@ class Eagle3Drafter(nn.Module):
                 )
         states = [hidden.to(self.dtype) for hidden in hiddens]
         if self.config.fc_norm:
-            if isinstance(self.fc, QuantizedLinear):
+            if isinstance(self.fc, QuantizedLinear) or torch.is_autocast_enabled(self.device.type):
                 pairs = zip(self.fc_norm, states, strict=True)
-                return cast(Tensor, self.fc(torch.cat([norm(h) for norm, h in pairs], dim=-1)))
+                joined = torch.cat([norm(h) for norm, h in pairs], dim=-1)
+                return cast(Tensor, self.fc(joined)).to(self.dtype)
             gammas = [cast(Tensor, norm.weight) for norm in self.fc_norm]
             return aux_norm_linear(
                 states, gammas, cast(Tensor, self.fc.weight), self.config.rms_norm_eps
@@ -223,7 +127,7 @@ class Eagle3Drafter(nn.Module):
         joined = torch.cat(states, dim=-1)
         if self.config.norm_before_fc:
             joined = self.input_norm(joined)
-        return cast(Tensor, self.fc(joined))
+        return cast(Tensor, self.fc(joined)).to(self.dtype)
 
     def step(
         self,
@@ -258,78 +162,108 @@ class Eagle3Drafter(nn.Module):
                 `max_position_embeddings` (with a cache), or there is a cache in grad mode.
         """
         if cache is not None:
-            return self._decode(input_ids, state, position_ids, cache, counts)
+            return decode_rows(self, input_ids, state, position_ids, cache, counts)
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
-        residual, q, k, v = self._enter(input_ids, state, position_ids)
-        return self._leave(residual, _causal_attention(q, k, v, self.config))
-
-    def unroll(
-        self, input_ids: Tensor, hiddens: Sequence[Tensor], steps: int
-    ) -> list[tuple[Tensor, Tensor]]:
-        """The train-time-test unroll: every row drafts a chain of `steps` steps, teacher-forced.
-
-        Step j of row t takes token x_{t+1+j}, the row's own state of step j - 1 (the fused target
-        state for j = 0) and rotary position t + j, attends to the step-0 keys of rows 0..t (of those
-        that the config's window leaves in sight at t + j) and to its own keys of steps 1..j, and
-        predicts x_{t+2+j}. Row by row that is what `chain` does when it drafts the teacher's
-        tokens. Differentiable.
-
-        The last 1 + j rows of step j have no input token: their values mean nothing, mask them.
-        Sequences may be padded on the right only.
-
-        Args:
-            input_ids: [B, T] int64, the sequence x_0..x_{T-1}.
-            hiddens: The target's states of the same positions, as for `fuse`.
-            steps: Chain length, at least 1.
-
-        Returns:
-            For every step (hidden, next_state), both [B, T, H].
-
-        Raises:
-            ValueError: `steps` is below 1.
-        """
-        return list(self.iter_unroll(input_ids, hiddens, steps))
+        residual, joined = self.join(input_ids, state)
+        attention, config = self.midlayer.self_attn, self.config
+        turn = attention.turns(position_ids)
+        q, k, v = (
+            project(joined).view(*input_ids.shape, -1, config.head_dim)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        attended = ttt_attention(
+            rotate(q, *turn).transpose(1, 2),
+            [rotate(k, *turn).transpose(1, 2)],
+            [v.transpose(1, 2)],
+            window=config.sliding_window,
+            sinks=config.attention_sinks,
+        )
+        return self.leave(residual, attended.transpose(1, 2).flatten(2))
 
     def iter_unroll(
-        self, input_ids: Tensor, hiddens: Sequence[Tensor], steps: int
+        self,
+        input_ids: Tensor,
+        hiddens: Sequence[Tensor],
+        steps: int,
+        *,
+        positions: Tensor | None = None,
+        feed: Feed | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """`unroll` one step at a time."""
-        positive_int("steps", steps)
-        state = self.fuse(hiddens)
-        if input_ids.shape != state.shape[:2]:
-            raise ValueError(
-                f"input_ids: got shape {tuple(input_ids.shape)}, expected {tuple(state.shape[:2])}"
-                " as in hiddens"
-            )
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        tokens = input_ids
-        # One entry a step: keys and values [B, Hkv, T, D].
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        for j in range(steps):
-            tokens = F.pad(tokens[:, 1:], (0, 1))
-            residual, q, k, v = self._enter(tokens, state, positions + j)
-            keys.append(k)
-            values.append(v)
-            hidden, state = self._leave(residual, _unrolled_attention(q, keys, values, self.config))
-            yield hidden, state
+        shape = input_ids.shape
+
+        def flat(j: int, state: Tensor) -> Tensor:
+            assert feed is not None
+            return feed(j, state.view(*shape, -1)).reshape(state.shape)
+
+        for hidden, state in unroll_rows(
+            self,
+            input_ids,
+            hiddens,
+            steps,
+            positions=positions,
+            feed=None if feed is None else flat,
+            watch=watch,
+        ):
+            whole = hidden.view(*shape, -1)
+            yield whole, whole if state is hidden else state.view(*shape, -1)
+
+    def iter_rows(
+        self,
+        input_ids: Tensor,
+        hiddens: Sequence[Tensor],
+        steps: int,
+        rows: Tensor,
+        *,
+        positions: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """As `Drafter.iter_rows`; other rows are not computed, but for their step-0 keys."""
+        for hidden, _ in unroll_rows(
+            self, input_ids, hiddens, steps, rows=rows, positions=positions
+        ):
+            yield hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the draft vocabulary, [..., Vd], of `hidden` [..., H]."""
         return cast(Tensor, self.lm_head(hidden))
 
+    @property
+    def head_weight(self) -> Tensor | QuantizedWeight:
+        """[Vd, H], a parameter unless it is quantised."""
+        return cast("Tensor | QuantizedWeight", self.lm_head.weight)
+
+    def capture(self, target: nn.Module) -> AbstractContextManager[AuxStates]:
+        """Catch the states that `fuse` joins; see `leeboard.draft.capture`."""
+        return capture(target, self.config)
+
+    def new_cache(self, capacity: int) -> DrafterCache:
+        """An empty cache with room for `capacity` rows at first."""
+        return DrafterCache(capacity)
+
     @torch.no_grad()
-    def greedy(self, hidden: Tensor) -> Tensor:
-        """The most likely next token, int64 [...] in the TARGET's vocabulary, of `hidden` [..., H].
-
-        The logits are not kept. No gradient flows.
-        """
-        return linear_argmax(hidden, _weight(self.lm_head), d2t=self._offsets())[0]
-
-    def _offsets(self) -> Tensor | None:
-        """`d2t`, or None where target and draft vocabulary are the same."""
-        return None if self.config.draft_vocab_size == self.config.vocab_size else self.d2t
+    def draft(
+        self,
+        hiddens: Sequence[Tensor],
+        tokens: Tensor,
+        counts: Sequence[int],
+        cache: DrafterCache,
+        depth: int,
+    ) -> tuple[Tensor, Tensor]:
+        """As `Drafter.draft`: `step` with the cache, then `chain`."""
+        fused = self.fuse(hiddens)
+        last = torch.tensor(counts, device=tokens.device) - 1
+        finite_rows(fused, last)
+        even = len(set(counts)) == 1 and counts[0] == tokens.shape[1]
+        hidden, state = self.step(tokens, fused, cache=cache, counts=None if even else counts)
+        each = torch.arange(len(counts), device=tokens.device)
+        first, root = self.greedy(hidden[each, last]), state[each, last]
+        drafts, fed = first[:, None], root[:, None]
+        if depth > 1:
+            rest = self.chain(root, first, cache, depth - 1)
+            drafts, fed = torch.cat((drafts, rest.tokens), 1), torch.cat((fed, rest.states), 1)
+        return drafts, fed
 
     @torch.no_grad()
     def chain(
@@ -398,14 +332,14 @@ class Eagle3Drafter(nn.Module):
             hidden_norm=layer.hidden_norm.weight.detach(),
             post_norm=layer.post_attention_layernorm.weight.detach(),
             norm=self.norm.weight.detach(),
-            q=_weight(attention.q_proj),
-            k=_weight(attention.k_proj),
-            v=_weight(attention.v_proj),
-            o=_weight(attention.o_proj),
-            gate=_weight(mlp.gate_proj),
-            up=_weight(mlp.up_proj),
-            down=_weight(mlp.down_proj),
-            head=_weight(self.lm_head),
+            q=plain_weight(attention.q_proj),
+            k=plain_weight(attention.k_proj),
+            v=plain_weight(attention.v_proj),
+            o=plain_weight(attention.o_proj),
+            gate=plain_weight(mlp.gate_proj),
+            up=plain_weight(mlp.up_proj),
+            down=plain_weight(mlp.down_proj),
+            head=plain_weight(self.lm_head),
             cos=cos,
             sin=sin,
             d2t=self._offsets(),
@@ -450,7 +384,6 @@ class Eagle3Drafter(nn.Module):
                 kept = self._rope = cos.to(device), sin.to(device)
         return kept[0][:length], kept[1][:length]
 
-    @torch.no_grad()
     def copy_from_target(self, target: Any) -> tuple[str, ...]:
         """Start from the target's weights: embedding (frozen), head and final norm.
 
@@ -467,33 +400,9 @@ class Eagle3Drafter(nn.Module):
         Raises:
             ValueError: Vocabulary or width differ, so the embedding does not fit.
         """
-        source = target.get_input_embeddings().weight
-        if source.shape != self.embed_tokens.weight.shape:
-            raise ValueError(
-                f"target: its embedding is {tuple(source.shape)}, expected "
-                f"{tuple(self.embed_tokens.weight.shape)}: vocab_size and hidden_size of the "
-                "drafter's config"
-            )
-        self.embed_tokens.weight.copy_(source).requires_grad_(False)
-        copied = ["embed_tokens.weight"]
-        head = target.get_output_embeddings()
-        if head is not None and head.weight.shape == source.shape:
-            self.lm_head.weight.copy_(head.weight[self.t2d.to(head.weight.device)])
-            copied.append("lm_head.weight")
-        gain = _rms_gain(_final_norm(target), self.config.hidden_size)
-        if gain is not None:
-            self.norm.weight.copy_(gain)
-            copied.append("norm.weight")
-        return tuple(copied)
+        return copy_from_target(self, target)
 
-    def _enter(
-        self, input_ids: Tensor, state: Tensor, position_ids: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(residual, q, k, v) of new rows: everything before attention."""
-        residual, joined = self._join(input_ids, state)
-        return residual, *self.midlayer.self_attn.qkv(joined, position_ids)
-
-    def _join(self, input_ids: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def join(self, input_ids: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """(residual [B, T, H], attention's input [B, T, 2H])."""
         if state.shape != (*input_ids.shape, self.config.hidden_size):
             raise ValueError(
@@ -507,207 +416,20 @@ class Eagle3Drafter(nn.Module):
         residual = normed if self.config.norm_before_residual else state
         return residual, torch.cat((embedded, normed), dim=-1)
 
-    def _decode(
-        self,
-        input_ids: Tensor,
-        state: Tensor,
-        position_ids: Tensor | None,
-        cache: DrafterCache,
-        counts: Sequence[int] | None,
-    ) -> tuple[Tensor, Tensor]:
-        """`step` with a cache."""
-        if torch.is_grad_enabled():
-            raise ValueError("cache: it keeps no gradients, expected a call in torch.no_grad()")
-        if counts is not None and state.ndim == 3:
-            if len(counts) != state.shape[0]:
-                raise ValueError(
-                    f"counts: got {len(counts)}, expected one for each of {state.shape[0]}"
-                )
-            # NaN in a row that no sequence keeps would reach the others as 0 * NaN.
-            kept = torch.tensor(list(counts), device=state.device)[:, None, None]
-            beyond = torch.arange(state.shape[1], device=state.device)[:, None] >= kept
-            state = state.masked_fill(beyond, 0.0)
-        residual, joined = self._join(input_ids, state)
-        layer, config = self.midlayer, self.config
-        attention, mlp = layer.self_attn, layer.mlp
-        q, k, v = (
-            attention.heads(_product(linear, joined))
-            for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        cache.reserve(k)
-        rows = input_ids.shape[1]
-        last = max(cache.lengths_after(rows, counts), default=0)
-        positions = position_ids
-        if position_ids is not None:
-            positions = position_ids.expand(input_ids.shape)
-            last = int(position_ids.max()) + 1 if rows else 0
-        elif counts is not None:
-            # Rows that no sequence keeps may stick out of the table.
-            at = cache.lengths[:, None] + torch.arange(rows, device=q.device)
-            positions = at.clamp(max=max(last - 1, 0))
-        cos, sin = self.rope_table(max(last, 1))
-        attended = decode_attention_(
-            q,
-            k,
-            v,
-            cache.keys,
-            cache.values,
-            cache.lengths,
-            cos=cos,
-            sin=sin,
-            positions=positions,
-            window=config.sliding_window,
-            sinks=config.attention_sinks,
-        )
-        r = _product(attention.o_proj, attended.transpose(1, 2).flatten(2), residual)
-        norm = layer.post_attention_layernorm
-        if _few(r):
-            x = swiglu_linear(
-                r,
-                _weight(mlp.gate_proj),
-                _weight(mlp.up_proj),
-                _weight(mlp.down_proj),
-                norm_weight=norm.weight,
-                eps=config.rms_norm_eps,
-                residual=r,
-            )
-        else:
-            normed = norm(r)
-            gated = F.silu(_product(mlp.gate_proj, normed)) * _product(mlp.up_proj, normed)
-            x = _product(mlp.down_proj, gated, r)
-        hidden = self.norm(x)
-        cache.advance(rows, counts)
-        return hidden, hidden if config.norm_output else x
-
     def _cache_row(self) -> tuple[int, int, int]:
         return self.config.num_key_value_heads, 1, self.config.head_dim
 
-    def _leave(self, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """(hidden, next_state) of attention's output [B, Hq, T, D]: everything after attention.
-
-        What is fed back here, `_decode` and `draft_chain` feed back too.
-        """
+    def leave(self, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """(hidden, next_state) of rows with attention's output [..., Hq D]: all after attention."""
         layer, eps = self.midlayer, self.config.rms_norm_eps
         normed, residual = add_rms_norm(
-            layer.self_attn.out(attended),
+            layer.self_attn.o_proj(attended).to(residual.dtype),
             residual,
             layer.post_attention_layernorm.weight,
             eps,
-            rounding=_ROUNDING,
+            rounding=ROUNDING,
         )
         hidden, x = add_rms_norm(
-            layer.mlp(normed), residual, self.norm.weight, eps, rounding=_ROUNDING
+            layer.mlp(normed).to(residual.dtype), residual, self.norm.weight, eps, rounding=ROUNDING
         )
-        return hidden, hidden if self.config.norm_output else x
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [B, heads, T, D], channel i paired with i + D/2 (Llama's layout)."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-high, low), dim=-1) * sin
-
-
-def _weight(linear: nn.Module) -> Tensor | QuantizedWeight:
-    """The matrix of a linear layer, plain or quantised, without its gradient."""
-    weight = linear.weight
-    return weight.detach() if isinstance(weight, Tensor) else cast(QuantizedWeight, weight)
-
-
-def _few(x: Tensor) -> bool:
-    return x.shape[:-1].numel() <= _FEW_ROWS
-
-
-def _product(linear: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """x weight^T, plus the residual, without gradients."""
-    weight = _weight(linear)
-    if _few(x):
-        return qlinear(x, weight, residual=residual)
-    if isinstance(weight, QuantizedWeight):
-        weight = weight.dequantize().to(x.dtype)
-    y = F.linear(x, weight)
-    return y if residual is None else y.add_(residual)
-
-
-def _out_of_sight(rows: int, config: DrafterConfig, ahead: int, device: torch.device) -> Tensor:
-    """bool [T, T]: whether row t, `ahead` places further on, does not see the key of row c."""
-    t = torch.arange(rows, device=device)
-    hidden = t[None, :] > t[:, None]
-    if config.sliding_window is not None:
-        far = t[:, None] + ahead - t[None, :] >= config.sliding_window
-        hidden = hidden | (far & (t >= config.attention_sinks))
-    return hidden
-
-
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor, config: DrafterConfig) -> Tensor:
-    """Attention of T rows to all rows up to themselves, within the config's window.
-
-    q [B, Hq, T, D]; k, v [B, Hkv, T, D]; out [B, Hq, T, D].
-    """
-    rows, window = q.shape[2], config.sliding_window
-    mask = None
-    if window is not None and window < rows:
-        mask = ~_out_of_sight(rows, config, 0, q.device)
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        is_causal=mask is None and rows > 1,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-
-
-def _unrolled_attention(
-    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], config: DrafterConfig
-) -> Tensor:
-    """Attention to the step-0 keys of rows 0..t and to the row's own keys of later steps.
-
-    One softmax over T + j scores: a causal T x T product and j row-wise dot products. The window
-    rules the step-0 keys alone, as it does the cache of a chain.
-    q [B, Hq, T, D]; keys, values: one [B, Hkv, T, D] a step; out [B, Hq, T, D].
-    """
-    if len(keys) == 1:
-        return _causal_attention(q, keys[0], values[0], config)
-    heads, rows, width = q.shape[1:]
-    kv_heads = keys[0].shape[1]
-    grouped = q.view(-1, kv_heads, heads // kv_heads, rows, width) * width**-0.5
-    scores = grouped @ keys[0].transpose(-1, -2).unsqueeze(2)
-    hidden = _out_of_sight(rows, config, len(keys) - 1, q.device)
-    scores = scores.masked_fill(hidden, float("-inf"))
-    own = [(grouped * k.unsqueeze(2)).sum(-1, keepdim=True) for k in keys[1:]]
-    weights = torch.cat((scores, *own), dim=-1).softmax(dim=-1, dtype=torch.float32).to(q.dtype)
-    out = weights[..., :rows] @ values[0].unsqueeze(2)
-    for i, v in enumerate(values[1:], start=rows):
-        out = out + weights[..., i : i + 1] * v.unsqueeze(2)
-    return out.flatten(1, 2)
-
-
-def _final_norm(target: Any) -> nn.Module | None:
-    """The norm before the target's head, under the names that Hugging Face models use."""
-    body = getattr(target, "base_model", target)
-    for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f"):
-        norm = getattr(body, name, None)
-        if isinstance(norm, nn.Module):
-            return norm
-    return None
-
-
-def _rms_gain(norm: nn.Module | None, width: int) -> Tensor | None:
-    """The gain of a module that acts as an RMSNorm, else None.
-
-    An RMSNorm maps any vector of signs s to s * gain (epsilon aside), which a LayerNorm does not.
-    """
-    weight = getattr(norm, "weight", None)
-    if norm is None or weight is None or weight.shape != (width,):
-        return None
-    signs = torch.ones(2, width, device=weight.device, dtype=weight.dtype)
-    signs[1, : width // 4] = -1
-    up, mixed = norm(signs)
-    tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 2e-2
-    for gain in (weight, 1 + weight):
-        expected = signs * gain
-        if torch.allclose(up, expected[0], rtol=tolerance) and torch.allclose(
-            mixed, expected[1], rtol=tolerance
-        ):
-            return cast(Tensor, gain.detach())
-    return None
+        return hidden, feedback(hidden, x, self.config.norm_output)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from leeboard.draft.config import DrafterConfig
 from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.protocol import Feed, Watch
 from leeboard.nn import QuantizedLinear
 
 Format = Literal["int8", "int4", "fp8"]
@@ -54,7 +55,14 @@ class QuantizedDrafter(Eagle3Drafter):
         return self
 
     def iter_unroll(
-        self, input_ids: Tensor, hiddens: Sequence[Tensor], steps: int
+        self,
+        input_ids: Tensor,
+        hiddens: Sequence[Tensor],
+        steps: int,
+        *,
+        positions: Tensor | None = None,
+        feed: Feed | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Eagle3Drafter.iter_unroll`, within `torch.no_grad()` only.
 
@@ -63,7 +71,9 @@ class QuantizedDrafter(Eagle3Drafter):
         """
         if torch.is_grad_enabled():
             raise _no_training()
-        return super().iter_unroll(input_ids, hiddens, steps)
+        return super().iter_unroll(
+            input_ids, hiddens, steps, positions=positions, feed=feed, watch=watch
+        )
 
     def __repr__(self) -> str:
         kept = f", {', '.join(self.skipped)} as before" if self.skipped else ""

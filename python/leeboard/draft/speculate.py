@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leeboard.draft.cache import DrafterCache
-from leeboard.draft.capture import capture
 from leeboard.draft.checks import positive_int
-from leeboard.draft.model import Eagle3Drafter
+from leeboard.draft.protocol import Drafter
 from leeboard.draft.target import TargetRun
 from leeboard.ops import verify_greedy, verify_sample
 
@@ -120,7 +118,7 @@ class SpeculateResult:
 @torch.no_grad()
 def speculate(
     target: Any,
-    drafter: Eagle3Drafter,
+    drafter: Drafter,
     input_ids: Tensor,
     *,
     max_new_tokens: int,
@@ -193,12 +191,12 @@ def speculate(
     prompt = input_ids.long()[:, min(starts) :]
     starts = [start - min(starts) for start in starts]
     prompt = _without_padding(prompt, starts)
-    cache = DrafterCache(capacity=prompt.shape[1] + max_new_tokens + depth)
+    cache = drafter.new_cache(prompt.shape[1] + max_new_tokens + depth)
     tally = _Tally(batch, depth)
     states: list[Tensor] | None = [] if collect_states else None
 
     try:
-        with capture(target, drafter.config) as aux:
+        with drafter.capture(target) as aux:
             logits = run.prompt(prompt, starts)
             _, following = _verify(prompt[:, :0], logits[:, None], temperature, generator)
             new = [[token] for token in following.tolist()]
@@ -223,7 +221,9 @@ def speculate(
                     counts, active = [counts[b] for b in going], [active[b] for b in going]
                 left = [max_new_tokens - len(new[b]) for b in active]
                 k = min(depth, max(left), limit - 1 - max(run.lengths))
-                drafts = _draft(drafter, hiddens, tokens, counts, cache, k, states)
+                drafts, fed = drafter.draft(hiddens, tokens, counts, cache, k)
+                if states is not None:
+                    states.extend(fed.unbind())
                 logits = run.extend(torch.cat((following[:, None], drafts), dim=1))
                 accepted, following = _verify(drafts, logits, temperature, generator)
 
@@ -311,47 +311,6 @@ def _verify(
     return accepted, following
 
 
-def _draft(
-    drafter: Eagle3Drafter,
-    hiddens: Sequence[Tensor],
-    tokens: Tensor,
-    counts: Sequence[int],
-    cache: DrafterCache,
-    depth: int,
-    states: list[Tensor] | None,
-) -> Tensor:
-    """Enter the rows that stand on target states, then draft a chain: [B, depth] tokens.
-
-    Of sequence b the first counts[b] rows count, and the last of them gives the first draft.
-    `states`, if given, receives the chains' fed-back states, one [depth, H] per sequence.
-    """
-    fused = drafter.fuse(hiddens)
-    last = torch.tensor(counts, device=tokens.device) - 1
-    _check_states(fused, last)
-    even = len(set(counts)) == 1 and counts[0] == tokens.shape[1]
-    hidden, state = drafter.step(tokens, fused, cache=cache, counts=None if even else counts)
-    each = torch.arange(len(counts), device=tokens.device)
-    first, root = drafter.greedy(hidden[each, last]), state[each, last]
-    drafts, fed = first[:, None], root[:, None]
-    if depth > 1:
-        rest = drafter.chain(root, first, cache, depth - 1)
-        drafts, fed = torch.cat((drafts, rest.tokens), 1), torch.cat((fed, rest.states), 1)
-    if states is not None:
-        states.extend(fed.unbind())
-    return drafts
-
-
-def _check_states(fused: Tensor, last: Tensor) -> None:
-    """Raise ValueError unless the rows up to `last` are finite."""
-    bad = ~fused.isfinite().all(dim=-1)
-    bad &= torch.arange(fused.shape[1], device=fused.device) <= last[:, None]
-    if bool(bad.any()):
-        raise ValueError(
-            "target: its hidden states are not finite, or overflow when the drafter fuses them in "
-            f"{fused.dtype}; expected finite states"
-        )
-
-
 def _without_padding(ids: Tensor, starts: Sequence[int]) -> Tensor:
     """ids [B, T] with 0 in place of what stands before starts[b]."""
     first = torch.tensor(list(starts), device=ids.device)[:, None]
@@ -384,13 +343,13 @@ def _check_models(target: Any, drafter: Any) -> None:
         raise TypeError(
             f"target: got {type(target).__name__}, expected a Hugging Face causal language model"
         )
-    if not isinstance(drafter, Eagle3Drafter):
-        raise TypeError(f"drafter: got {type(drafter).__name__}, expected an Eagle3Drafter")
+    if not isinstance(drafter, Drafter):
+        raise TypeError(f"drafter: got {type(drafter).__name__}, expected a leeboard.draft.Drafter")
     if target.training:
         raise ValueError("target: it is in training mode, expected eval mode: call target.eval()")
 
 
-def _check_fit(target: Any, drafter: Eagle3Drafter) -> None:
+def _check_fit(target: Any, drafter: Drafter) -> None:
     config, theirs = drafter.config, _text_config(target)
     for ours, name in (("vocab_size", "vocab_size"), ("target_hidden_size", "hidden_size")):
         value = getattr(theirs, name)
@@ -417,7 +376,7 @@ def _checked_temperature(value: object) -> float:
 
 
 def _check_prompt(
-    target: Any, drafter: Eagle3Drafter, input_ids: Tensor, attention_mask: Tensor | None
+    target: Any, drafter: Drafter, input_ids: Tensor, attention_mask: Tensor | None
 ) -> list[int]:
     """Raise ValueError unless the prompts can be read; the columns at which they begin."""
     got = getattr(input_ids, "dtype", type(input_ids).__name__)
@@ -470,7 +429,7 @@ def _token_mask(attention_mask: object, input_ids: Tensor) -> Tensor:
     return tokens
 
 
-def _check_room(target: Any, drafter: Eagle3Drafter, prompt: int, new: int) -> int:
+def _check_room(target: Any, drafter: Drafter, prompt: int, new: int) -> int:
     """Raise ValueError unless the longest sequence fits; the positions that there are."""
     limits = {
         "drafter": drafter.config.max_position_embeddings,

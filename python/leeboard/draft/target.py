@@ -54,6 +54,12 @@ class TargetRun:
     """
 
     def __init__(self, target: Any) -> None:
+        if getattr(target, "_is_stateful", False):
+            raise ValueError(
+                f"target: {type(target).__name__} has layers that keep a state instead of their "
+                "past, which cannot be cut back after a rejected draft; expected a model with "
+                "attention layers only"
+            )
         self.lengths: list[int] = []
         self.forwards = 0
         self._target = target

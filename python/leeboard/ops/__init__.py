@@ -17,6 +17,7 @@ from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.sparse_gqa import sparse_gqa
 from leeboard.ops.swiglu_linear import swiglu_linear
+from leeboard.ops.ttt_attention import ttt_attention
 from leeboard.ops.ttt_loss import ttt_loss
 from leeboard.ops.unit_saliency import unit_saliency
 from leeboard.ops.verify_greedy import verify_greedy
@@ -28,6 +29,7 @@ from leeboard.reference import (
     QuantizedWeight,
     TTTLossTerms,
     Weight,
+    feedback,
     quantize_weight,
 )
 
@@ -45,6 +47,7 @@ __all__ = [
     "decode_attention_",
     "draft_chain",
     "drafter_glue",
+    "feedback",
     "isa",
     "linear_argmax",
     "linear_topk",
@@ -56,6 +59,7 @@ __all__ = [
     "rms_norm",
     "sparse_gqa",
     "swiglu_linear",
+    "ttt_attention",
     "ttt_loss",
     "unit_saliency",
     "verify_greedy",

@@ -43,11 +43,11 @@ class Segments:
         """
         if cu_seqlens is None:
             return Segments(None, None, [(q.shape[2], k.shape[2])] * q.shape[0])
-        cu_q = _bounds("cu_seqlens", cu_seqlens, q.shape[2], "q")
+        cu_q = bounds("cu_seqlens", cu_seqlens, q.shape[2], "q")
         if cu_seqlens_k is None:
-            cu_k = _bounds("cu_seqlens", cu_seqlens, k.shape[2], "k")
+            cu_k = bounds("cu_seqlens", cu_seqlens, k.shape[2], "k")
         else:
-            cu_k = _bounds("cu_seqlens_k", cu_seqlens_k, k.shape[2], "k")
+            cu_k = bounds("cu_seqlens_k", cu_seqlens_k, k.shape[2], "k")
         rows, keys = ([end - begin for begin, end in itertools.pairwise(cu)] for cu in (cu_q, cu_k))
         return Segments(cu_q, cu_k, list(zip(rows, keys, strict=True)))
 
@@ -106,7 +106,12 @@ def _about(what: str) -> Iterator[None]:
         raise ValueError(f"{error} ({what})") from None
 
 
-def _bounds(name: str, cu: Tensor, total: int, of: str) -> list[int]:
+def bounds(name: str, cu: Tensor, total: int, of: str) -> list[int]:
+    """The values of a `cu_seqlens`.
+
+    Raises:
+        ValueError: If they do not ascend from 0 to `total`, the rows `of` a tensor.
+    """
     numbers: list[int] = cu.tolist()
     if numbers[0] != 0:
         raise ValueError(f"{name}: starts at {numbers[0]}; expected 0")

@@ -24,6 +24,7 @@ from leeboard.ops.qlinear import qlinear
 from leeboard.ops.rms_norm import rms_norm
 from leeboard.ops.sparse_gqa import sparse_gqa
 from leeboard.ops.swiglu_linear import swiglu_linear
+from leeboard.ops.ttt_attention import ttt_attention
 from leeboard.ops.ttt_loss import ttt_loss
 from leeboard.ops.unit_saliency import unit_saliency
 from leeboard.ops.verify_greedy import verify_greedy
@@ -156,6 +157,14 @@ OPS: dict[str, OpSpec] = _table(
         reference.swiglu_linear,
         differentiable=False,
         summary="gated feed-forward block on weights in any format",
+    ),
+    OpSpec(
+        "ttt_attention",
+        ttt_attention,
+        reference.ttt_attention,
+        differentiable=True,
+        summary="attention of a drafter's training unroll, over step-0 keys and the row's own",
+        rowwise=False,
     ),
     OpSpec(
         "ttt_loss",

@@ -6,7 +6,7 @@ differentiable. Tests, benchmarks and the documentation use them; nothing restat
 
 from __future__ import annotations
 
-from leeboard.reference._drafter import DrafterWeights
+from leeboard.reference._drafter import DrafterWeights, feedback
 from leeboard.reference._quantized import QuantizedWeight, Weight, quantize_weight
 from leeboard.reference.add_rms_norm import add_rms_norm
 from leeboard.reference.aux_norm_linear import aux_norm_linear
@@ -25,6 +25,11 @@ from leeboard.reference.sparse_gqa import (
     sparse_gqa_parts,
 )
 from leeboard.reference.swiglu_linear import swiglu_linear
+from leeboard.reference.ttt_attention import (
+    ttt_attention,
+    ttt_attention_backward,
+    ttt_attention_scores,
+)
 from leeboard.reference.ttt_loss import TTTLossTerms, ttt_loss, ttt_loss_gradients
 from leeboard.reference.unit_saliency import unit_saliency
 from leeboard.reference.verify_greedy import verify_greedy
@@ -43,6 +48,7 @@ __all__ = [
     "decode_attention_",
     "draft_chain",
     "drafter_glue",
+    "feedback",
     "linear_argmax",
     "linear_topk",
     "panel_ffn",
@@ -55,6 +61,9 @@ __all__ = [
     "sparse_gqa_backward",
     "sparse_gqa_parts",
     "swiglu_linear",
+    "ttt_attention",
+    "ttt_attention_backward",
+    "ttt_attention_scores",
     "ttt_loss",
     "ttt_loss_gradients",
     "unit_saliency",

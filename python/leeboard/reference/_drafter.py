@@ -67,6 +67,17 @@ class DrafterWeights:
         return 2 * self.cos.shape[1]
 
 
+def feedback(normed: Tensor, residual: Tensor, norm_output: bool) -> Tensor:
+    """The state that the next step of a chain takes, in training as in decoding.
+
+    Args:
+        normed: [..., H], the output norm of `residual`, which the head sees.
+        residual: [..., H], the residual stream that the step left.
+        norm_output: Post-norm feedback (arXiv:2605.09992) instead of EAGLE-3's.
+    """
+    return normed if norm_output else residual
+
+
 def _flatten(weights: DrafterWeights) -> tuple[list[object], tuple[object, ...]]:
     values = [getattr(weights, field.name) for field in fields(weights)]
     return values[:_PARTS], tuple(values[_PARTS:])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from leeboard.reference._drafter import DrafterWeights
+from leeboard.reference._drafter import DrafterWeights, feedback
 from leeboard.reference.decode_attention import rotated
 from leeboard.reference.drafter_glue import drafter_glue
 from leeboard.reference.linear_topk import linear_topk
@@ -79,7 +79,7 @@ def draft_chain(
         ancestors = torch.cat((ancestors, itself), dim=-1)
         x = _layer(weights, fed, tokens, k_cache, v_cache, lengths, step, keys, values, ancestors)
         hidden = rms_norm(x, weights.norm.to(wide), weights.eps)
-        fed = hidden if weights.norm_output else x
+        fed = feedback(hidden, x, weights.norm_output)
         states.append(fed)
         index, logit, lse = linear_topk(hidden, weights.head, topk, d2t=weights.d2t, logsumexp=True)
         score = (total[..., None] + (logit - lse[..., None])).flatten(1)  # [B, R topk]

@@ -296,6 +296,7 @@ def test_leeboards_own_ops() -> None:
     wide = torch.randn(64, 3 * 64)
     steps = torch.randn(2, 3, 64, requires_grad=True)
     ones = torch.ones(2, 3)
+    q = torch.randn(1, 2, 8, 16)
     cases: list[tuple[Callable[[], object], int]] = [
         (lambda: ops.qlinear(x, up), 2 * 3 * 64 * 160),
         (lambda: ops.linear_argmax(x, head), 2 * 3 * 64 * 500),
@@ -305,6 +306,8 @@ def test_leeboards_own_ops() -> None:
         (lambda: ops.panel_ffn(x, FeedForwardWeights(up, down), panels), 2 * 2 * 3 * 64 * 32),
         (lambda: ops.panel_ffn(x, FeedForwardWeights(up, down)), 2 * 2 * 3 * 64 * 160),
         (lambda: ops.aux_norm_linear([x] * 3, [gamma] * 3, wide), (2 * 3 * 64 + 4 * 3) * 192),
+        # Of 8 rows 36 pairs and two own keys each.
+        (lambda: ops.ttt_attention(q, [q] * 3, [q] * 3), 4 * 2 * 16 * (36 + 16)),
         # The teacher's logits, those of two steps, and the gradient in these.
         (lambda: ops.ttt_loss(steps, head, x, head, ones), 2 * 500 * (3 + 2 * 6) * 64),
     ]

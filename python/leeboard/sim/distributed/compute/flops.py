@@ -179,6 +179,23 @@ def _decode_attention(arguments: Arguments, out: Any) -> int:
     return 4 * int(query.numel()) * int(cache.shape[-2])
 
 
+def _ttt_attention(arguments: Arguments, out: Any) -> int:
+    """Two products of every pair in sight, as if each sequence were one document."""
+    return 4 * _unrolled(arguments["q"], len(arguments["k"]) - 1)
+
+
+def _ttt_attention_backward(arguments: Arguments, out: Any) -> int:
+    """Five of them."""
+    own = arguments["own_k"]
+    return 10 * _unrolled(arguments["q"], 0 if own is None else int(own.shape[0]))
+
+
+def _unrolled(q: Tensor, own: int) -> int:
+    """Pairs of a query and a key, times channels."""
+    rows = int(q.shape[2])
+    return int(q.shape[:2].numel() * q.shape[3]) * (rows * (rows + 1) // 2 + rows * own)
+
+
 def _ttt_loss(arguments: Arguments, out: Any) -> int:
     """As if no row were skipped."""
     products = 1 + arguments["grad_hidden"] + arguments["grad_weight"]
@@ -217,6 +234,8 @@ FORMULAS: dict[str, Count] = {
     "leeboard::swiglu_linear": _swiglu_linear,
     "leeboard::panel_ffn": _panel_ffn,
     "leeboard::panel_ffn_backward": _panel_ffn_backward,
+    "leeboard::ttt_attention": _ttt_attention,
+    "leeboard::ttt_attention_backward": _ttt_attention_backward,
     "leeboard::ttt_loss": _ttt_loss,
     "leeboard::decode_attention": _decode_attention,
     "leeboard::decode_attention_": _decode_attention,

@@ -1,0 +1,1 @@
+"""Training drafters, against the same step in plain PyTorch: `python -m bench.draft`."""

@@ -1,0 +1,236 @@
+"""What is trained, when it ends, and a whole run of the smallest size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leeboard.demo.corpus import Function, standard_library
+from leeboard.demo.tokens import ASST, BOS, EOT, USER, Documents
+from leeboard.reproduce.formats import choose, in_condition, long_contexts, mixture
+from leeboard.reproduce.matching import MatchedLoop, UntilEqual
+from leeboard.reproduce.settings import CONDITIONS, PRESETS, Arm, Settings
+
+SETTINGS = dataclasses.replace(
+    PRESETS["quick"],
+    warmup_steps=2,
+    check_every=5,
+    smooth=2,
+    threshold=0.5,
+    most_steps=40,
+    cooldown_steps=5,
+)
+
+
+class Words:
+    """A tokenizer of whole words."""
+
+    def encode(self, text: str) -> Any:
+        ids = [10 + sum(word.encode()) % 50 for word in text.split()]
+        return type("Encoding", (), {"ids": ids})()
+
+
+def test_the_target_learns_all_formats() -> None:
+    # <bos> <user> 7 8 <asst> 9 <eot>
+    document = [BOS, USER, 7, 8, ASST, 9, EOT]
+    whole = Documents(np.array(document, dtype=np.uint16), np.array([0, 7]), np.array([5]))
+    mixed = mixture(whole)
+    bounds = zip(mixed.starts[:-1], mixed.starts[1:], mixed.answers, strict=True)
+    forms = [(mixed.ids[a:b].tolist(), int(answer - a)) for a, b, answer in bounds]
+    raw = [7, 8, 9, EOT]
+    assert forms == [(document, 5), (document, 5), ([BOS, *raw], 3), (raw, 2)]
+
+
+def test_conditions() -> None:
+    assert {name: in_condition([7, 8], name) for name in CONDITIONS} == {
+        "template + BOS": [BOS, USER, 7, 8, ASST],
+        "template, no BOS": [USER, 7, 8, ASST],
+        "raw + BOS": [BOS, 7, 8],
+        "raw": [7, 8],
+    }
+
+
+def functions(files: int, each: int) -> list[Function]:
+    return [
+        Function(f"f{f}.py", f"g{g}", f"def g{g} file {f}", "x = 1\n" * 20, documented=True)
+        for f in range(files)
+        for g in range(each)
+    ]
+
+
+def test_no_file_is_used_for_prompts_and_for_checks() -> None:
+    settings = dataclasses.replace(SETTINGS, prompts=9, checks=3)
+    # The file's number is the last word.
+    prompts, checks = choose(functions(8, 2), Words(), settings)
+    assert (len(prompts), len(checks)) == (9, 3)
+    assert not {ids[-1] for ids in prompts} & {ids[-1] for ids in checks}
+    # One function of each file before any file's second: 6 files for 9 prompts.
+    assert len({ids[-1] for ids in prompts}) == 6
+    with pytest.raises(ValueError, match="prompts: got 99, expected at most"):
+        choose(functions(8, 2), Words(), dataclasses.replace(settings, prompts=99))
+
+
+def test_long_contexts_are_the_same_prompt_behind_more_and_more() -> None:
+    settings = dataclasses.replace(SETTINGS, row=64, context_tokens=24, buckets=4, contexts=5)
+    files = []
+    for file in range(3):
+        documents = [[100 * file + i] * (12 + i % 5) for i in range(40)]
+        files.append((documents, [document[:6] for document in documents]))
+    buckets = long_contexts(files, settings)
+    assert [len(bucket) for bucket in buckets] == [5] * 4
+    for number, bucket in enumerate(buckets):
+        for prompt, shorter in zip(bucket, buckets[0], strict=True):
+            assert number * 64 <= len(prompt) <= number * 64 + 40
+            assert prompt[-6:] == shorter[-6:]
+            # Of one file, in its order.
+            assert prompt == sorted(prompt)
+            assert prompt[0] // 100 == prompt[-1] // 100
+    with pytest.raises(ValueError, match="contexts: got 999, expected at most"):
+        long_contexts(files, dataclasses.replace(settings, contexts=999))
+
+
+def play(
+    course: UntilEqual, acceptance: Any, first: int = 0, until: int = 200
+) -> list[tuple[int, float]]:
+    """The rates of the steps that a loop would do."""
+    loop = MatchedLoop(steps=200, lr=2.0, share=course.share)
+    rates = []
+    for step in range(first, until):
+        rates.append((step, loop.rate(step)))
+        done = step + 1
+        if done % SETTINGS.check_every == 0:
+            course.check(done, acceptance(done))
+            if course.ended(done):
+                break
+    return rates
+
+
+def test_training_ends_at_the_common_acceptance(tmp_path: Path) -> None:
+    def learns(done: int) -> float:
+        return done / 40
+
+    path = tmp_path / "matching.json"
+    rates = play(UntilEqual(SETTINGS, path), learns)
+    record = json.loads(path.read_text())
+    # Means of two checks: 0.4375 after 20 steps, 0.5625 after 25.
+    assert record["constant_steps"] == 25
+    assert record["reached"] is True
+    assert record["level"] == pytest.approx(0.5625)
+    assert len(rates) == 30
+    assert [rate for _, rate in rates[:3]] == [1.0, 2.0, 2.0]
+    assert rates[24] == (24, 2.0)
+    assert [rate for _, rate in rates[25:]] == pytest.approx([2 * n / 6 for n in (5, 4, 3, 2, 1)])
+
+    # Interrupted anywhere it goes on alike; what was noted after the checkpoint happens again.
+    for stop, resumed in ((13, 11), (25, 25), (28, 26), (28, 19)):
+        other = tmp_path / f"{stop}-{resumed}.json"
+        before = play(UntilEqual(SETTINGS, other), learns, until=stop)
+        after = play(UntilEqual(SETTINGS, other), learns, first=resumed)
+        assert before[:resumed] + after == rates
+        assert json.loads(other.read_text()) == record
+
+
+def test_an_arm_that_does_not_get_there_ends_all_the_same(tmp_path: Path) -> None:
+    course = UntilEqual(SETTINGS, tmp_path / "matching.json")
+    rates = play(course, lambda done: 0.3)
+    assert len(rates) == 45
+    assert course.record()["reached"] is False
+    assert course.record()["constant_steps"] == 40
+
+    anchor = dataclasses.replace(SETTINGS, threshold=None, anchor_steps=20).anchor
+    course = UntilEqual(anchor, tmp_path / "anchor.json")
+    assert [rate for _, rate in play(course, lambda done: done / 100)] == [1.0, *([2.0] * 19)]
+    assert course.level == pytest.approx((0.15 + 0.2) / 2)
+
+
+TINY = Settings(
+    preset="quick",
+    seeds=1,
+    arms=("pre", "norm_output+fc_norm"),
+    ttt=(2,),
+    heldout_share=0.4,
+    vocab_size=600,
+    layers=4,
+    hidden_size=32,
+    intermediate_size=64,
+    heads=2,
+    target_tokens=8192,
+    target_row=256,
+    target_batch=4,
+    pool_rows=40,
+    row=128,
+    buckets=2,
+    batch=4,
+    warmup_steps=2,
+    check_every=2,
+    smooth=2,
+    anchor_steps=4,
+    most_steps=6,
+    cooldown_steps=2,
+    depth=6,
+    prompts=3,
+    checks=2,
+    prompt_tokens=128,
+    new_tokens=16,
+    contexts=1,
+    context_tokens=16,
+    context_depth=3,
+    window=32,
+    noise=(0.5,),
+    noise_prompts=2,
+)
+
+
+@pytest.mark.slow
+def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage, two arms, results and page; then all from the cache; then a worker process."""
+    pytest.importorskip("transformers")
+    from leeboard.reproduce.pipeline import Reproduction
+    from leeboard.reproduce.report import text
+
+    monkeypatch.setattr(
+        "leeboard.demo.corpus.standard_library", lambda: standard_library() / "email"
+    )
+    said: list[str] = []
+
+    def run(**options: Any) -> dict[str, Any]:
+        said.clear()
+        made = Reproduction(TINY, tmp_path, threads=1, say=said.append, **options).run()
+        assert made[1] == []
+        return made[0]
+
+    found = run(workers=0)
+    assert len(said) == 7
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(found))
+    assert [t["steps"] % TINY.check_every for t in found["trainings"]] == [0, 0]
+    for training in found["trainings"]:
+        assert 0 < training["constant_steps"] <= TINY.most_steps
+        assert training["steps"] == training["constant_steps"] + TINY.cooldown_steps
+    pre, post = found["figures"]
+    assert set(pre["accepted"]) - set(post["accepted"]) == {"norm_output forced"}
+    assert len(pre["rms"]) == TINY.depth
+    verdicts = {claim["name"]: claim["verdict"] for claim in found["claims"]}
+    assert verdicts["fc_norm alone, TTT 2"] == "not measured"
+    assert verdicts["Negative control, TTT 2"] != "not measured"
+    assert "too small to answer anything" in text(found, {})
+    left = [p.name for p in tmp_path.rglob("*") if "partial" in p.name or "progress" in p.name]
+    assert left == []
+
+    again = run(workers=0)
+    assert all("cached" in line for line in said)
+    assert again["figures"] == found["figures"]
+
+    # The same weights and counts from another process.
+    (arm,) = (tmp_path / "stages").glob(f"arm-{Arm('pre', 2, 0).slug}-*")
+    before = (arm / "readings.json").read_text()
+    for file in arm.iterdir():
+        file.unlink()
+    arm.rmdir()
+    redone = run(workers=1)
+    assert (arm / "readings.json").read_text() == before
+    assert redone["claims"] == found["claims"]
