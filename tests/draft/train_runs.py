@@ -89,12 +89,14 @@ def twins(out: Path) -> None:
     except Interrupted as error:
         stopped = error.step
     resumed = train(out / "stopped", settings)
+    low = dataclasses.replace(SETTINGS, batch=8, steps=2, precision="bfloat16")
     (out / f"rank{rank}.json").write_text(
         json.dumps(
             {
                 "whole": curve(whole.history),
                 "resumed": curve(resumed.history),
                 "stopped": stopped,
+                "low": train(None, low).history.loss,
                 "weights": [float(p.detach().double().sum()) for p in resumed.drafter.parameters()],
             }
         )
