@@ -86,7 +86,7 @@ def prepare(
     teacher = teacher_of(target)
     if drafter is None and config is None:
         config = DrafterConfig.for_target(target.config)
-    shape = config if drafter is None else drafter.config
+    shape: Any = config if drafter is None else drafter.config
     if shape.vocab_size != teacher.vocab_size:
         raise ValueError(
             f"{'config' if drafter is None else 'drafter'}: vocab_size is {shape.vocab_size}, "
@@ -98,6 +98,7 @@ def prepare(
         _check_rows(rows, split.train, settings, shape)
     device = target.get_input_embeddings().weight.device
     if drafter is None:
+        assert config is not None
         drafter = _new_drafter(
             target, config, rows, split.train, split.always, settings.seed, say
         ).to(device)
