@@ -103,9 +103,16 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     done = launch(*command, str(SCRIPT), str(tmp_path), "twins")
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    refused = [rank.pop("refused") for rank in ranks]
     assert ranks[0] == ranks[1]
     assert ranks[0]["stopped"] == 6
     assert ranks[0]["resumed"] == ranks[0]["whole"]
+
+    # What one process cannot do ends both, and none waits for the other.
+    for rank, step in enumerate((9, 0)):
+        assert f"sees the checkpoint of step {step}, another one not" in refused[rank][0]
+    assert "DiskFullError" in refused[0][1]
+    assert "RuntimeError: the first process has failed" in refused[1][1]
 
     alone = train(None, dataclasses.replace(SETTINGS, batch=8)).history
     for table, columns in curve(alone).items():

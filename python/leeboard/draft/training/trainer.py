@@ -151,20 +151,17 @@ def train_drafter(
             states=states,
             heldout=heldout,
             progress=progress and group.first,
-            first=group.first,
+            group=group,
             say=told,
         )
         training = _Training(prepared, settings, group)
         folder = None if out is None else Path(out)
-        held: AbstractContextManager[None] = contextlib.nullcontext()
-        if folder is not None and group.first:
-            held = only_training(folder)
-        with held:
+        with contextlib.ExitStack() as held:
+            if folder is not None:
+                group.first_does(lambda: held.enter_context(only_training(folder)))
             if folder is not None and not resume:
-                if group.first:
-                    Checkpoints(folder / CHECKPOINTS, {}).remove()
                 # None may look for a checkpoint before.
-                group.any(False)
+                group.first_does(Checkpoints(folder / CHECKPOINTS, {}).remove)
             return training.run(folder, stop, on_step, progress, tensorboard, told)
 
 
@@ -201,9 +198,7 @@ class _Training:
             found = checkpoints.latest() if checkpoints is not None else None
             if found is not None:
                 say(f"resuming after step {found.step} of {loop.steps}")
-            if self.group.first:
-                out.mkdir(parents=True, exist_ok=True)
-                write_json(out / RECORD, {"leeboard": __version__, **identity})
+            self.group.first_does(lambda: _record(out, identity))
 
         def evaluated(history: History) -> None:
             losses = history.evaluations["loss"]
@@ -330,6 +325,11 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
+
+
+def _record(out: Path, identity: Mapping[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / RECORD, {"leeboard": __version__, **identity})
 
 
 def _silent(text: str) -> None:
