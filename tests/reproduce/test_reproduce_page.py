@@ -108,6 +108,7 @@ def test_equal_results_give_equal_pictures(found: dict[str, Any], tmp_path: Path
         (["--ttt", "two"], "--ttt: got 'two'"),
         (["--arms", "post"], "arms: got 'post'"),
         (["--target", "somewhere"], "--target, --data"),
+        (["--arms", "pre,pre"], "expected each only once"),
         (["--write-docs", "nowhere"], "--write-docs nowhere"),
         (["--report-only", "--fresh"], "--report-only: runs nothing"),
     ],

@@ -36,6 +36,8 @@ examples:
   leeboard draft reproduce --write-docs docs      and write the page, too
   leeboard draft reproduce --report-only --write-docs docs
   leeboard draft reproduce --arms pre,norm_output --ttt 2 --seeds 3
+  leeboard draft reproduce --target meta-llama/Llama-3.2-1B-Instruct \\
+      --data chats.jsonl --preset gpu --device cuda
 
 what appears where (runs/reproduce, or --out):
   results.json    every figure with its interval, the verdicts, all settings
@@ -145,6 +147,7 @@ def _reproduced(args: argparse.Namespace, out: Path) -> tuple[dict[str, object],
     import dataclasses
 
     from leeboard.demo.stages import locked
+    from leeboard.reproduce.given import Given
     from leeboard.reproduce.pipeline import Reproduction
     from leeboard.reproduce.settings import PRESETS
 
@@ -157,6 +160,7 @@ def _reproduced(args: argparse.Namespace, out: Path) -> tuple[dict[str, object],
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
     settings = dataclasses.replace(PRESETS[args.preset], **changes)  # type: ignore[arg-type]
+    given = None if args.target is None else Given(args.target, args.data)
     cores = min(8, len(os.sched_getaffinity(0)))
     workers = args.workers
     if workers is None:
@@ -171,6 +175,7 @@ def _reproduced(args: argparse.Namespace, out: Path) -> tuple[dict[str, object],
             workers=workers,
             device=args.device,
             redo=args.redo,
+            given=given,
         ).run()
 
 
@@ -186,6 +191,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--workers: got {args.workers}, expected 0 or more")
     if (args.target is None) != (args.data is None):
         raise ValueError("--target, --data: got one of them, expected both or neither")
+    if args.data is not None and not args.data.is_file():
+        raise FileNotFoundError(f"--data {args.data}: no such file")
     if args.write_docs is not None and not args.write_docs.is_dir():
         raise FileNotFoundError(f"--write-docs {args.write_docs}: no such folder")
     if args.report_only and (args.fresh or args.redo):
