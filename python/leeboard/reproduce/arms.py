@@ -14,13 +14,12 @@ from torch import Tensor
 from leeboard._files import read_json, replacing, write_json
 from leeboard.demo.pipeline import torch_threads
 from leeboard.demo.stages import Stage, StageCache
-from leeboard.demo.target import load_target
 from leeboard.draft import Batch, DrafterConfig, Eagle3Drafter, chain_loss, observe
 from leeboard.draft.probe import Texts
 from leeboard.draft.training.checkpoint import Checkpoints
 from leeboard.draft.training.loop import Terms, Watch, fit
 from leeboard.reproduce.matching import MatchedLoop, UntilEqual
-from leeboard.reproduce.material import open_states
+from leeboard.reproduce.material import load_target, open_states
 from leeboard.reproduce.measure import Held, measure
 from leeboard.reproduce.settings import ARMS, Arm, Settings
 

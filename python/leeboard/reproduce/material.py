@@ -24,6 +24,13 @@ from leeboard.reproduce.measure import Held
 from leeboard.reproduce.settings import CONDITIONS, MATCHED, Settings
 
 
+def load_target(path: Path) -> Any:
+    """A Hugging Face causal LM from its folder (or its name), in float32, ready to decode."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32).eval()
+
+
 def held_texts(
     settings: Settings, target: Any, tokenizer: Any, functions: Sequence[Function], title: str
 ) -> tuple[Held, dict[str, Any]]:
@@ -60,15 +67,18 @@ def held_texts(
         tuple(made[str(n)] for n in range(settings.buckets)),
         made["checks"],
     )
-    return held, {
-        "loops": {name: _looping(texts) for name, texts in held.conditions.items()},
+    return held, described(target, held)
+
+
+def described(target: Any, held: Held) -> dict[str, Any]:
+    """What to say of the texts: see `held_texts`."""
+    conditions = held.conditions.items()
+    return {
+        "loops": {name: _looping(texts) for name, texts in conditions},
         "new_tokens": {
-            name: int((texts.lengths - texts.prompts).sum())
-            for name, texts in held.conditions.items()
+            name: int((texts.lengths - texts.prompts).sum()) for name, texts in conditions
         },
-        "prompt_loss": {
-            name: _prompt_loss(target, texts) for name, texts in held.conditions.items()
-        },
+        "prompt_loss": {name: _prompt_loss(target, texts) for name, texts in conditions},
         "contexts": [
             {"tokens": float(texts.prompts.double().mean()), "loops": _looping(texts)}
             for texts in held.contexts
@@ -113,23 +123,31 @@ def _by_file(functions: Sequence[Function], tokenizer: Any, settings: Settings) 
     return found
 
 
-@torch.no_grad()
-def keep_states(
-    settings: Settings, target: Any, documents: Documents, folder: Path, title: str
-) -> None:
-    """Pack the drafters' training rows and keep the target's states of them in shards.
+def pool(settings: Settings, documents: Documents) -> Rows:
+    """The drafters' training rows.
+
+    A row is one context, as a long prompt is; what a drafter has seen ends at its length.
 
     Args:
         settings: How many rows, how long.
-        target: The target.
         documents: The templated training part of the corpus.
-        folder: Where the shards go.
-        title: Shown in front of the progress bar.
     """
     ids, marks = pack(documents, settings.pool_rows, settings.row, settings.seed + 1)
-    # A row is one context, as a long prompt is; what a drafter has seen ends at its length.
     positions = torch.arange(settings.row).expand(settings.pool_rows, -1)
-    rows = Rows(torch.from_numpy(ids), torch.from_numpy(marks), positions.contiguous())
+    return Rows(torch.from_numpy(ids), torch.from_numpy(marks), positions.contiguous())
+
+
+@torch.no_grad()
+def keep_states(settings: Settings, target: Any, rows: Rows, folder: Path, title: str) -> None:
+    """Keep training rows and, with `settings.cached`, the target's states of them in shards.
+
+    Args:
+        settings: Whether to.
+        target: The target.
+        rows: The rows.
+        folder: Where the files go.
+        title: Shown in front of the progress bar.
+    """
     with replacing(folder / "rows.npz") as temporary, temporary.open("wb") as stream:
         np.savez(stream, **{name: value.numpy() for name, value in vars(rows).items()})
     if settings.cached:

@@ -27,7 +27,7 @@ class Held:
     """All texts that drafters are counted on.
 
     Attributes:
-        conditions: Per condition, the same prompts in each.
+        conditions: Per condition, the same prompts in each; not all where some change nothing.
         contexts: Per bucket of context length.
         checks: Other prompts, for the checks in training, in the matched condition.
     """
@@ -38,8 +38,8 @@ class Held:
 
     def save(self, folder: Path) -> None:
         """Write every set of texts as npz."""
-        for number, texts in enumerate(self.conditions.values()):
-            save_texts(texts, folder / f"condition-{number}.npz")
+        for name, texts in self.conditions.items():
+            save_texts(texts, _condition_path(folder, name))
         for number, texts in enumerate(self.contexts):
             save_texts(texts, folder / f"context-{number}.npz")
         save_texts(self.checks, folder / "checks.npz")
@@ -48,11 +48,16 @@ class Held:
     def load(cls, folder: Path, settings: Settings) -> Held:
         """Read what `save` wrote."""
         conditions = {
-            name: load_texts(folder / f"condition-{number}.npz")
-            for number, name in enumerate(CONDITIONS)
+            name: load_texts(_condition_path(folder, name))
+            for name in CONDITIONS
+            if _condition_path(folder, name).exists()
         }
         contexts = [load_texts(folder / f"context-{n}.npz") for n in range(settings.buckets)]
         return cls(conditions, tuple(contexts), load_texts(folder / "checks.npz"))
+
+
+def _condition_path(folder: Path, name: str) -> Path:
+    return folder / f"condition-{list(CONDITIONS).index(name)}.npz"
 
 
 def save_texts(texts: Texts, path: Path) -> None:
@@ -87,7 +92,7 @@ def measure(
     """
     config: Any = drafter.config
     unbounded = not (config.norm_output or config.norm_before_residual)
-    count = len(CONDITIONS) + len(settings.noise) + unbounded + settings.buckets * len(WINDOWS)
+    count = len(held.conditions) + len(settings.noise) + unbounded + settings.buckets * len(WINDOWS)
     made: dict[str, Reading] = {}
 
     def take(name: str, by: Drafter, texts: Texts, states: list[Tensor], **options: Any) -> None:

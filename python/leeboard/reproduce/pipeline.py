@@ -13,7 +13,8 @@ from leeboard.demo.pipeline import Demo, read_functions, torch_threads, versions
 from leeboard.demo.stages import Stage
 from leeboard.reproduce.arms import Task
 from leeboard.reproduce.crew import Failure, run_tasks
-from leeboard.reproduce.settings import CONDITIONS, MATCHED, STAGES, Arm, Settings
+from leeboard.reproduce.given import Given
+from leeboard.reproduce.settings import MATCHED, STAGES, Arm, Settings
 
 # Raise a stage's number when its code changes what its files hold.
 _VERSIONS = {"states": 1, "texts": 1}
@@ -31,6 +32,7 @@ class Reproduction:
         device: Where the target and the arms are trained.
         redo: Name of a stage to run again, along with those after it.
         say: Called with a line for the reader when a stage is done.
+        given: A target and chats to run on; None for the small target, which is trained.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Reproduction:
         device: str = "cpu",
         redo: str | None = None,
         say: Callable[[str], None] = print,
+        given: Given | None = None,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers: got {workers}, expected 0 or more")
@@ -51,6 +54,7 @@ class Reproduction:
         self._workers = workers
         self._device = device
         self._redo = redo
+        self._given = given
         self._demo = Demo(
             settings.demo,
             out,
@@ -71,21 +75,16 @@ class Reproduction:
         Raises:
             RuntimeError: A training that sets the threshold failed, or all of the others.
         """
-        from leeboard.reproduce.formats import mixture
         from leeboard.reproduce.results import gather
 
         began = time.perf_counter()
-        corpus = self._demo.corpus()
-        tokens = self._demo.tokens(corpus)
-        target = self._demo.target(tokens, mixture)
-        states = self._states(tokens, target)
-        texts = self._texts(corpus, tokens, target)
+        before, target, states, texts = self._material()
         threshold, anchors = self._threshold(target, states, texts)
         arms, failures = self._arms(threshold, target, states, texts)
         if not arms:
             raise RuntimeError(f"no training ended well; the first: {failures[0].error}")
         seconds = time.perf_counter() - began
-        stages = (corpus, tokens, target, states, texts, *anchors, *arms.values())
+        stages = (*before, target, states, texts, *anchors, *arms.values())
         results = gather(
             self.settings,
             arms,
@@ -100,67 +99,83 @@ class Reproduction:
                     stage.name: {"seconds": stage.seconds, "reused": stage.reused}
                     for stage in stages
                 },
-                "corpus": read_json(corpus.path / "summary.json"),
-                "target": {
-                    name: value
-                    for name, value in read_json(target.path / "summary.json").items()
-                    if name != "loss"
-                },
+                **self._facts(before, target),
                 "texts": read_json(texts.path / "summary.json"),
             },
         )
         write_json(self.out / RESULTS, results)
         return results, failures
 
-    def _states(self, tokens: Stage, target: Stage) -> Stage:
+    def _material(self) -> tuple[list[Stage], Stage, Stage, Stage]:
+        """(what comes before the target, target, states, texts)."""
+        if self._given is not None:
+            target = self._given.stage()
+            self._demo.done(target, self._given.target)
+            return [], target, self._states(target), self._texts(target)
+        from leeboard.reproduce.formats import mixture
+
+        corpus = self._demo.corpus()
+        tokens = self._demo.tokens(corpus)
+        target = self._demo.target(tokens, mixture)
+        inputs = [corpus, tokens]
+        return inputs, target, self._states(target, *inputs), self._texts(target, *inputs)
+
+    def _facts(self, before: list[Stage], target: Stage) -> dict[str, Any]:
+        """What is to be said of corpus and target."""
+        if self._given is not None:
+            return {"corpus": {"file": self._given.data.name}, "target": {"name": target.path.name}}
+        found = read_json(target.path / "summary.json")
+        return {
+            "corpus": read_json(before[0].path / "summary.json"),
+            "target": {name: value for name, value in found.items() if name != "loss"},
+        }
+
+    def _states(self, target: Stage, *before: Stage) -> Stage:
         def build(folder: Path) -> None:
-            from leeboard.demo.target import load_target
             from leeboard.demo.tokens import load_documents
-            from leeboard.reproduce.material import keep_states
+            from leeboard.reproduce.material import keep_states, load_target, pool
 
+            if self._given is not None:
+                rows = self._given.rows(self.settings)
+            else:
+                rows = pool(self.settings, load_documents(before[1].path / "train.npz"))
             with torch_threads(self._demo.threads):
-                keep_states(
-                    self.settings,
-                    load_target(target.path).to(self._device),
-                    load_documents(tokens.path / "train.npz"),
-                    folder,
-                    self._demo.title("states"),
-                )
+                model = load_target(target.path).to(self._device)
+                keep_states(self.settings, model, rows, folder, self._demo.title("states"))
+            write_json(folder / "summary.json", {"rows": len(rows)})
 
-        picked = self._pick("seed", "pool_rows", "row", "cached")
-        stage = self._stage("states", build, picked, tokens, target)
+        picked = self._pick("seed", "pool_rows", "row", "cached", "heldout_share")
+        stage = self._stage("states", build, picked, *before, target)
         size = sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())
-        self._demo.done(
-            stage,
-            f"{self.settings.pool_rows:,} rows of {self.settings.row} tokens, {size / 1e6:.0f} MB",
-        )
+        rows = read_json(stage.path / "summary.json")["rows"]
+        self._demo.done(stage, f"{rows:,} rows of {self.settings.row} tokens, {size / 1e6:.0f} MB")
         return stage
 
-    def _texts(self, corpus: Stage, tokens: Stage, target: Stage) -> Stage:
+    def _texts(self, target: Stage, *before: Stage) -> Stage:
         def build(folder: Path) -> None:
-            from leeboard.demo.target import load_target
             from leeboard.demo.tokens import load_tokenizer
-            from leeboard.reproduce.material import held_texts
+            from leeboard.reproduce.material import held_texts, load_target
 
+            title = self._demo.title("texts")
             with torch_threads(self._demo.threads):
-                held, summary = held_texts(
-                    self.settings,
-                    load_target(target.path).to(self._device),
-                    load_tokenizer(tokens.path / "tokenizer.json"),
-                    read_functions(corpus, "heldout"),
-                    self._demo.title("texts"),
-                )
+                model = load_target(target.path).to(self._device)
+                if self._given is not None:
+                    held, summary = self._given.held(self.settings, model, title)
+                else:
+                    tokenizer = load_tokenizer(before[1].path / "tokenizer.json")
+                    functions = read_functions(before[0], "heldout")
+                    held, summary = held_texts(self.settings, model, tokenizer, functions, title)
             held.save(folder)
             write_json(folder / "summary.json", summary)
 
         names = ("seed", "prompts", "checks", "prompt_tokens", "new_tokens", "contexts")
-        picked = self._pick(*names, "context_tokens", "buckets", "row")
-        stage = self._stage("texts", build, picked, corpus, tokens, target)
-        loops = read_json(stage.path / "summary.json")["loops"][MATCHED]
+        picked = self._pick(*names, "context_tokens", "buckets", "row", "heldout_share")
+        stage = self._stage("texts", build, picked, *before, target)
+        loops = read_json(stage.path / "summary.json")["loops"]
         self._demo.done(
             stage,
-            f"{self.settings.prompts} prompts in {len(CONDITIONS)} conditions, "
-            f"{self.settings.buckets} lengths of context; {loops:.0%} of the texts loop",
+            f"{self.settings.prompts} prompts in {len(loops)} conditions, "
+            f"{self.settings.buckets} lengths of context; {loops[MATCHED]:.0%} of the texts loop",
         )
         return stage
 
@@ -224,6 +239,8 @@ class Reproduction:
     def _stage(
         self, name: str, build: Callable[[Path], None], settings: dict[str, Any], *inputs: Stage
     ) -> Stage:
+        if self._given is not None:
+            settings = settings | self._given.facts()
         return self._demo.cache.run(
             name, build, version=_VERSIONS[name], settings=settings, inputs=inputs
         )

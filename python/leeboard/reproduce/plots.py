@@ -133,12 +133,11 @@ def _template(figures: Sequence[Figures], settings: Settings) -> Any:
     figure, axes = new_figure(5.6 * len(settings.ttt), 4.0, 1, len(settings.ttt), sharey=True)
     for axis, ttt in zip(axes.flat, settings.ttt, strict=True):
         arms = trained_on(figures, ttt)
+        taken = [name for name in CONDITIONS if all(name in arm["accepted"] for arm in arms)]
         width = 0.8 / max(1, len(arms))
         for at, arm in enumerate(arms):
-            chosen = [arm["accepted"][name] for name in CONDITIONS]
-            places = [
-                group + (at - (len(arms) - 1) / 2) * width for group in range(len(CONDITIONS))
-            ]
+            chosen = [arm["accepted"][name] for name in taken]
+            places = [group + (at - (len(arms) - 1) / 2) * width for group in range(len(taken))]
             axis.bar(
                 places,
                 [part["value"] or 0 for part in chosen],
@@ -148,8 +147,8 @@ def _template(figures: Sequence[Figures], settings: Settings) -> Any:
                 label=arm["arm"],
                 error_kw={"lw": 0.8},
             )
-        names = [f"{name}\n(as trained)" if name == MATCHED else name for name in CONDITIONS]
-        axis.set_xticks(range(len(CONDITIONS)), names, fontsize=8)
+        names = [f"{name}\n(as trained)" if name == MATCHED else name for name in taken]
+        axis.set_xticks(range(len(taken)), names, fontsize=8)
         axis.set_title(f"trained on chains of {ttt}", fontsize=10, loc="left")
     axes.flat[0].set_ylabel("drafts accepted per round, no bonus token", fontsize=9)
     return finish(figure, axes, "What is lost off the template that the drafter was trained on?")

@@ -201,7 +201,8 @@ def _template(
         ("By the matched condition:", "relative", percent),
         ("Accepted per round, texts that loop left out:", "accepted_without_loops", number),
     ):
-        names = [name for name in CONDITIONS if of != "relative" or name != MATCHED]
+        taken = [name for name in CONDITIONS if name in results["texts"]["loops"]]
+        names = [name for name in taken if of != "relative" or name != MATCHED]
         lines += ["", title, "", _row(["arm", "TTT", *names]), _rule(["", "", *names], 1)]
         for arm in figures:
             cells = [shown(arm[of][name]) for name in names]

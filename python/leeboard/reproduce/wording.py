@@ -89,11 +89,7 @@ def opening(results: Mapping[str, Any], settings: Settings) -> list[str]:
         "",
         '!!! note "Scale"',
         "",
-        (
-            f"    The target has {results['target']['parameters'] / 1e6:.1f} million weights and "
-            "learnt the functions of Python's standard library. What holds here may not hold for a "
-            "large model, and what does not hold here may well hold there."
-        ),
+        f"    {_scale(results)}",
         "",
     ]
     asked = len(settings.trainings())
@@ -172,12 +168,18 @@ def _source(settings: Settings) -> str:
 def template(results: Mapping[str, Any]) -> str:
     """What the conditions are."""
     losses = results["texts"]["prompt_loss"]
-    shown = _list([f"{name} {losses[name]:.2f}" for name in CONDITIONS])
+    shown = _list([f"{name} {losses[name]:.2f}" for name in CONDITIONS if name in losses])
+    own = (
+        "; the target learnt half of its text so, a quarter raw behind BOS and a quarter raw, so that "
+        "drafters are off their training where it is not"
+        if "heldout_loss" in results["target"]
+        else ""
+    )
+    notes = "".join(f" Left out: {note}." for note in results["texts"].get("notes", ()))
     return (
         "The same prompts, answered by the target anew in each condition. Drafters saw "
-        f"*{MATCHED}* alone in training; the target learnt half of its text so, a quarter raw "
-        "behind BOS and a quarter raw, so that drafters are off their training where it is not. Its "
-        f"loss on the prompts, nats per token: {shown}."
+        f"*{MATCHED}* alone in training{own}. The target's loss on the prompts, nats per token: "
+        f"{shown}.{notes}"
     )
 
 
@@ -190,6 +192,36 @@ def context(results: Mapping[str, Any], settings: Settings) -> str:
         f"have {lengths} tokens on average. The target always sees everything. Accepted per round in "
         f"chains of {settings.context_depth}."
     )
+
+
+def _scale(results: Mapping[str, Any]) -> str:
+    target = results["target"]
+    if "parameters" not in target:
+        return f"One target, {target['name']}, and one set of chats. Others may behave otherwise."
+    return (
+        f"The target has {target['parameters'] / 1e6:.1f} million weights and learnt the functions of "
+        "Python's standard library. What holds here may not hold for a large model, and what does "
+        "not hold here may well hold there."
+    )
+
+
+def _learnt(results: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Rows on corpus and target."""
+    corpus, target = results["corpus"], results["target"]
+    if "parameters" not in target:
+        return [f"| chats | {corpus['file']} |", f"| target | {target['name']} |"]
+    train, held = corpus["train"], corpus["heldout"]
+    return [
+        (
+            f"| corpus | {train['functions']:,} functions of {train['files']} files to train on, "
+            f"{held['functions']:,} of {held['files']} others held out; Python {corpus['python']} |"
+        ),
+        (
+            f"| target | Llama, {settings.layers} layers, width {settings.hidden_size}, "
+            f"{settings.vocab_size} BPE entries, {settings.target_tokens:,} tokens; held-out loss "
+            f"{target['heldout_loss']:.2f} nats a token |"
+        ),
+    ]
 
 
 def methods(results: Mapping[str, Any], settings: Settings) -> list[str]:
@@ -206,7 +238,6 @@ def methods(results: Mapping[str, Any], settings: Settings) -> list[str]:
     loops = _list(
         [f"{name} {100 * share:.0f} %" for name, share in results["texts"]["loops"].items()]
     )
-    corpus = results["corpus"]
     versions = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
     seeds = f"{settings.seeds} seed{'s' if settings.seeds != 1 else ''}"
     return [
@@ -216,16 +247,7 @@ def methods(results: Mapping[str, Any], settings: Settings) -> list[str]:
         "| | |",
         "|---|---|",
         f"| preset | {settings.preset} |",
-        (
-            f"| corpus | {corpus['train']['functions']:,} functions of {corpus['train']['files']} files "
-            f"to train on, {corpus['heldout']['functions']:,} of {corpus['heldout']['files']} others "
-            f"held out; Python {corpus['python']} |"
-        ),
-        (
-            f"| target | Llama, {settings.layers} layers, width {settings.hidden_size}, "
-            f"{settings.vocab_size} BPE entries, {settings.target_tokens:,} tokens; held-out loss "
-            f"{results['target']['heldout_loss']:.2f} nats a token |"
-        ),
+        *_learnt(results, settings),
         (
             f"| drafters | one layer, {len(settings.arms)} arms, TTT "
             f"{_list([str(ttt) for ttt in settings.ttt])}, {seeds}; AdamW {settings.lr:g}, "
