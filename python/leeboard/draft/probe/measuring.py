@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from leeboard._progress import progress_bar
 from leeboard.draft.probe.attention import ColumnMass
 from leeboard.draft.probe.chains import find_sink, measure_chains
-from leeboard.draft.probe.context import long_prompts
+from leeboard.draft.probe.context import begin_id, long_prompts
 from leeboard.draft.probe.result import DrafterProbe, Measured, Sink
 from leeboard.draft.probe.tally import Tally, joined, tally
 from leeboard.draft.probe.texts import Texts, greedy_texts, looping
@@ -152,7 +152,8 @@ class Probing:
                 )
                 continue
             name = f"context of {length} tokens"
-            texts = self.texts(name, long_prompts(matched, length - self._new_tokens))
+            bos = begin_id(self._target)
+            texts = self.texts(name, long_prompts(matched, length - self._new_tokens, bos))
             ways = {}
             for own, drafter in self._drafters.items():
                 ways[own, "context", ("full", length)] = Way(drafter)

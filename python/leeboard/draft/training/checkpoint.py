@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,29 @@ class Checkpoints:
         # Not empty, or never made.
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+
+@contextmanager
+def only_training(folder: Path) -> Iterator[None]:
+    """Hold the folder, made if missing, as long as the block runs.
+
+    Raises:
+        RuntimeError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            import fcntl
+        except ImportError:
+            pass  # No such locks on this system.
+        else:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RuntimeError(
+                    f"{folder}: another process trains there: wait, or give another folder"
+                ) from error
+        yield
 
 
 def restore(
