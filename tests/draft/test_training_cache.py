@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from drafter_models import make_target
+from leeboard import _files
 from leeboard.draft import Batch, DrafterConfig, Eagle3Drafter
 from leeboard.draft.mtp import MTPConfig, MTPHead
 from leeboard.draft.training import (
@@ -135,7 +136,7 @@ def test_goes_on_after_a_kill(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    save = shards._save
+    save = _files.put_tensors
 
     def killed(path: Path, tensors: Any, metadata: Any) -> None:
         if "00002" in path.name:
@@ -143,7 +144,7 @@ def test_goes_on_after_a_kill(
         save(path, tensors, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_save", killed)
+        patch.setattr(_files, "put_tensors", killed)
         with pytest.raises(KeyboardInterrupt):
             cache_states(target, drafter, rows, tmp_path, shard_bytes=SHARD, progress=False)
     assert sorted(path.name for path in tmp_path.glob("*")) == [
@@ -276,7 +277,7 @@ def test_disk_fills_up(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    save = shards._save
+    save = _files.put_tensors
 
     def full(path: Path, tensors: Any, metadata: Any) -> None:
         if "00001" in path.name:
@@ -285,7 +286,7 @@ def test_disk_fills_up(
         save(path, tensors, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_save", full)
+        patch.setattr(_files, "put_tensors", full)
         with pytest.raises(DiskFullError, match=r"1 of \d file"):
             cache_states(target, drafter, rows, tmp_path, shard_bytes=SHARD, progress=False)
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "states-00000.safetensors"}
@@ -318,7 +319,7 @@ def test_other_failures_are_not_renamed(
     def broken(path: Path, tensors: Any, metadata: Any) -> None:
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr(shards, "_save", broken)
+    monkeypatch.setattr(_files, "put_tensors", broken)
     with pytest.raises(OSError, match="input/output error") as caught:
         cache_states(target, drafter, rows, tmp_path, progress=False)
     assert not isinstance(caught.value, DiskFullError)
@@ -329,7 +330,7 @@ def test_the_system_says_that_the_disk_is_full() -> None:
     if not full.is_char_device():
         pytest.skip("needs /dev/full")
     with pytest.raises(OSError, match="No space left") as caught:
-        shards._save(full, {"a": torch.zeros(9)}, {})
+        _files.put_tensors(full, {"a": torch.zeros(9)})
     assert shards.disk_is_full(caught.value)
 
 

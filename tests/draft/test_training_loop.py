@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -16,6 +17,8 @@ import pytest
 import torch
 from torch import nn
 
+from leeboard import _files
+from leeboard._files import put_tensors
 from leeboard.draft.training.checkpoint import Checkpoints
 from leeboard.draft.training.history import History
 from leeboard.draft.training.logs import Logs, check_tensorboard
@@ -220,20 +223,18 @@ def test_damaged_checkpoints_are_told(tmp_path: Path) -> None:
 def test_a_failed_save_keeps_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import safetensors.torch
-
-    save = safetensors.torch.save_file
     calls = []
 
-    def full(tensors: Any, file: Any, *rest: Any) -> None:
+    def full(file: Any, tensors: Any, *rest: Any) -> None:
         calls.append(file)
-        save(tensors, file, *rest)
+        put_tensors(file, tensors, *rest)
         if len(calls) == 4:
-            raise safetensors.SafetensorError("No space left on device")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(OSError, match=r"checkpoint of step 4 not written.*No space left"):
+    monkeypatch.setattr(_files, "put_tensors", full)
+    with pytest.raises(OSError, match=r"checkpoint of step 4 not written.*No space") as caught:
         train(models(), tmp_path / "c")
+    assert caught.value.errno == errno.ENOSPC
     names = sorted(path.name for path in (tmp_path / "c").iterdir())
     assert names == ["step-000000003.json", "step-000000003.safetensors"]
 

@@ -19,7 +19,7 @@ import torch
 
 from drafter_models import make_target
 from leeboard.draft import DrafterConfig, Trained, TrainSettings, train_drafter
-from leeboard.draft.training import History, Interrupted, Rows
+from leeboard.draft.training import History, Interrupted, Rows, shards
 from training_data import random_rows
 
 SETTINGS = TrainSettings(
@@ -72,8 +72,17 @@ def kill(out: Path, at: int) -> None:
     train(out, on_step=on_step)
 
 
+def refusal(settings: TrainSettings, **place: Path) -> str:
+    try:
+        train(settings=settings, **place)
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "trained"
+
+
 def twins(out: Path) -> None:
-    """Under torchrun: a whole training, and one that is stopped by a signal and goes on."""
+    """Under torchrun: a whole training, one that is stopped by a signal and goes on, and two that
+    cannot be."""
     rank = int(os.environ["RANK"])
     settings = dataclasses.replace(SETTINGS, batch=8, accumulate=2)
     whole = train(out / "whole", settings)
@@ -89,12 +98,21 @@ def twins(out: Path) -> None:
     except Interrupted as error:
         stopped = error.step
     resumed = train(out / "stopped", settings)
+    low = dataclasses.replace(SETTINGS, batch=8, steps=2, precision="bfloat16")
+    # A folder that the other does not see, and a disk that only the first one finds full.
+    shards.free_bytes = lambda folder: 0
+    refused = [
+        refusal(settings, out=out / ("elsewhere" if rank else "whole")),
+        refusal(settings, states=out / "states"),
+    ]
     (out / f"rank{rank}.json").write_text(
         json.dumps(
             {
                 "whole": curve(whole.history),
                 "resumed": curve(resumed.history),
                 "stopped": stopped,
+                "low": train(None, low).history.loss,
+                "refused": refused,
                 "weights": [float(p.detach().double().sum()) for p in resumed.drafter.parameters()],
             }
         )

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from leeboard._cli import prune_study
+from leeboard._pool import Finished, run_all
 from leeboard.prune import compact, revert
 from leeboard.prune.backbones import BackboneConfig, build
 from leeboard.prune.discover import units as find_units
@@ -28,7 +29,6 @@ from leeboard.prune.study import (
     run_study,
 )
 from leeboard.prune.study.fit import fit
-from leeboard._pool import Finished, run_all
 from leeboard.prune.taps import Taps
 
 TINY = Case(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leeboard._files import read_json, replacing, write_json
+from leeboard._files import read_json, write_json, write_tensors
 from leeboard.demo.settings import DRAFTERS, Settings
 from leeboard.demo.tokens import Documents, pack
 from leeboard.demo.training import History, fit
@@ -75,12 +75,9 @@ def train_drafters(
 
 def save_drafters(folder: Path, drafters: Mapping[str, Eagle3Drafter]) -> None:
     """Write each drafter as `<name>.json` (its config) and `<name>.safetensors`."""
-    from safetensors.torch import save_file
-
     for name, drafter in drafters.items():
         write_json(folder / f"{name}.json", drafter.config.to_dict())
-        with replacing(folder / f"{name}.safetensors") as temporary:
-            save_file(drafter.state_dict(), temporary)
+        write_tensors(folder / f"{name}.safetensors", drafter.state_dict())
 
 
 def load_drafters(folder: Path) -> dict[str, Eagle3Drafter]:

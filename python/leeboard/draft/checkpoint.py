@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leeboard._files import replacing, write_json
+from leeboard._files import put_tensors, replacing, write_json
 from leeboard.draft.config import AuxLayerConvention, DrafterConfig
 from leeboard.draft.layouts import (
     IGNORED,
@@ -34,7 +34,6 @@ from leeboard.draft.stored import (
     WEIGHTS,
     Stored,
     TargetSource,
-    needs_safetensors,
     open_folder,
     read_object,
 )
@@ -138,15 +137,10 @@ def save_drafter(
             layout, its convention's, whatever is given.
 
     Raises:
-        ImportError: safetensors is not installed.
         TypeError: The drafter is quantised, or of a kind without a layout.
         ValueError: The layout is unknown or cannot say what the config says, the weights have
             several dtypes or one that cannot be loaded, or d2t and t2d contradict each other.
     """
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise needs_safetensors("save_drafter") from error
     check_layout(layout)
     if isinstance(drafter, MTPHead):
         save_mtp(drafter, path)
@@ -172,15 +166,11 @@ def save_drafter(
     if config.draft_vocab_size < config.vocab_size:
         state.update(checked)
     fields = write_config(config, layout, next(iter(dtypes)).removeprefix("torch."))
-    # Tied weights have one storage, which safetensors refuses: every tensor is its own here.
-    tensors = {
-        layout_name(name, layout): tensor.detach().cpu().contiguous().clone()
-        for name, tensor in state.items()
-    }
+    tensors = {layout_name(name, layout): tensor for name, tensor in state.items()}
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, {"format": "pt"})
+        put_tensors(temporary, tensors, {"format": "pt"})
         # The switches of an older checkpoint must never meet the new weights.
         (folder / CONFIG).unlink(missing_ok=True)
     write_json(folder / CONFIG, fields)

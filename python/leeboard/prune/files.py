@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leeboard._files import replacing
+from leeboard._files import write_tensors
 from leeboard.prune._mask_table import check_tensors
 from leeboard.prune.score_table import ScoreTable
 from leeboard.prune.scores import Scores
@@ -30,14 +30,9 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
     optimiser. A reader sees the old file or the new one, never half of one.
 
     Raises:
-        ImportError: safetensors is not installed.
         TypeError: The ranking is of another class.
         FileNotFoundError: The folder does not exist.
     """
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise _needs_safetensors("save_scores") from error
     kind, settings, tensors = _taken_apart(scores)
     header = {
         "version": _VERSION,
@@ -46,10 +41,7 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
         "modalities": list(scores.units.modalities),
         "settings": settings,
     }
-    # Views and shared storages are refused: every tensor is its own here.
-    own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    with replacing(Path(path)) as temporary:
-        temporary.write_bytes(save(own, {_KEY: json.dumps(header, allow_nan=False)}))
+    write_tensors(Path(path), tensors, {_KEY: json.dumps(header, allow_nan=False)})
 
 
 def load_scores(path: str | os.PathLike[str], units: Units) -> Scores:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leeboard._files import read_json, replacing, write_json
+from leeboard._files import read_json, write_json, write_tensors
 from leeboard.demo.pipeline import torch_threads
 from leeboard.demo.stages import Stage, StageCache
 from leeboard.draft import Batch, DrafterConfig, Eagle3Drafter, chain_loss, observe
@@ -293,11 +293,8 @@ def _progress_path(task: Task) -> Path:
 
 
 def _save(folder: Path, drafter: Eagle3Drafter) -> None:
-    from safetensors.torch import save_file
-
     write_json(folder / "drafter.json", drafter.config.to_dict())
-    with replacing(folder / "drafter.safetensors") as temporary:
-        save_file(drafter.state_dict(), temporary)
+    write_tensors(folder / "drafter.safetensors", drafter.state_dict())
 
 
 def _teller(path: Path) -> Callable[[float], None]:

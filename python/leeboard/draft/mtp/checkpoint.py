@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from leeboard._files import replacing, write_json
+from leeboard._files import put_tensors, replacing, write_json
 from leeboard.draft.mtp.config import Convention, MTPConfig, Recycle, TargetState
 from leeboard.draft.mtp.head import MTPHead
 from leeboard.draft.mtp.structure import roots, shared_names
@@ -25,7 +25,6 @@ from leeboard.draft.stored import (
     WEIGHTS,
     Stored,
     TargetSource,
-    needs_safetensors,
     open_folder,
     read_object,
     stored_keys,
@@ -153,14 +152,10 @@ def save_mtp(head: MTPHead, path: str | os.PathLike[str]) -> None:
     Keys are the originals', one per expert. Embedding and output matrix are written where the
     originals' heads have copies of them ("deepseek_v3"), else they are left to the target.
     """
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise needs_safetensors("save_drafter") from error
     config = head.config
     own = _own_prefixes(config)
     tensors = {
-        key: tensor.detach().cpu().contiguous().clone()
+        key: tensor
         for name, whole in head.state_dict().items()
         if name.startswith(own)
         for key, tensor in _pieces(name, whole)
@@ -177,7 +172,7 @@ def save_mtp(head: MTPHead, path: str | os.PathLike[str]) -> None:
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, {"format": "pt"})
+        put_tensors(temporary, tensors, {"format": "pt"})
         # The settings of an older checkpoint must never meet the new weights.
         (folder / CONFIG).unlink(missing_ok=True)
     write_json(folder / CONFIG, {**fields, _FIELD: settings})

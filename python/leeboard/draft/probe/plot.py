@@ -229,7 +229,7 @@ def _own(axes: Any, result: ProbeResult) -> None:
         _line(axes, [None, *alive["matched"][1:]], color=color, style=":", scale=100)
     axes.plot([], [], ":", color="#555555", label="the same tokens, fed by the target")
     axes.legend(loc="upper left")
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
 
 
 def _entropy(axes: Any, result: ProbeResult) -> None:

@@ -16,7 +16,7 @@ from leeboard.draft.checks import positive_int
 from leeboard.draft.probe.attention import ColumnMass
 from leeboard.draft.probe.chains import find_sink, measure_chains
 from leeboard.draft.probe.conditions import CONDITIONS, PromptSet, check_conditions, prompt_set
-from leeboard.draft.probe.context import long_prompts
+from leeboard.draft.probe.context import begin_id, long_prompts
 from leeboard.draft.probe.result import DrafterProbe, Measured, ProbeResult, Sink
 from leeboard.draft.probe.tally import Tally, joined, tally
 from leeboard.draft.probe.texts import Texts, greedy_texts, looping
@@ -281,7 +281,8 @@ class _Probing:
                 )
                 continue
             name = f"context of {length} tokens"
-            texts = self.texts(name, long_prompts(matched, length - self._new_tokens))
+            bos = begin_id(self._target)
+            texts = self.texts(name, long_prompts(matched, length - self._new_tokens, bos))
             ways = {}
             for own, drafter in self._drafters.items():
                 ways[own, "context", ("full", length)] = _Way(drafter)

@@ -68,7 +68,7 @@ def cache_states(
         rows: What to run it on.
         folder: Where to; made if missing.
         dtype: float32, bfloat16 or float16, of the states on disk; None for the target's own.
-        shard_bytes: About the size of a file; three times as much memory is needed.
+        shard_bytes: About the size of a file; twice as much memory is needed.
         batch_rows: Rows that the target runs on at a time.
         progress: Whether the size and a progress bar are shown, on stderr.
 

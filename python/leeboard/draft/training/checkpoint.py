@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leeboard._files import read_json, replacing, write_json
+from leeboard._files import read_json, write_json, write_tensors
 from leeboard.draft.training.history import History
 
 _FORMAT = "leeboard training checkpoint 1"
@@ -92,12 +93,12 @@ class Checkpoints:
         record = self.folder / f"step-{step:09d}.json"
         tensors = {f"history/{name}": column for name, column in history.tensors().items()}
         for name, parameter in trained.items():
-            tensors[f"value/{name}"] = parameter.detach().contiguous()
+            tensors[f"value/{name}"] = parameter
             for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = value.contiguous()
+                tensors[f"{key}/{name}"] = value
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            _write_tensors(record.with_suffix(".safetensors"), tensors)
+            write_tensors(record.with_suffix(".safetensors"), tensors, {"format": "pt"})
             write_json(record, {"format": _FORMAT, "step": step, "identity": self.identity})
         except OSError as error:
             raise OSError(
@@ -121,6 +122,29 @@ class Checkpoints:
         # Not empty, or never made.
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+
+@contextmanager
+def only_training(folder: Path) -> Iterator[None]:
+    """Hold the folder, made if missing, as long as the block runs.
+
+    Raises:
+        RuntimeError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            import fcntl
+        except ImportError:
+            pass  # No such locks on this system.
+        else:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RuntimeError(
+                    f"{folder}: another process trains there: wait, or give another folder"
+                ) from error
+        yield
 
 
 def restore(
@@ -165,18 +189,6 @@ def restore(
         for name, parameter in trained.items():
             parameter.copy_(values[name])
     return history
-
-
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with replacing(file) as temporary:
-        try:
-            save_file(dict(tensors), temporary, {"format": "pt"})
-        except SafetensorError as error:
-            # That is how it reports a full disk.
-            raise OSError(f"{file}: {error}") from error
 
 
 def _read_record(file: Path) -> Saved:

@@ -203,6 +203,13 @@ class _Run:
         if self.checkpoints is None:
             return
         saved = self.checkpoints.latest()
+        step = torch.tensor(0.0 if saved is None else saved.step, dtype=torch.float64)
+        # All have looked when this is known, and none removes what another is about to read.
+        if self.processes.any(bool(self.processes.mean(step).cpu() != step)):
+            raise ValueError(
+                f"{self.checkpoints.folder}: this process sees the checkpoint of step {step:.0f}, "
+                "another one not the same, expected a folder that all processes see"
+            )
         if saved is not None:
             self.history = restore(saved, self.trained, self.optimizer)
             self.kept = saved.record

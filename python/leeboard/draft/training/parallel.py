@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import inspect
 import os
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from leeboard.draft.checks import positive_int
+
+# How long the others wait for what the first process does alone.
+_PATIENCE = timedelta(days=30)
 
 
 class Processes:
@@ -50,6 +55,28 @@ class Processes:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in some process."""
         return bool(self.total(torch.tensor([float(flag)], device=self.device)) > 0)
+
+    def first_does(self, work: Callable[[], object]) -> None:
+        """Let the first process work, however long it takes, while the others wait.
+
+        Raises:
+            RuntimeError: It failed, elsewhere than in this process; there what `work` raised.
+        """
+        if self.size == 1:
+            work()
+            return
+        # The default group would lose its patience.
+        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        failed = torch.tensor([float(self.first)])
+        try:
+            if self.first:
+                work()
+                failed.zero_()
+        finally:
+            dist.all_reduce(failed, group=patient)
+            dist.destroy_process_group(patient)
+        if bool(failed):
+            raise RuntimeError("the first process has failed; it says why")
 
     def share(self, rows: list[int]) -> list[int]:
         """This process's part of rows whose number `size` divides; all of them, in turn."""

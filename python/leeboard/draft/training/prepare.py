@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from leeboard.draft.mtp import MTPConfig, MTPHead
 from leeboard.draft.protocol import Drafter
 from leeboard.draft.training.cached import CachedStates, cache_states
 from leeboard.draft.training.layout import Data, Say, lay_out, rows_of
+from leeboard.draft.training.parallel import Processes
 from leeboard.draft.training.rows import Rows
 from leeboard.draft.training.settings import TrainSettings
-from leeboard.draft.training.shards import MANIFEST
 from leeboard.draft.training.states import OnlineStates, StateSource
 from leeboard.draft.training.teacher import teacher_of
 from leeboard.draft.training.vocabulary import choose_vocabulary, vocabulary_coverage
@@ -67,13 +66,13 @@ def prepare(
     states: str | os.PathLike[str] | None,
     heldout: Data | None,
     progress: bool,
-    first: bool,
+    group: Processes,
     say: Say,
 ) -> Prepared:
     """Read and lay out the data, make the drafter, and check that all fits; see `train_drafter`.
 
     Args:
-        first: Whether this process is the one that writes files.
+        group: The processes of the training; the first of them writes files.
 
     Raises:
         ValueError: Something does not fit.
@@ -87,7 +86,7 @@ def prepare(
     teacher = teacher_of(target)
     if drafter is None and config is None:
         config = DrafterConfig.for_target(target.config)
-    shape = config if drafter is None else drafter.config
+    shape: Any = config if drafter is None else drafter.config
     if shape.vocab_size != teacher.vocab_size:
         raise ValueError(
             f"{'config' if drafter is None else 'drafter'}: vocab_size is {shape.vocab_size}, "
@@ -99,14 +98,15 @@ def prepare(
         _check_rows(rows, split.train, settings, shape)
     device = target.get_input_embeddings().weight.device
     if drafter is None:
+        assert config is not None
         drafter = _new_drafter(
             target, config, rows, split.train, split.always, settings.seed, say
         ).to(device)
     _check_drafter(drafter, device)
-    source = _source(target, drafter, split.data, states, first, progress, say)
+    source = _source(target, drafter, split.data, states, group, progress, say)
     heldout_source = source
     if split.heldout_data is not split.data:
-        heldout_source = _source(target, drafter, split.heldout_data, None, first, progress, say)
+        heldout_source = _source(target, drafter, split.heldout_data, None, group, progress, say)
     trained = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
     say(
         f"{type(drafter).__name__}: {trained / 1e6:.1f} M weights to train; "
@@ -220,7 +220,7 @@ def _source(
     drafter: Drafter,
     data: Rows | StateSource,
     states: str | os.PathLike[str] | None,
-    first: bool,
+    group: Processes,
     progress: bool,
     say: Say,
 ) -> StateSource:
@@ -230,19 +230,15 @@ def _source(
         return data
     if states is None:
         return OnlineStates(target, drafter, data)
-    return _kept_states(target, drafter, data, Path(states), first, progress)
+    return _kept_states(target, drafter, data, Path(states), group, progress)
 
 
 def _kept_states(
-    target: Any, drafter: Drafter, rows: Rows, folder: Path, first: bool, progress: bool
+    target: Any, drafter: Drafter, rows: Rows, folder: Path, group: Processes, progress: bool
 ) -> StateSource:
     """The states in a folder, computed by the first process if they are not there yet."""
     device = target.get_input_embeddings().weight.device
-    if first:
-        cache_states(target, drafter, rows, folder, progress=progress)
-    # It may take longer than a collective of torch.distributed waits.
-    while not (folder / MANIFEST).is_file():
-        time.sleep(0.5)
+    group.first_does(lambda: cache_states(target, drafter, rows, folder, progress=progress))
     return CachedStates(folder, target=target, drafter=drafter, rows=rows, device=device)
 
 

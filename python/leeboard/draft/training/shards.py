@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leeboard._files import read_json, replacing, write_json
+from leeboard._files import read_json, write_json, write_tensors
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -41,17 +41,7 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     Raises:
         OSError: With errno ENOSPC or EDQUOT where the disk is full; nothing is left of the shard.
     """
-    with replacing(path) as temporary:
-        _save(temporary, tensors, metadata)
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    from safetensors.torch import save
-
-    # The library's own writer hides the operating system's error, and the file from other users.
-    data = save(dict(tensors), dict(metadata))
-    with path.open("wb") as stream:
-        stream.write(data)
+    write_tensors(path, tensors, metadata)
 
 
 def disk_is_full(error: OSError) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from leeboard._files import replacing
+from leeboard._files import replacing, write_tensors
 from leeboard._progress import progress_bar
 from leeboard.prune.aware import PruneAware
 from leeboard.prune.backbones import Backbone, BackboneConfig, build
@@ -142,13 +142,10 @@ class _Files:
         }
 
     def save(self, model: Backbone, table: ScoreTable, gate: SentryGate) -> None:
-        from safetensors.torch import save_file
-
         self.folder.mkdir(parents=True, exist_ok=True)
         # While the parts are replaced, no key says that they belong together.
         (self.folder / "settings.json").unlink(missing_ok=True)
-        with replacing(self.folder / "model.safetensors") as path:
-            save_file(dict(model.state_dict()), path)
+        write_tensors(self.folder / "model.safetensors", model.state_dict())
         save_scores(table, self.folder / "table.safetensors")
         save_scores(gate, self.folder / "gate.safetensors")
         with replacing(self.folder / "settings.json") as path:

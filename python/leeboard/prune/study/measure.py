@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from leeboard._files import replacing
+from leeboard._files import write_tensors
 from leeboard.prune import data as sources
 from leeboard.prune.backbones import BackboneConfig, build
 from leeboard.prune.baselines import calibrate_all
@@ -246,8 +246,5 @@ def _some(rows: SensorData, most: int, seed: int) -> SensorData:
 
 
 def _store(model: nn.Module, path: Path) -> None:
-    from safetensors.torch import save_file
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
+    write_tensors(path, model.state_dict())

@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from leeboard._progress import progress_bar
 from leeboard._pool import run_all
+from leeboard._progress import progress_bar
 from leeboard.prune.study.settings import Study, Unit
 from leeboard.prune.study.storage import RunFolder
 
