@@ -61,7 +61,12 @@ def launch(*command: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(SCRIPT.parent), *sys.path])
     env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *command], check=False, capture_output=True, text=True, timeout=300, env=env
+        [sys.executable, *command],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=env,
     )
 
 
