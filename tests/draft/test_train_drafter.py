@@ -29,6 +29,7 @@ from leeboard.draft import (
     train_drafter,
 )
 from leeboard.draft.training import Interrupted, OnlineStates, Rows, shuffled, teacher_of
+from leeboard.draft.training.checkpoint import only_training
 from train_runs import SETTINGS, curve, new_rows, new_target, train
 
 pytest.importorskip("transformers")
@@ -61,7 +62,12 @@ def launch(*command: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(SCRIPT.parent), *sys.path])
     env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *command], check=False, capture_output=True, text=True, timeout=300, env=env
+        [sys.executable, *command],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=env,
     )
 
 
@@ -113,6 +119,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         for name, column in columns.items():
             assert ranks[0]["whole"][table][name] == pytest.approx(column, rel=2e-4, abs=1e-5), name
     assert len(alone) == 9
+    low = dataclasses.replace(SETTINGS, batch=8, steps=2, precision="bfloat16")
+    assert ranks[0]["low"] == pytest.approx(train(None, low).history.loss, rel=1e-2)
     # The first process alone wrote: one line a step.
     assert len((tmp_path / "whole" / "log.csv").read_text().splitlines()) == 10
 
@@ -129,7 +137,7 @@ def test_the_result_is_saved_for_serving(whole: Any) -> None:
     record = json.loads((folder / "run.json").read_text())
     assert record["settings"]["ttt"] == 2
     assert record["drafter"]["class"] == "Eagle3Drafter"
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.iterdir() if path.name != ".lock") == [
         "best",
         "checkpoints",
         "drafter",
@@ -145,6 +153,15 @@ def test_a_finished_training_is_not_done_again(whole: Any, tmp_path: Path) -> No
     assert seen == []
     assert again.history == whole.history
     assert same_states(states_of(again.drafter), states_of(whole.drafter))
+
+
+def test_two_trainings_in_a_folder_are_refused(whole: Any) -> None:
+    folder = whole.path.parent
+    with (
+        only_training(folder),
+        pytest.raises(RuntimeError, match="another process trains there"),
+    ):
+        train(folder)
 
 
 def test_the_first_step_is_chain_loss_on_its_rows(whole: Any) -> None:

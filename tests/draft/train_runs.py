@@ -98,6 +98,7 @@ def twins(out: Path) -> None:
     except Interrupted as error:
         stopped = error.step
     resumed = train(out / "stopped", settings)
+    low = dataclasses.replace(SETTINGS, batch=8, steps=2, precision="bfloat16")
     # A folder that the other does not see, and a disk that only the first one finds full.
     shards.free_bytes = lambda folder: 0
     refused = [
@@ -110,6 +111,7 @@ def twins(out: Path) -> None:
                 "whole": curve(whole.history),
                 "resumed": curve(resumed.history),
                 "stopped": stopped,
+                "low": train(None, low).history.loss,
                 "refused": refused,
                 "weights": [float(p.detach().double().sum()) for p in resumed.drafter.parameters()],
             }

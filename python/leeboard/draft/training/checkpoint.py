@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leeboard._files import read_json, write_json, write_tensors
+from leeboard._files import only_holder, read_json, write_json, write_tensors
 from leeboard.draft.training.history import History
 
 _FORMAT = "leeboard training checkpoint 1"
@@ -121,6 +122,19 @@ class Checkpoints:
         # Not empty, or never made.
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+
+@contextmanager
+def only_training(folder: Path) -> Iterator[None]:
+    """Hold the folder, made if missing, as long as the block runs.
+
+    Raises:
+        RuntimeError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    message = f"{folder}: another process trains there: wait, or give another folder"
+    with only_holder(folder / ".lock", message):
+        yield
 
 
 def restore(

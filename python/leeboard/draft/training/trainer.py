@@ -13,18 +13,16 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from leeboard._files import write_json
 from leeboard._version import __version__
-from leeboard.draft.batch import Batch
 from leeboard.draft.checkpoint import save_drafter
 from leeboard.draft.config import DrafterConfig
-from leeboard.draft.loss import ChainLoss, chain_loss, count_marked, count_rows
+from leeboard.draft.loss import ChainLoss, count_marked, count_rows
 from leeboard.draft.mtp import MTPConfig
 from leeboard.draft.protocol import Drafter
-from leeboard.draft.training.checkpoint import Checkpoints
+from leeboard.draft.training.checkpoint import Checkpoints, only_training
 from leeboard.draft.training.history import History
 from leeboard.draft.training.layout import Data
 from leeboard.draft.training.logs import Logs, check_tensorboard
@@ -33,6 +31,7 @@ from leeboard.draft.training.parallel import Processes, in_parallel, processes
 from leeboard.draft.training.prepare import Prepared, prepare
 from leeboard.draft.training.rows import shuffled
 from leeboard.draft.training.settings import TrainSettings
+from leeboard.draft.training.unrolled import InBfloat16, Unrolled
 
 # Where a training's folder holds what.
 CHECKPOINTS, BEST, FINAL, RECORD = "checkpoints", "best", "drafter", "run.json"
@@ -128,6 +127,7 @@ def train_drafter(
         Interrupted: With `out`, Ctrl-C or SIGTERM came: a checkpoint was saved. It is a
             KeyboardInterrupt.
         OSError: A file could not be written.
+        RuntimeError: Another process trains in `out`.
         ValueError: Settings, data, target and drafter do not fit each other, or `out` holds another
             training: found before a step is done.
     """
@@ -154,13 +154,16 @@ def train_drafter(
             group=group,
             say=told,
         )
-        if out is not None and not resume:
-            # None may look for a checkpoint before.
-            group.first_does(Checkpoints(Path(out) / CHECKPOINTS, {}).remove)
         training = _Training(prepared, settings, group)
-        return training.run(
-            None if out is None else Path(out), stop, on_step, progress, tensorboard, told
-        )
+        folder = None if out is None else Path(out)
+        with contextlib.ExitStack() as held:
+            if folder is not None:
+                hold = only_training(folder)
+                # None looks for a checkpoint before.
+                group.first_does(lambda: held.enter_context(hold))
+                if not resume:
+                    group.first_does(Checkpoints(folder / CHECKPOINTS, {}).remove)
+            return training.run(folder, stop, on_step, progress, tensorboard, told)
 
 
 class _Training:
@@ -170,9 +173,9 @@ class _Training:
         self.prepared, self.settings, self.group = prepared, settings, group
         self.drafter = prepared.drafter
         self.device = self.drafter.device
-        self.unrolled: nn.Module = _Unrolled(prepared, settings)
+        self.unrolled: nn.Module = Unrolled(prepared, settings)
         if settings.precision == "bfloat16":
-            self.unrolled = _InBfloat16(self.unrolled)
+            self.unrolled = InBfloat16(self.unrolled)
         if group.size > 1:
             self.unrolled = in_parallel(self.unrolled)
         self.order: tuple[int, list[int]] = (-1, [])
@@ -310,49 +313,6 @@ class _Training:
         for name, row in zip(names, means.tolist(), strict=True):
             values.update({f"{name}@{j + 1}": value for j, value in enumerate(row)})
         return values
-
-
-class _Unrolled(nn.Module):
-    """The loss of a batch as a module, which `DistributedDataParallel` can wrap."""
-
-    def __init__(self, prepared: Prepared, settings: TrainSettings) -> None:
-        super().__init__()
-        self.drafter = prepared.drafter
-        self._settings = settings
-        self._teacher = prepared.teacher_rows
-        self._softcap = prepared.softcap
-
-    def forward(self, batch: Batch, counts: Tensor) -> ChainLoss:
-        settings = self._settings
-        return chain_loss(
-            self.drafter,
-            batch,
-            self._teacher,
-            step_weights=settings.weights,
-            loss=settings.loss,
-            eta=settings.eta,
-            softcap=self._softcap,
-            counts=counts,
-        )
-
-
-class _InBfloat16(nn.Module):
-    """A module that computes in bfloat16, on rounded copies of its float32 weights.
-
-    As torch.autocast does it, but for every operation of the drafter and none of the teacher:
-    autocast rounds in linear layers alone, so that what is fed back from step to step would be more
-    exact than in decoding, fused ops would meet two dtypes at once, and the teacher's logits would
-    be rounded too.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch: Batch, counts: Tensor) -> ChainLoss:
-        weights = {name: p.to(torch.bfloat16) for name, p in self.module.named_parameters()}
-        result: ChainLoss = functional_call(self.module, weights, (batch, counts))
-        return result
 
 
 def _by_step(name: str, values: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,55 @@
+"""The loss of a batch as a module, in float32 or bfloat16."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from leeboard.draft.batch import Batch
+from leeboard.draft.loss import ChainLoss, chain_loss
+from leeboard.draft.training.prepare import Prepared
+from leeboard.draft.training.settings import TrainSettings
+
+
+class Unrolled(nn.Module):
+    """The loss of a batch as a module, which `DistributedDataParallel` can wrap."""
+
+    def __init__(self, prepared: Prepared, settings: TrainSettings) -> None:
+        super().__init__()
+        self.drafter = prepared.drafter
+        self._settings = settings
+        self._teacher = prepared.teacher_rows
+        self._softcap = prepared.softcap
+
+    def forward(self, batch: Batch, counts: Tensor) -> ChainLoss:
+        settings = self._settings
+        return chain_loss(
+            self.drafter,
+            batch,
+            self._teacher,
+            step_weights=settings.weights,
+            loss=settings.loss,
+            eta=settings.eta,
+            softcap=self._softcap,
+            counts=counts,
+        )
+
+
+class InBfloat16(nn.Module):
+    """A module that computes in bfloat16, on rounded copies of its float32 weights.
+
+    As torch.autocast does it, but for every operation of the drafter and none of the teacher:
+    autocast rounds in linear layers alone, so that what is fed back from step to step would be more
+    exact than in decoding, fused ops would meet two dtypes at once, and the teacher's logits would
+    be rounded too.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Batch, counts: Tensor) -> ChainLoss:
+        weights = {name: p.to(torch.bfloat16) for name, p in self.module.named_parameters()}
+        result: ChainLoss = functional_call(self.module, weights, (batch, counts))
+        return result
