@@ -8,6 +8,7 @@
                                      bench/RESULTS.md, and its table of README.md if it has one
     python bench/run.py --sim        the simulator alone; rewrites its section of bench/RESULTS.md
     python bench/run.py --prune      pruned layers and models alone; likewise
+    python bench/run.py --draft      the training of drafters alone; likewise
 
 Needs the standard library alone: every step is a process of its own, so that the allocator's
 settings are in force before torch loads.
@@ -24,7 +25,7 @@ import time
 from pathlib import Path
 
 # Packages of bench/ that measure a whole system.
-SYSTEMS = {"prune": "pruned models", "sim": "simulator"}
+SYSTEMS = {"draft": "training drafters", "prune": "pruned models", "sim": "simulator"}
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -73,6 +74,7 @@ def main() -> None:
     )
     parser.add_argument("--sim", action="store_true", help="the simulator alone")
     parser.add_argument("--prune", action="store_true", help="pruned layers and models alone")
+    parser.add_argument("--draft", action="store_true", help="the training of drafters alone")
     options = parser.parse_args()
 
     quick = ["--quick"] if options.quick else []

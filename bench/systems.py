@@ -1,6 +1,6 @@
 """The sections of whole systems in bench/RESULTS.md: measured part by part, each between marks.
 
-`python -m bench.sim` and `python -m bench.prune` are this with parts of their own.
+`python -m bench.draft`, `bench.prune` and `bench.sim` are this with parts of their own.
 """
 
 from __future__ import annotations

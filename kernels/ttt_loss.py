@@ -8,7 +8,7 @@ end of the row; no atomics: equal inputs give equal bits. The products around it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import triton
@@ -17,10 +17,16 @@ import triton.language as tl
 from leeboard.kernels._common import PINNED, device_of
 from leeboard.kernels._gqa_scores import tanh
 
-if TYPE_CHECKING:
-    from leeboard.ops._ttt_chunks import Options
-
 LOSSES = {"kl": 0, "lk_alpha": 1, "lk_lambda": 2}
+
+
+class Options(Protocol):
+    """What `rows` reads of a call's options."""
+
+    loss: str
+    eta: float
+    grad_hidden: bool
+    grad_weight: bool
 
 
 @triton.jit

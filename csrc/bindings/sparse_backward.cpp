@@ -7,8 +7,7 @@
 namespace leeboard {
 namespace {
 
-// Chunks that a whole call is cut into where its rows allow it, whatever the number of threads: a
-// partial gradient of the keys is kept for each.
+// Chunks that a whole call is cut into where its rows allow it, whatever the number of threads.
 constexpr int64_t kChunks = 32;
 // Blocks of rows that a chunk holds at least: they pay for its partial gradients.
 constexpr int64_t kChunkBlocks = 4;
@@ -67,7 +66,7 @@ void run_turn(const KernelTable& kernels, SparseGqaBackward args, Turn& turn) {
 
 }  // namespace
 
-void run_sparse_backward(const KernelTable& kernels, SparseGqaBackward args) {
+void run_sparse_backward(const KernelTable& kernels, SparseGqaBackward args, int64_t most_chunks) {
   const SparseGqa& op = args.op;
   const int64_t items = op.segment_count * op.kv_heads;
   const int64_t block = kernels.gqa_backward_rows;
@@ -81,7 +80,7 @@ void run_sparse_backward(const KernelTable& kernels, SparseGqaBackward args) {
       const int64_t rows = segment.queries * (op.head_offsets[head + 1] - op.head_offsets[head]);
       const int64_t blocks = (rows + block - 1) / block;
       const int64_t wanted =
-          std::clamp<int64_t>(blocks / kChunkBlocks, 1, (kChunks - 1) / items + 1);
+          std::clamp<int64_t>(blocks / kChunkBlocks, 1, (most_chunks - 1) / items + 1);
       const int64_t chunk_rows = (blocks + wanted - 1) / wanted * block;
       const int64_t chunks = rows == 0 ? 0 : (rows + chunk_rows - 1) / chunk_rows;
       const int64_t floats = kernels.sparse_gqa_backward_item_floats(op, s, chunks);
@@ -156,7 +155,7 @@ void bind_sparse_backward(py::module_& module, const TensorReader& reader) {
         args.queries = call->queries;
         const KernelTable& kernels = kernels_of(level);
         py::gil_scoped_release nogil;
-        run_sparse_backward(kernels, args);
+        run_sparse_backward(kernels, args, kChunks);
         return true;
       },
       py::arg("grad_out"), py::arg("grad_lse").none(true), py::arg("q"), py::arg("k"), py::arg("v"),

@@ -172,7 +172,9 @@ inline bool read_active_heads(py::handle object, SparseCall& call) {
 
 // Attention of a call, cut into turns and run by the team.
 void run_sparse_forward(const KernelTable& kernels, SparseGqaForward args);
-void run_sparse_backward(const KernelTable& kernels, SparseGqaBackward args);
+// At most `most_chunks` parts of a call's rows, but one of each item: a partial gradient of the
+// keys is kept for each.
+void run_sparse_backward(const KernelTable& kernels, SparseGqaBackward args, int64_t most_chunks);
 
 // Empty for what the kernels do not take.
 inline std::optional<SparseCall> read_sparse_call(const TensorReader& reader, py::handle q_object,

@@ -7,6 +7,9 @@
 namespace leeboard {
 namespace {
 
+// As many as make the memory of a training step linear in its rows from a few hundred on.
+constexpr int64_t kChunks = 16;
+
 // Keys and values of every step, [B, Hkv, T, D] each; the first are those that a pattern shows.
 struct Steps {
   std::vector<Heads> k;
@@ -127,7 +130,7 @@ void bind_ttt_attention(py::module_& module, const TensorReader& reader) {
         args.queries = call->queries;
         const KernelTable& kernels = kernels_of(level);
         py::gil_scoped_release nogil;
-        run_sparse_backward(kernels, args);
+        run_sparse_backward(kernels, args, kChunks);
         return true;
       },
       py::arg("grad_out"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("lse"),

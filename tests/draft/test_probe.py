@@ -133,11 +133,14 @@ def test_prompts_refuse(tokenizer: Any, given: dict[str, Any], message: str) -> 
 def test_long_prompts_have_history_and_begin_as_before() -> None:
     ids = torch.tensor([[0, 11, 12, 13, 14, 9], [0, 21, 22, 23, 9, 9]])
     texts = Texts(ids, torch.tensor([3, 2]), torch.tensor([5, 4]))
-    assert long_prompts(texts, 6) == [[0, 21, 22, 23, 11, 12], [0, 11, 12, 13, 14, 21]]
-    assert long_prompts(texts, 5) == [[0, 22, 23, 11, 12], [0, 12, 13, 14, 21]]
+    assert long_prompts(texts, 6, 0) == [[0, 21, 22, 23, 11, 12], [0, 11, 12, 13, 14, 21]]
+    assert long_prompts(texts, 5, 0) == [[0, 22, 23, 11, 12], [0, 12, 13, 14, 21]]
     # Texts go round as often as needed; a prompt that is too long loses its oldest tokens.
-    assert long_prompts(texts, 9)[0] == [0, 12, 13, 14, 21, 22, 23, 11, 12]
-    assert long_prompts(texts, 2) == [[0, 12], [0, 21]]
+    assert long_prompts(texts, 9, 0)[0] == [0, 12, 13, 14, 21, 22, 23, 11, 12]
+    assert long_prompts(texts, 2, 0) == [[0, 12], [0, 21]]
+    # Without a begin-of-sequence token the first one is a part of the template.
+    for bos in (None, 7):
+        assert long_prompts(texts, 7, bos)[0] == [0, 21, 22, 23, 0, 11, 12]
     with pytest.raises(ValueError, match="length: got 1"):
         long_prompts(texts, 1)
 

@@ -79,32 +79,32 @@ def flat(grads):
     return [grads[0], *grads[1], *grads[2]]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_steps(steps, dtype, device):
-    check(call(dtype, device, steps, 2, (4, 2), 21))
+@pytest.mark.parametrize("steps", [1, 4])
+def test_steps(steps, device):
+    check(call(torch.float32, device, steps, 2, (2, 1), 19))
 
 
-@pytest.mark.parametrize("width", [1, 17, 80])
+@pytest.mark.parametrize("width", [1, 80])
 def test_widths(width, device):
-    check(call(torch.float32, device, 3, 1, (1, 1), 19, width))
+    check(call(torch.float32, device, 3, 1, (1, 1), 9, width))
 
 
 def test_documents_in_a_window(dtype, device):
-    args = call(dtype, device, 3, 1, (3, 1), 50)
-    check(args, cu=[0, 5, 5, 25, 30, 50], window=9, sinks=2, scale=-0.4)
+    args = call(dtype, device, 3, 1, (2, 1), 30)
+    check(args, cu=[0, 5, 5, 25, 30], window=9, sinks=2, scale=-0.4)
 
 
 @pytest.mark.parametrize("sinks", [0, 3])
 def test_steps_that_have_left_the_window(sinks, device):
-    check(call(torch.float32, device, 4, 2, (2, 2), 23), window=2, sinks=sinks)
+    check(call(torch.float32, device, 4, 1, (1, 1), 18), window=2, sinks=sinks)
 
 
 def test_tiles_as_configured(device):
-    check(call(torch.float32, device, 2, 1, (2, 1), 75), window=20, sinks=34, tile=None)
+    check(call(torch.float32, device, 2, 1, (1, 1), 40), window=20, sinks=34, tile=None)
 
 
 def test_steps_in_layouts_of_their_own(device):
-    q, k, v = call(torch.float32, device, 3, 2, (2, 2), 18)
+    q, k, v = call(torch.float32, device, 3, 1, (1, 1), 9)
     check((q, [k[0], k[1].contiguous(), k[2]], [v[0], v[1], v[2].contiguous()]))
 
 

@@ -36,7 +36,7 @@ def expected(tensors, options, dtype):
 
 
 def check(tensors: tuple[Tensor, ...], options: Options) -> TTTLossTerms:
-    loss, row_loss, hit, overlap, *grads = compute(ttt_loss, *tensors, options)
+    loss, row_loss, hit, overlap, *grads = compute(ttt_loss, options, *tensors)
     low, low_grads = expected(tensors, options, tensors[0].dtype)
     exact, exact_grads = expected(tensors, options, torch.float64)
     # The error of a sum of exponentials falls on a whole row, and how large it is, is chance.
@@ -71,8 +71,8 @@ def test_softcap(loss, device):
 def test_without_gradient(device):
     tensors = draw(2, 3, 8, 40, torch.float32, device)
     options = Options("kl", 3.0, None, False, False)
-    loss, *_, grad_hidden, grad_weight = compute(ttt_loss, *tensors, options)
-    again = compute(ttt_loss, *tensors, Options("kl", 3.0, None, True, True))[0]
+    loss, *_, grad_hidden, grad_weight = compute(ttt_loss, options, *tensors)
+    again = compute(ttt_loss, Options("kl", 3.0, None, True, True), *tensors)[0]
     assert torch.equal(loss, again)
     assert grad_hidden.shape == grad_weight.shape == (0,)
 
@@ -99,9 +99,9 @@ def test_products_of_half_precision(monkeypatch, device):
     monkeypatch.setattr(HalfHead, "product", staticmethod(lambda a, b: a.float() @ b.float()))
     tensors = draw(2, 6, 16, 60, torch.bfloat16, device, scale=0.5)
     options = Options("kl", 3.0, None, True, True)
-    float_made = compute(ttt_loss, *tensors, options)
+    float_made = compute(ttt_loss, options, *tensors)
     monkeypatch.setattr("leeboard.ops._ttt_chunks.head_of", lambda x, w: HalfHead(w))
-    half_made = compute(ttt_loss, *tensors, options)
+    half_made = compute(ttt_loss, options, *tensors)
     for got, exact in zip(half_made[:4], float_made[:4], strict=True):
         torch.testing.assert_close(got, exact)
     for got, exact in zip(half_made[4:], float_made[4:], strict=True):

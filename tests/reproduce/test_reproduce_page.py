@@ -108,8 +108,10 @@ def test_equal_results_give_equal_pictures(found: dict[str, Any], tmp_path: Path
         (["--ttt", "two"], "--ttt: got 'two'"),
         (["--arms", "post"], "arms: got 'post'"),
         (["--target", "somewhere"], "--target, --data"),
+        (["--arms", "pre,pre"], "expected each only once"),
         (["--write-docs", "nowhere"], "--write-docs nowhere"),
         (["--report-only", "--fresh"], "--report-only: runs nothing"),
+        (["--report-only", "--ttt", "2"], "expected no --ttt with it"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -195,8 +195,11 @@ def _check(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--data {args.data}: no such file")
     if args.write_docs is not None and not args.write_docs.is_dir():
         raise FileNotFoundError(f"--write-docs {args.write_docs}: no such folder")
-    if args.report_only and (args.fresh or args.redo):
-        raise ValueError("--report-only: runs nothing, expected no --fresh or --redo with it")
+    asked = ("arms", "ttt", "seeds", "prompts", "target", "redo")
+    given = [f"--{name}" for name in asked if getattr(args, name) is not None]
+    given += ["--fresh"] if args.fresh else []
+    if args.report_only and given:
+        raise ValueError(f"--report-only: runs nothing, expected no {given[0]} with it")
     needed = {"hf": ("transformers", "tokenizers", "safetensors", "tqdm")}
     if args.report_only:
         needed = {}

@@ -63,7 +63,7 @@ def unroll_rows(
         _Projection(linear, embedded, config.head_dim)
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    wanted = every if rows is None else rows
+    wanted, wanted_places = every if rows is None else rows, _taken(places, rows)
     # One entry a step: keys and values [B, Hkv, T, D].
     keys: list[Tensor] = []
     values: list[Tensor] = []
@@ -72,21 +72,22 @@ def unroll_rows(
             state = feed(j, state)
         normed = layer.hidden_norm(state)
         residual = normed if config.norm_before_residual else state
-        # At step 0 every row has a key and a value; in what follows only the wanted ones.
-        cos, sin = attention.turns(places + j)
-        held = wanted if j else every
-        turn = (cos, sin) if j == 0 else (_taken(cos, rows), _taken(sin, rows))
-        k, v = rotate(of_k(normed, held, j), *turn), of_v(normed, held, j)
+        turn = attention.turns(wanted_places + j)
         if j == 0:
+            # Here every row has a key and a value; in what follows only the wanted ones.
+            all_turn = turn if rows is None else attention.turns(places)
+            k, v = rotate(of_k(normed, every, j), *all_turn), of_v(normed, every, j)
             normed, residual = _taken(normed, rows), _taken(residual, rows)
-        q = rotate(of_q(normed, wanted, j), _taken(cos, rows), _taken(sin, rows))
+        else:
+            k, v = rotate(of_k(normed, wanted, j), *turn), of_v(normed, wanted, j)
+        q = rotate(of_q(normed, wanted, j), *turn)
         keys.append(_placed(k, input_ids.shape, rows if j else None))
         values.append(_placed(v, input_ids.shape, rows if j else None))
         seen = Attended(
             step=j,
             q=_placed(q, input_ids.shape, rows),
-            keys=keys,
-            values=values,
+            keys=tuple(keys),
+            values=tuple(values),
             scale=config.head_dim**-0.5,
             window=config.sliding_window,
             sinks=config.attention_sinks,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 # Logits that are held at a time. Fewer would let the products wait for the head's rows, which they
 # read once a chunk; more would leave the cache.
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 4 << 20
 # But so many rows, teacher's and drafter's together, as long as they are not too large; at most as
 # many as one short sum has.
 ENOUGH_ROWS = 512
@@ -124,7 +124,7 @@ def head_of(x: Tensor, weight: Tensor) -> Head:
     """The products of x with a head."""
     half = x.dtype == weight.dtype and x.dtype.itemsize == 2
     # torch has such products since 2.8.
-    if half and x.is_cuda and "dtype" in torch.ops.aten.mm.overloads():
+    if half and x.is_cuda and "dtype" in torch.ops.aten.mm.overloads():  # type: ignore[no-untyped-call]
         return HalfHead(weight)
     return Head(weight)
 
@@ -177,13 +177,13 @@ def spans(live: Live, size: int) -> list[tuple[slice, slice]]:
 
 def compute(
     kernels: RowKernels,
+    options: Options,
     hidden: Tensor,
     weight: Tensor,
     teacher: Tensor,
     teacher_weight: Tensor,
     row_weight: Tensor,
     logsumexp: Tensor | None,
-    options: Options,
 ) -> tuple[Tensor, ...]:
     """loss, row_loss, hit, overlap and the gradients in hidden and weight, empty if not wanted.
 
@@ -210,7 +210,7 @@ def compute(
         for whole, made in zip((row_loss, hit, overlap), terms, strict=True):
             whole.index_copy_(0, live.flat, made)
         # Short sums, so that no thread count changes their order.
-        parts = [part.sum() for part in (factor * terms[0]).split(MOST_ROWS)]
+        parts = [part.sum() for part in torch.split(factor * terms[0], MOST_ROWS)]
         loss = torch.stack(parts).sum()
     shaped = (t.view(steps, count) for t in (row_loss, hit, overlap))
     of_hidden = grad_hidden.view(hidden.shape) if options.grad_hidden else grad_hidden.view(-1)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from leeboard import _C, reference
 from leeboard.ops import _check
-from leeboard.ops._check import FLOAT_DTYPES, KERNEL_DTYPES
-from leeboard.ops._library import check_out, choose, define, kernels, takes_reference
+from leeboard.ops._check import KERNEL_DTYPES
+from leeboard.ops._library import choose, define, kernels, takes_reference
 from leeboard.ops._state import Backend, state
-from leeboard.ops._ttt_chunks import Options, compute
+from leeboard.ops._ttt_checks import check_arguments, check_options, check_result
+from leeboard.ops._ttt_chunks import Options, RowKernels, compute
 from leeboard.reference import TTTLossTerms
 
 TTTLoss = Literal["kl", "lk_alpha", "lk_lambda"]
-LOSSES = ("kl", "lk_alpha", "lk_lambda")
 
 
 def ttt_loss(
@@ -78,11 +78,11 @@ def ttt_loss(
         RuntimeError: If another argument requires grad while grad mode is on, `out` is given while a
             gradient is wanted, or a forced backend cannot run.
     """
-    _check_arguments(hidden, weight, teacher, teacher_weight, row_weight, teacher_logsumexp)
-    eta, cap = _check_options(loss, eta, softcap)
+    check_arguments(hidden, weight, teacher, teacher_weight, row_weight, teacher_logsumexp)
+    eta, cap = check_options(loss, eta, softcap)
     tensors = (hidden, weight, teacher, teacher_weight, row_weight, teacher_logsumexp)
     if out is not None:
-        _check_out(hidden, out)
+        check_result(hidden, out)
         _check.no_grad(
             "ttt_loss",
             "with out= is not differentiable",
@@ -113,77 +113,6 @@ def ttt_loss(
 
 
 _NAMES = ("hidden", "weight", "teacher", "teacher_weight", "row_weight", "teacher_logsumexp")
-
-
-def _check_arguments(
-    hidden: Tensor,
-    weight: Tensor,
-    teacher: Tensor,
-    teacher_weight: Tensor,
-    row_weight: Tensor,
-    teacher_logsumexp: Tensor | None,
-) -> None:
-    width = _check.rows("hidden", hidden)
-    if hidden.dim() != 3:
-        raise ValueError(f"hidden: shape {list(hidden.shape)} was given; expected [S, N, H]")
-    steps, count, _ = hidden.shape
-    _head("weight", weight, "hidden", hidden)
-    vocabulary = weight.shape[0]
-    _check.shape("weight", weight, (vocabulary, width), "V and the last dimension of hidden")
-    target_width = _check.rows("teacher", teacher)
-    _check.companion("teacher", teacher, "hidden", hidden, FLOAT_DTYPES)
-    _check.shape("teacher", teacher, (count, target_width), "N of hidden and Ht")
-    _head("teacher_weight", teacher_weight, "teacher", teacher)
-    expected = (vocabulary, target_width)
-    _check.shape("teacher_weight", teacher_weight, expected, "V of weight and Ht of teacher")
-    _check.values("row_weight", row_weight, hidden)
-    _check.shape("row_weight", row_weight, (steps, count), "S and N of hidden")
-    if teacher_logsumexp is not None:
-        _check.values("teacher_logsumexp", teacher_logsumexp, hidden)
-        _check.shape("teacher_logsumexp", teacher_logsumexp, (count,), "N of hidden")
-
-
-def _head(name: str, weight: Tensor, like_name: str, like: Tensor) -> None:
-    """A matrix with a row at least, of the dtype of `like` or, for a 16-bit one, float32."""
-    wider = (torch.float32,) if like.dtype.itemsize == 2 else ()
-    _check.companion(name, weight, like_name, like, wider)
-    if weight.dim() != 2 or weight.shape[0] == 0:
-        raise ValueError(
-            f"{name}: shape {list(weight.shape)} was given; "
-            f"expected [V, {like.shape[-1]}] with V >= 1"
-        )
-
-
-def _check_options(loss: object, eta: object, softcap: object) -> tuple[float, float | None]:
-    if loss not in LOSSES:
-        raise ValueError(f"loss: {loss!r} was given; expected one of {', '.join(LOSSES)}")
-    _check.number("eta", eta)
-    if not 0 <= float(eta) < float("inf"):  # type: ignore[arg-type]
-        raise ValueError(f"eta: {eta} was given; expected a finite number >= 0")
-    if softcap is None:
-        return float(eta), None  # type: ignore[arg-type]
-    _check.number("softcap", softcap)
-    if not 0 < float(softcap) < float("inf"):  # type: ignore[arg-type]
-        raise ValueError(f"softcap: {softcap} was given; expected a finite number > 0 or None")
-    return float(eta), float(softcap)  # type: ignore[arg-type]
-
-
-def _check_out(hidden: Tensor, out: Sequence[Tensor]) -> None:
-    _check.several("out", out, 4)
-    rows = hidden.shape[:2]
-    for i, (size, meaning) in enumerate(
-        (((), "one number"), (rows, "S and N"), (rows, "S and N"), (rows, "S and N"))
-    ):
-        name = f"out[{i}]"
-        if i == 2:
-            if out[i].dtype != torch.bool:
-                raise ValueError(f"{name}: dtype {out[i].dtype} was given; expected torch.bool")
-            _check.companion(name, out[i], "hidden", hidden, (torch.bool,))
-        else:
-            _check.values(name, out[i], hidden)
-        _check.shape(name, out[i], size, meaning)
-        _check.memory(name, out[i])
-    check_out("ttt_loss", **{f"out[{i}]": t for i, t in enumerate(out)})
 
 
 @dataclass(frozen=True)
@@ -272,12 +201,20 @@ def _forward(
             grads[0] if grad_hidden else blank,
             grads[1] if grad_weight else blank.clone(),
         )
-    plain = [_plain(t) for t in tensors]
-    whole = None if teacher_logsumexp is None else _plain(teacher_logsumexp)
     rows = kernels("ttt_loss") if backend == "triton" else _CpuRows(state().level)
     wanted = Options(loss, eta, softcap, grad_hidden, grad_weight)
+    whole = None if teacher_logsumexp is None else _plain(teacher_logsumexp)
     with torch.no_grad():
-        return compute(rows, *plain, whole, wanted)  # type: ignore[arg-type]
+        return compute(
+            cast(RowKernels, rows),
+            wanted,
+            _plain(hidden),
+            _plain(weight),
+            _plain(teacher),
+            _plain(teacher_weight),
+            _plain(row_weight),
+            whole,
+        )
 
 
 def _plain(t: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ al., 2023, arXiv:2305.13245; windows with sink tokens: Xiao et al., 2023, arXiv:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -29,10 +28,19 @@ def ttt_attention(
     Weights are rounded to the dtype of v before they meet it; the result is rounded once.
     """
     if q.dim() == 5:
-        step = functools.partial(
-            ttt_attention, window=window, sinks=sinks, cu_seqlens=cu_seqlens, scale=scale
-        )
-        return torch.stack([step(q[s], k[: s + 1], v[: s + 1]) for s in range(len(q))])
+        outs = [
+            ttt_attention(
+                q[s],
+                k[: s + 1],
+                v[: s + 1],
+                window=window,
+                sinks=sinks,
+                cu_seqlens=cu_seqlens,
+                scale=scale,
+            )
+            for s in range(len(q))
+        ]
+        return torch.stack(outs)
     scores = ttt_attention_scores(q, k, window, sinks, cu_seqlens, scale)
     weights = scores.softmax(-1).to(q.dtype).to(scores.dtype)
     values = [_wide(one, q) for one in v]

@@ -12,7 +12,7 @@ from leeboard._progress import progress_bar
 from leeboard.demo.corpus import draw
 from leeboard.demo.stages import Stage
 from leeboard.draft.probe import Texts, greedy_texts, prompt_set
-from leeboard.draft.probe.context import long_prompts
+from leeboard.draft.probe.context import begin_id, long_prompts
 from leeboard.draft.training import Rows, pack_rows
 from leeboard.draft.training.chats import Chat, read_chats
 from leeboard.draft.training.encoding import encode_chats
@@ -103,7 +103,7 @@ class Given:
             contexts = []
             for bucket in range(1, settings.buckets + 1):
                 length = bucket * settings.row - settings.context_tokens
-                long = long_prompts(made[MATCHED], length)[: settings.contexts]
+                long = long_prompts(made[MATCHED], length, begin_id(target))[: settings.contexts]
                 contexts.append(greedy_texts(target, long, settings.context_tokens))
                 bar.update()
         held = Held(made, tuple(contexts), checks)

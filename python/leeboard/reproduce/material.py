@@ -45,7 +45,7 @@ def held_texts(
 
     Returns:
         The texts, and what to say of them: per condition the tokens written, the share of texts
-        that end in a loop, and the target's loss on its prompts' own text.
+        that loop, and the target's loss on its prompts' own text.
     """
     turns, checks = choose(functions, tokenizer, settings)
     contexts = long_contexts(_by_file(functions, tokenizer, settings), settings)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from leeboard.reproduce.claims import Claim, Figures
 from leeboard.reproduce.readings import FORCED, Readings, context, noisy
 from leeboard.reproduce.settings import CONDITIONS, MATCHED
-from leeboard.reproduce.statistics import Estimate
+from leeboard.reproduce.statistics import Estimate, least
 
 PRE, POST, BOTH = "pre", "norm_output", "norm_output+fc_norm"
 BEFORE, FC = "norm_before_residual", "fc_norm"
@@ -27,13 +27,17 @@ def _growth(r: Readings, ttt: int) -> Figures:
 
 
 def _bounded(r: Readings, ttt: int) -> Figures:
-    """Growth of the arms between."""
     return [
+        (
+            f"{GROWS:g} less RMS at step 8 by step 1, {BEFORE}",
+            0.0,
+            lambda s: _minus(GROWS, r.growth(BEFORE, ttt, s)),
+        ),
         (
             f"RMS at step 8 by step 1, {PRE} less {BEFORE}",
             0.0,
             lambda s: r.growth(PRE, ttt, s) - r.growth(BEFORE, ttt, s),
-        )
+        ),
     ]
 
 
@@ -51,11 +55,19 @@ def _tail(better: str) -> Callable[[Readings, int], Figures]:
 
 
 def _attention(r: Readings, ttt: int) -> Figures:
-    def steeper(of: str) -> Callable[[int | None], Estimate]:
-        return lambda s: r.slope(BOTH, ttt, s, of) - r.slope(PRE, ttt, s, of)
+    def falls(of: str) -> Callable[[int | None], Estimate]:
+        # A slope that is lower but not negative leaves nothing.
+        return lambda s: least(
+            _minus(0.0, r.slope(PRE, ttt, s, of)),
+            r.slope(BOTH, ttt, s, of) - r.slope(PRE, ttt, s, of),
+        )
 
     return [
-        (f"slope of the {of} share, {BOTH} less {PRE}", 0.0, steeper(of))
+        (
+            f"fall of the {of} share per step, {PRE}: by itself or less that of {BOTH}, what is less",
+            0.0,
+            falls(of),
+        )
         for of in ("sink", "prompt")
     ]
 
@@ -98,10 +110,13 @@ def _template(r: Readings, ttt: int) -> Figures:
     def steadier(condition: str) -> Callable[[int | None], Estimate]:
         return lambda s: r.relative(BOTH, ttt, s, condition) - r.relative(PRE, ttt, s, condition)
 
+    def lost(condition: str) -> Callable[[int | None], Estimate]:
+        return lambda s: _minus(1.0, r.relative(PRE, ttt, s, condition))
+
+    off = [condition for condition in CONDITIONS if condition != MATCHED]
     return [
-        (f"{condition} by {MATCHED}, {BOTH} less {PRE}", 0.0, steadier(condition))
-        for condition in CONDITIONS
-        if condition != MATCHED
+        *((f"1 less {name} by {MATCHED}, {PRE}", 0.0, lost(name)) for name in off),
+        *((f"{name} by {MATCHED}, {BOTH} less {PRE}", 0.0, steadier(name)) for name in off),
     ]
 
 
@@ -120,10 +135,15 @@ def _context(r: Readings, ttt: int) -> Figures:
     first = context(0, "full")
     return [
         (
+            f"1 less accepted at {r.settings.buckets}x the training length by 1x, {PRE}",
+            0.0,
+            lambda s: _minus(1.0, r.relative(PRE, ttt, s, last, first)),
+        ),
+        (
             f"accepted at {r.settings.buckets}x the training length by 1x, {BOTH} less {PRE}",
             0.0,
             lambda s: r.relative(BOTH, ttt, s, last, first) - r.relative(PRE, ttt, s, last, first),
-        )
+        ),
     ]
 
 
@@ -147,7 +167,14 @@ def _noise(r: Readings, ttt: int) -> Figures:
         )
 
     chosen = 0.5 if 0.5 in r.settings.noise else r.settings.noise[0]
-    return [(f"accepted with noise {chosen:g} by none, {BOTH} less {PRE}", 0.0, steadier(chosen))]
+    return [
+        (
+            f"1 less accepted with noise {chosen:g} by none, {PRE}",
+            0.0,
+            lambda s: _minus(1.0, r.relative(PRE, ttt, s, noisy(chosen))),
+        ),
+        (f"accepted with noise {chosen:g} by none, {BOTH} less {PRE}", 0.0, steadier(chosen)),
+    ]
 
 
 def _control(r: Readings, ttt: int) -> Figures:
@@ -182,7 +209,7 @@ def _claims() -> Iterator[Claim]:
     yield Claim(
         "Bounded by the residual",
         "norm_before_residual alone bounds the growth, too.",
-        f"RMS at step 8 by step 1 is smaller for {BEFORE} than for {PRE}.",
+        f"RMS at step 8 by step 1 below {GROWS:g} for {BEFORE}, and smaller than for {PRE}.",
         "",
         _bounded,
         _needs(PRE, BEFORE),
@@ -216,8 +243,8 @@ def _claims() -> Iterator[Claim]:
         "Attention drifts",
         "A pre-norm drafter's attention leaves the sink or the prompt as the chain grows, faster than "
         "the post-norm one's.",
-        f"The slope over depth of the sink's or the prompt's share is more negative for {PRE} than "
-        f"for {BOTH}.",
+        f"The slope over depth of the sink's or the prompt's share is negative for {PRE}, and lower "
+        f"than for {BOTH}.",
         "Llama-3.1-8B, share of the sink from step 1 to 8: 0.46 to 0.08 pre-norm, 0.11 to 0.10 "
         "post-norm.",
         _attention,
@@ -263,8 +290,8 @@ def _claims() -> Iterator[Claim]:
         "Template",
         "Off the template of its training a pre-norm drafter loses a larger share of its accepted "
         "length.",
-        "Accepted length off the template by that on it, in each of the three conditions, higher for "
-        f"{BOTH} than for {PRE}. Reported, not required.",
+        "Accepted length off the template by that on it, in each of the three conditions, below 1 for "
+        f"{PRE}, and higher for {BOTH}. Reported, not required.",
         "Llama-3.1-8B, no template and no BOS by the matched one: 0.49 pre-norm, 0.95 post-norm.",
         _template,
         _needs(PRE, BOTH, readings=tuple(CONDITIONS)),
@@ -281,8 +308,8 @@ def _claims() -> Iterator[Claim]:
         "Long context",
         "With a context of several times its training length a pre-norm drafter loses a larger share "
         "of its accepted length.",
-        f"Accepted length in the longest bucket by that in the first, full attention, higher for "
-        f"{BOTH} than for {PRE}. Reported, not required.",
+        f"Accepted length in the longest bucket by that in the first, full attention, below 1 for "
+        f"{PRE}, and higher for {BOTH}. Reported, not required.",
         "A drafter trained at 4K in very long chats, full attention: 0.05 pre-norm, 0.83 post-norm.",
         _context,
         _needs(PRE, BOTH, readings=(context(0, "full"),)),
@@ -299,8 +326,8 @@ def _claims() -> Iterator[Claim]:
     yield Claim(
         "Noise",
         "Noise on the fed-back state costs a pre-norm drafter a larger share of its accepted length.",
-        f"Accepted length with noise of half the RMS by that without, higher for {BOTH} than for "
-        f"{PRE}.",
+        f"Accepted length with noise of half the RMS by that without, below 1 for {PRE}, and higher "
+        f"for {BOTH}.",
         "Noise 0.1, 0.5, 1.0: 82, 5, 0 % pre-norm; 99, 58, 22 % post-norm.",
         _noise,
         _needs(PRE, BOTH),

@@ -34,7 +34,7 @@ class Reading:
     steps before were right, and it has a token there to compare with.
 
     Attributes:
-        loops: bool [P], whether the text ends in a loop.
+        loops: bool [P], whether the text loops.
         rounds: [P], rounds of speculative decoding, `accepted`: [P], drafts accepted in them.
         accepted: See `rounds`.
         reached: [P, K], rows that reach a step.
@@ -73,7 +73,7 @@ class Reading:
         return cls(**arrays, shares=shares)
 
     def without_loops(self) -> Reading:
-        """The prompts whose text does not end in a loop."""
+        """The prompts whose text does not loop."""
         keep = self.loops == 0
         arrays = {k: v[keep] for k, v in vars(self).items() if k != "shares"}
         return Reading(**arrays, shares={k: v[keep] for k, v in self.shares.items()})
@@ -128,6 +128,11 @@ class Readings:
         """The same over all steps from `settings.tail` on: each draft tested there counts once."""
         steps = slice(self.settings.tail - 1, None)
         return self._over(name, ttt, seed, reading, "kept", "reached", steps, loops=loops)
+
+    def tail_mean(self, name: str, ttt: int, seed: int | None, reading: str = MATCHED) -> Estimate:
+        """The mean of `acceptance` over these steps; NaN where no chain reaches one of them."""
+        steps = range(self.settings.tail, self.settings.depth + 1)
+        return mean([self.acceptance(name, ttt, seed, k, reading) for k in steps])
 
     def accuracy(
         self, name: str, ttt: int, seed: int | None, step: int, reading: str = MATCHED

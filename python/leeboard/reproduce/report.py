@@ -54,7 +54,7 @@ def text(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     figures = results["figures"]
     lines = [
         *wording.opening(results, settings),
-        *_verdicts(answers, pictures),
+        *_verdicts(results, answers, pictures),
         *_matching(results, settings),
         *_acceptance(figures, settings, pictures),
         *_state(figures, settings, pictures),
@@ -75,8 +75,12 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(f"{answer.name:<{width}}  {answer.verdict}" for answer in answers)
 
 
-def _verdicts(answers: Sequence[Answer], pictures: Mapping[str, str]) -> list[str]:
+def _verdicts(
+    results: Mapping[str, Any], answers: Sequence[Answer], pictures: Mapping[str, str]
+) -> list[str]:
     lines = ["", "## What holds", "", wording.tally(answers), ""]
+    if not results["matching"]["agrees"]:
+        lines += [wording.UNMATCHED, ""]
     lines += ["| claim | verdict | figures | must lie above |", "|---|---|---|---|"]
     for answer in answers:
         shown = "<br>".join(f"{p.label}: {number(p.pooled)}" for p in answer.parts) or "-"
@@ -125,7 +129,8 @@ def _acceptance(
         "with the bonus token",
         "depth 1",
         f"depths {first} to {last}",
-        "the same, no looping texts",
+        "mean over these depths",
+        f"depths {first} to {last}, no looping texts",
         "accepted, no looping texts",
     ]
     lines = ["", "## Along the chain", "", wording.ACCEPTANCE, "", _row(header), _rule(header, 1)]
@@ -145,13 +150,15 @@ def _acceptance(
                     number(bonus),
                     percent(arm["depth_one"]),
                     percent(arm["tail"]),
+                    percent(arm["tail_mean"]),
                     percent(arm["tail_without_loops"]),
                     number(arm["accepted_without_loops"][MATCHED]),
                 ]
             )
         )
     lines += _picture(pictures, "acceptance", wording.ACCEPTANCE_PICTURE)
-    return [*lines, "", *_steps(figures, settings, "acceptance", percent_only)]
+    lines += ["", *_steps(figures, settings, "acceptance", percent_only)]
+    return [*lines, "", wording.ACCURACY, "", *_steps(figures, settings, "accuracy", percent_only)]
 
 
 def _state(

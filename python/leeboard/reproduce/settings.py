@@ -183,6 +183,9 @@ class Settings:
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected 1 or more")
         if not self.arms or not self.ttt:
             raise ValueError("arms, ttt: expected at least one of each")
+        for field in ("arms", "ttt"):
+            if len(set(getattr(self, field))) < len(getattr(self, field)):
+                raise ValueError(f"{field}: got {getattr(self, field)}, expected each only once")
         if min(self.ttt) < 1:
             raise ValueError(f"ttt: got {min(self.ttt)}, expected chains of 1 or more")
         if self.threshold is not None and not 0 < self.threshold <= 1:

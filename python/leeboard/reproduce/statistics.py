@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+RESAMPLES = 2000
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -88,6 +90,14 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
     )
 
 
+def least(*estimates: Estimate) -> Estimate:
+    """The least of them, on every resample anew: it lies above 0 where all of them do."""
+    return Estimate(
+        float(np.min([e.value for e in estimates])),
+        np.min([e.replicates for e in estimates], axis=0),
+    )
+
+
 class Bootstrap:
     """Resamples prompts, the same ones for whatever is counted on equally many of them.
 
@@ -96,7 +106,7 @@ class Bootstrap:
         seed: Of the random numbers.
     """
 
-    def __init__(self, replicates: int = 2000, seed: int = 0) -> None:
+    def __init__(self, replicates: int = RESAMPLES, seed: int = 0) -> None:
         if replicates < 100:
             raise ValueError(f"replicates: got {replicates}, expected 100 or more")
         self.replicates = replicates

@@ -8,6 +8,7 @@ from typing import Any
 
 from leeboard.reproduce.claims import Answer
 from leeboard.reproduce.settings import ABOUT, CONDITIONS, MATCHED, Settings
+from leeboard.reproduce.statistics import RESAMPLES
 
 VERDICTS = (
     "A claim *holds at this scale* if each of its figures lies above its bound with the whole of its "
@@ -16,11 +17,20 @@ VERDICTS = (
     "interval holds both answers, or the seeds disagree. Claims, criteria and bounds were fixed before "
     "the run and are code (`leeboard.reproduce.preregistered`)."
 )
+UNMATCHED = (
+    "**Depth-1 acceptance does not agree between all trainings (below): verdicts that compare arms are "
+    "open to that.**"
+)
 FOREST = "Every figure of every claim less its bound, with its interval"
 ACCEPTANCE = (
-    "Acceptance at a depth: right drafts among those whose chain was right so far. *Accepted per "
-    "round* walks each text in rounds as speculative decoding does and leaves the bonus token of the "
+    "Acceptance at a depth: right drafts among those whose chain was right so far. Chains that get "
+    "deep are the easy ones, and not the same ones for every arm; the second table by step has no such "
+    "choice. *Accepted per round* walks each text in rounds as speculative decoding does and leaves the bonus token of the "
     "target out; with it the figure is one higher."
+)
+ACCURACY = (
+    "On all rows, fed the target's text whatever was drafted before: right drafts at each step. No chain "
+    "is left out, but most of these never happen in decoding:"
 )
 ACCEPTANCE_PICTURE = "Share of drafts accepted by step of the chain, a panel for each TTT depth"
 STATE = (
@@ -216,6 +226,8 @@ def _learnt(results: Mapping[str, Any], settings: Settings) -> list[str]:
 
 def methods(results: Mapping[str, Any], settings: Settings) -> list[str]:
     """How it was done, and what it does not say."""
+    from leeboard.draft.probe.texts import LOOP_PERIOD, LOOP_STRETCH
+
     seconds = results["stages"]
     arms = {name: s["seconds"] for name, s in seconds.items() if name.startswith("arm-")}
     train = sum(t["seconds"]["train"] for t in results["trainings"])
@@ -259,18 +271,20 @@ def methods(results: Mapping[str, Any], settings: Settings) -> list[str]:
             "would have drafted itself, so the counts are those of real greedy decoding."
         ),
         (
-            "- Intervals: 2,000 paired bootstrap resamples of the prompts, the middle 95 %. All arms "
+            f"- Intervals: {RESAMPLES:,} paired bootstrap resamples of the prompts, the middle 95 %. All arms "
             "and seeds answer the same prompts and are resampled together. They say what other "
             "prompts would change, not what other trainings would: for that, see the seeds. They are "
             "not corrected for the number of claims."
         ),
         (
             f"- The tail pools depths {settings.tail} to {settings.depth}: every draft tested there "
-            "counts once, so that depths that few chains reach weigh little."
+            "counts once, so that depths that few chains reach weigh little. The protocol had asked for "
+            "the mean over depths; it stands beside, and is missing where no chain of a training "
+            "reaches one of them. Verdicts go by the first."
         ),
         (
-            "- A greedy text loops if it ends in at least three repetitions and 24 tokens of one "
-            f"period of at most 24. Loops inflate deep acceptance. Texts that loop: {loops}."
+            f"- A greedy text loops if somewhere a period of at most {LOOP_PERIOD} tokens holds for "
+            f"{LOOP_STRETCH}. Loops inflate deep acceptance. Texts that loop: {loops}."
         ),
         (
             "- States are taken at three layers of the target. Embeddings are frozen; the drafter's "

@@ -190,7 +190,13 @@ def find_sink(
     Looked for among the columns that every row sees: those of the shortest prompt.
 
     Args:
-        drafter, ids, hiddens, first, lengths, positions, chunk: As for `measure_chains`.
+        drafter: This and the next arguments as for `measure_chains`.
+        ids: [B, T].
+        hiddens: Each [B, T, Ht].
+        first: [B].
+        lengths: [B], or None.
+        positions: [B, T], or None.
+        chunk: Most rows to unroll at once.
         mass: What other texts gave; these are added to it.
     """
     begin, ends = _bounds(ids, first, lengths)

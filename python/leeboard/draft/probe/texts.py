@@ -14,6 +14,9 @@ from leeboard.draft.checks import positive_int
 from leeboard.draft.speculate import _stop_ids
 from leeboard.draft.target import TargetRun
 
+# A text loops where a period of at most so many tokens holds for so many.
+LOOP_PERIOD, LOOP_STRETCH = 16, 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
@@ -99,7 +102,7 @@ def greedy_texts(
     )
 
 
-def looping(new: Sequence[int], *, period: int = 16, stretch: int = 32) -> bool:
+def looping(new: Sequence[int], *, period: int = LOOP_PERIOD, stretch: int = LOOP_STRETCH) -> bool:
     """Whether a continuation turns in circles: somewhere a short period holds for a long stretch.
 
     A loop is trivial to draft and inflates deep acceptance.

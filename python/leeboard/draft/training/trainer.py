@@ -158,11 +158,10 @@ def train_drafter(
         folder = None if out is None else Path(out)
         with contextlib.ExitStack() as held:
             if folder is not None:
-                hold = only_training(folder)
-                # None looks for a checkpoint before.
-                group.first_does(lambda: held.enter_context(hold))
-                if not resume:
-                    group.first_does(Checkpoints(folder / CHECKPOINTS, {}).remove)
+                group.first_does(lambda: held.enter_context(only_training(folder)))
+            if folder is not None and not resume:
+                # None may look for a checkpoint before.
+                group.first_does(Checkpoints(folder / CHECKPOINTS, {}).remove)
             return training.run(folder, stop, on_step, progress, tensorboard, told)
 
 
