@@ -201,6 +201,8 @@ def _check_numbers(
     for alpha in levels:
         if not 0.0 < alpha < float("inf"):
             raise ValueError(f"noise_levels: got {alpha}, expected positive finite numbers")
+    if not lengths:
+        raise ValueError("lengths: got none, expected at least one multiple of train_length")
     for factor in lengths:
         positive_int("lengths", factor)
     if window is not None:
