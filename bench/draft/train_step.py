@@ -141,8 +141,7 @@ def timed(calls: dict[str, Callable[[], None]], seconds: float) -> dict[str, flo
     """Seconds of a step of each: the median of turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
-        for _ in range(3):
-            call()
+        call()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["eager"]) < 5:
         for name, call in calls.items():
@@ -167,7 +166,7 @@ def _measure(quick: bool) -> list[Row]:
         check(calls, models)
         steps = {name: trainer(models[name], call) for name, call in calls.items()}
         wait_for_quiet()
-        found = timed(steps, 1.0 if quick else 8.0)
+        found = timed(steps, 1.0 if quick else 6.0)
         rows.append(
             {
                 "case": case.name,

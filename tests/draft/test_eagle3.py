@@ -108,28 +108,6 @@ def test_every_row_and_step_matches_the_restatement(variant: dict[str, Any]) -> 
                     break
 
 
-def test_unroll_predicts_what_the_chain_drafts(variant: dict[str, Any]) -> None:
-    """Teach every row its own chain: the unroll must name the same tokens and states."""
-    drafter = tiny_drafter(draft_vocab_size=23, **variant)
-    ids, hiddens = inputs(drafter.config, batch=1)
-    with torch.no_grad():
-        fused = drafter.fuse(hiddens)
-        for t in range(ids.shape[1] - 1):
-            cache = DrafterCache()
-            drafter.step(ids[:, 1 : t + 1], fused[:, :t], torch.arange(t), cache)
-            draft = drafter.chain(fused[:, t], ids[:, t + 1], cache, STEPS)
-            assert cache.length == t
-            # States beyond row t must not matter to it.
-            taught = torch.cat((ids[:, : t + 2], draft.tokens), dim=1)
-            padded = [torch.randn(1, taught.shape[1], h.shape[2]) for h in hiddens]
-            for pad, h in zip(padded, hiddens, strict=True):
-                pad[:, : t + 1] = h[:, : t + 1]
-            unrolled = drafter.unroll(taught, padded, STEPS)
-            for j, (hidden, state) in enumerate(unrolled):
-                assert drafter.greedy(hidden[:, t]).item() == draft.tokens[0, j]
-                torch.testing.assert_close(state[:, t], draft.states[:, j], rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("window", [None, 1, 2, 4])
 @pytest.mark.parametrize("sinks", [0, 1, 3])
 def test_window_of_training_and_decoding(window: int | None, sinks: int) -> None:

@@ -49,8 +49,8 @@ class Eagle3Drafter(Drafter):
     id) and `t2d` (bool [V], which target ids can be drafted).
 
     Shapes: B sequences, T rows, H hidden width, Ht target's hidden width, V and Vd target and
-    draft vocabulary. Training (`unroll`) runs on plain modules; decoding (`step` with a cache,
-    `chain`) on the fused ops, which round less.
+    draft vocabulary. Training (`unroll`) rounds where the modules do; decoding (`step` with a
+    cache, `chain`) runs on fused ops, which round less.
 
     Args:
         config: The drafter's shape and conventions.
