@@ -22,6 +22,8 @@ from leeboard.draft import (
     Batch,
     DrafterConfig,
     Eagle3Drafter,
+    MTPConfig,
+    MTPHead,
     TrainSettings,
     chain_loss,
     load_drafter,
@@ -218,6 +220,25 @@ def test_bfloat16_trains_float32_weights(whole: Any) -> None:
     # Eight bits of a number, in the loss of a step: a few times 2^-8.
     assert low.history.loss == pytest.approx(whole.history.loss, rel=2**-5)
     assert low.history.loss != whole.history.loss
+
+
+def test_bfloat16_leaves_shared_weights_as_they_are() -> None:
+    """Modules with two names, and a weight of two modules."""
+    target = new_target()
+    head = MTPHead(MTPConfig.for_target(target.config, "deepseek_v3", heads=2))
+    tied = Eagle3Drafter(DrafterConfig.for_target(target.config))
+    for drafter in (head, tied):
+        drafter.copy_from_target(target)
+    tied.lm_head.weight = tied.embed_tokens.weight.requires_grad_()
+    settings = dataclasses.replace(SETTINGS, precision="bfloat16", steps=2)
+    for drafter in (head, tied):
+        before = states_of(drafter)
+        train(None, settings, target=target, drafter=drafter)
+        assert {tensor.dtype for tensor in drafter.parameters()} == {torch.float32}
+        frozen = [name for name, p in drafter.named_parameters() if not p.requires_grad]
+        assert all(torch.equal(drafter.state_dict()[name], before[name]) for name in frozen)
+    assert tied.lm_head.weight is tied.embed_tokens.weight
+    assert not torch.equal(tied.lm_head.weight, before["lm_head.weight"])
 
 
 @pytest.mark.parametrize("loss", ["lk_alpha", "lk_lambda"])

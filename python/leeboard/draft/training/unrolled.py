@@ -50,6 +50,22 @@ class InBfloat16(nn.Module):
         self.module = module
 
     def forward(self, batch: Batch, counts: Tensor) -> ChainLoss:
-        weights = {name: p.to(torch.bfloat16) for name, p in self.module.named_parameters()}
-        result: ChainLoss = functional_call(self.module, weights, (batch, counts))
+        result: ChainLoss = functional_call(
+            self.module, self._rounded(), (batch, counts), tie_weights=False
+        )
         return result
+
+    def _rounded(self) -> dict[str, Tensor]:
+        """Copies of all weights; what is shared has one copy.
+
+        A module with several names has one of them here: torch would set it back once a name, the
+        last time to the copy.
+        """
+        copies: dict[Tensor, Tensor] = {}
+        rounded = {}
+        for place, module in self.module.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter not in copies:
+                    copies[parameter] = parameter.to(torch.bfloat16)
+                rounded[f"{place}.{name}".lstrip(".")] = copies[parameter]
+        return rounded
