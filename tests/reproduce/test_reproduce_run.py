@@ -234,3 +234,80 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     redone = run(workers=1)
     assert (arm / "readings.json").read_text() == before
     assert redone["claims"] == found["claims"]
+
+
+def own_model(folder: Path) -> None:
+    """A tiny target with a tokenizer and a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<bos>", "<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(["how are you today, I am fine"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<bos>", eos_token="<end>")
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_a_target_and_chats_of_ones_own(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from leeboard.reproduce.given import Given
+    from leeboard.reproduce.pipeline import Reproduction
+    from leeboard.reproduce.report import write_docs
+
+    own_model(tmp_path / "model")
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"how are you today, number {n}"},
+                {"role": "assistant", "content": "I am fine, " * (1 + n % 4)},
+            ]
+        }
+        for n in range(40)
+    ]
+    data = tmp_path / "chats.jsonl"
+    data.write_text("\n".join(map(json.dumps, chats)))
+    settings = dataclasses.replace(TINY, target_row=256, prompts=4)
+
+    given = Given(str(tmp_path / "model"), data)
+
+    def prepared(settings: Settings, name: str) -> Reproduction:
+        return Reproduction(
+            settings, tmp_path / name, threads=1, workers=0, given=given, say=lambda line: None
+        )
+
+    found, failures = prepared(settings, "out").run()
+    assert failures == []
+    assert set(found["figures"][0]["accepted"]) >= set(CONDITIONS)
+    (tmp_path / "docs").mkdir()
+    page = write_docs(found, tmp_path / "docs").read_text()
+    assert "| chats | chats.jsonl |" in page
+    assert str(tmp_path) not in page
+    greedy = prepared(dataclasses.replace(settings, prompts=100), "other")
+    with pytest.raises(ValueError, match="held-out chats have a prompt of at most"):
+        greedy.run()

@@ -26,7 +26,7 @@ from leeboard.reproduce.settings import ARMS, Arm, Settings
 # Raise it when an arm's files would hold something else.
 VERSION = 1
 # Of the work of an arm, what is training.
-_TRAINING = 0.8
+_TRAINING = 0.75
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,8 +61,8 @@ class Settings:
 
     What the defaults cost on two cores of 2024 (an arm runs on one thread, two at a time): the
     target 4 minutes; its states and texts 1; the threshold 2; 20 trainings of about 600,000 tokens,
-    at 11,000 tokens a second where chains of 2 are trained and 6,000 where chains of 4 are, 14; what
-    is counted on them 5. To fit, all arms read the states of one pool of rows, the target is small,
+    at 10,500 tokens a second where chains of 2 are trained and 5,600 where chains of 4 are, 13 to
+    14; what is counted on them, 30 seconds each, 5. To fit, all arms read the states of one pool of rows, the target is small,
     there are two seeds, long contexts are counted in chains of 8, and noise on half of the prompts.
 
     An arm trains with a constant learning rate until the mean of its last `smooth` checks of
@@ -147,9 +147,9 @@ class Settings:
     check_every: int = 10
     smooth: int = 3
     threshold: float | None = None
-    anchor_steps: int = 300
-    most_steps: int = 450
-    cooldown_steps: int = 60
+    anchor_steps: int = 280
+    most_steps: int = 390
+    cooldown_steps: int = 50
     cached: bool = True
     margin: float = 0.02
     depth: int = 16
@@ -189,7 +189,7 @@ class Settings:
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected each only once")
         if min(self.ttt) < 1:
             raise ValueError(f"ttt: got {min(self.ttt)}, expected chains of 1 or more")
-        if self.threshold is not None and not 0 < self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold: got {self.threshold}, expected a share between 0 and 1")
         if not 1 < self.tail <= self.depth:
             raise ValueError(f"tail: got {self.tail}, expected 2 to depth = {self.depth}")
