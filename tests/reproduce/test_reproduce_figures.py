@@ -201,6 +201,7 @@ def test_presets_are_whole(name: str) -> None:
         ({"threshold": 1.5}, "threshold: got 1.5"),
         ({"tail": 99}, "tail: got 99"),
         ({"new_tokens": 1000}, "prompt_tokens \\+ new_tokens: got"),
+        ({"target_row": 100}, "buckets: got 2 of 64"),
     ],
 )
 def test_wrong_settings_are_refused(change: dict[str, object], message: str) -> None:

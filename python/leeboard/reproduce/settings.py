@@ -109,7 +109,8 @@ class Settings:
         tail: First chain step of what is called the tail, counted from 1.
         prompts: Held-out prompts to count on.
         checks: Held-out prompts for the checks of depth-1 acceptance; others than those.
-        prompt_tokens: Longest prompt, in tokens.
+        prompt_tokens: Longest prompt, in tokens. With its new tokens it stays within `row`, so that
+            depth is not mixed up with length.
         new_tokens: Tokens of a greedy text.
         contexts: Long contexts per bucket.
         context_tokens: Tokens of a greedy text behind a long context.
@@ -155,8 +156,8 @@ class Settings:
     tail: int = 5
     prompts: int = 64
     checks: int = 48
-    prompt_tokens: int = 96
-    new_tokens: int = 96
+    prompt_tokens: int = 48
+    new_tokens: int = 80
     contexts: int = 24
     context_tokens: int = 48
     context_depth: int = 8
@@ -192,10 +193,15 @@ class Settings:
             raise ValueError(f"threshold: got {self.threshold}, expected a share between 0 and 1")
         if not 1 < self.tail <= self.depth:
             raise ValueError(f"tail: got {self.tail}, expected 2 to depth = {self.depth}")
-        if self.prompt_tokens + self.new_tokens > self.longest:
+        if self.prompt_tokens + self.new_tokens > self.row:
             raise ValueError(
                 f"prompt_tokens + new_tokens: got {self.prompt_tokens + self.new_tokens}, expected "
-                f"at most {self.longest}, the target's row and all buckets of context"
+                f"at most row = {self.row}: longer texts are for the buckets of context"
+            )
+        if self.buckets * self.row > self.target_row:
+            raise ValueError(
+                f"buckets: got {self.buckets} of {self.row} tokens, expected at most target_row = "
+                f"{self.target_row} in all"
             )
 
     @property
@@ -203,11 +209,6 @@ class Settings:
         """The demo's settings, for what is shared with it: the corpus, the tokenizer, the target."""
         shared = {field.name for field in dataclasses.fields(DemoSettings)} & set(vars(self))
         return DemoSettings(**{name: getattr(self, name) for name in shared})
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest text that is evaluated."""
-        return min(self.target_row, self.buckets * self.row)
 
     def trainings(self) -> list[Arm]:
         """All trainings, seed by seed, the dearest first."""
@@ -272,8 +273,8 @@ PRESETS: dict[str, Settings] = {
         depth=8,
         prompts=8,
         checks=8,
-        prompt_tokens=64,
-        new_tokens=48,
+        prompt_tokens=40,
+        new_tokens=24,
         contexts=3,
         context_tokens=24,
         context_depth=4,
@@ -305,8 +306,8 @@ PRESETS: dict[str, Settings] = {
         check_every=25,
         prompts=256,
         checks=128,
-        prompt_tokens=160,
-        new_tokens=160,
+        prompt_tokens=128,
+        new_tokens=128,
         contexts=64,
         context_tokens=96,
         window=128,

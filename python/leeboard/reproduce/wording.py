@@ -186,9 +186,11 @@ def template(results: Mapping[str, Any]) -> str:
 def context(results: Mapping[str, Any], settings: Settings) -> str:
     """What the contexts are."""
     lengths = _list([f"{found['tokens']:.0f}" for found in results["texts"]["contexts"]])
+    history = "functions before them in their file"
+    if "file" in results["corpus"]:
+        history = "other prompts with their answers"
     return (
-        f"The same {settings.contexts} prompts behind ever more of the functions before them in their "
-        f"file; drafters were trained on rows of {settings.row} tokens, so 1x lies within them. Prompts "
+        f"The same {settings.contexts} prompts behind ever more of the {history}; drafters were trained on rows of {settings.row} tokens, so 1x lies within them. Prompts "
         f"have {lengths} tokens on average. The target always sees everything. Accepted per round in "
         f"chains of {settings.context_depth}."
     )
@@ -256,7 +258,8 @@ def methods(results: Mapping[str, Any], settings: Settings) -> list[str]:
         ),
         (
             f"| counted on | {settings.prompts} prompts of other files, {settings.new_tokens} new tokens "
-            f"at most, chains of {settings.depth} |"
+            f"at most, within the {settings.row} tokens of a training row; chains of {settings.depth}; "
+            f"noise on the first {min(settings.noise_prompts, settings.prompts)} of the prompts |"
         ),
         (
             f"| time | {results['seconds'] / 60:.1f} min in the last run with {results['workers']} "
