@@ -202,7 +202,8 @@ class Settings:
     def demo(self) -> DemoSettings:
         """The demo's settings, for what is shared with it: the corpus, the tokenizer, the target."""
         shared = {field.name for field in dataclasses.fields(DemoSettings)} & set(vars(self))
-        return DemoSettings(**{name: getattr(self, name) for name in shared})
+        values: dict[str, Any] = {name: getattr(self, name) for name in shared}
+        return DemoSettings(**values)
 
     @property
     def longest(self) -> int:
@@ -244,7 +245,10 @@ class Settings:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(given) - known):
             raise ValueError(f"settings: got unknown {', '.join(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in given.items()
+        }
+        return cls(**values)
 
 
 PRESETS: dict[str, Settings] = {
