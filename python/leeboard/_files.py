@@ -60,6 +60,27 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@contextmanager
+def only_holder(path: Path, message: str) -> Iterator[None]:
+    """Hold the lock of a file, made if missing, as long as the block runs.
+
+    Where the system has no such locks, or the file's disk has none, nothing is held.
+
+    Raises:
+        RuntimeError: With the message: another process holds it.
+    """
+    with path.open("w") as handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(message) from error
+        except (ImportError, OSError):
+            pass
+        yield
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:

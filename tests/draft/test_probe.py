@@ -257,7 +257,9 @@ def test_plot(result: ProbeResult, tmp_path: Path) -> None:
 
 
 def test_bare_probe(target: Any, drafters: dict[str, Eagle3Drafter], tmp_path: Path) -> None:
-    """One drafter, ids, nothing else; one new token leaves no round."""
+    """One drafter, ids, nothing else; one new token leaves no round, nor anything to compare."""
+    none = probe(target, drafters, [[5]], depth=1, new_tokens=1, attention=False, resamples=50)
+    assert "no round" in str(none)
     for new_tokens in (1, 3):
         found = probe(
             target, drafters["post"], [[5, 6], [7]], depth=5, new_tokens=new_tokens,
@@ -279,6 +281,7 @@ def test_bare_probe(target: Any, drafters: dict[str, Eagle3Drafter], tmp_path: P
         ({"noise_levels": (0.0,)}, "noise_levels: got 0"),
         ({"train_length": 10}, "train_length: 10 tokens leave no room for 20"),
         ({"window": 10}, "window: given without train_length"),
+        ({"train_length": 40, "lengths": ()}, "lengths: got none"),
         ({"new_tokens": 127}, "prompt 1 .matched.: 2 tokens . 127 new"),
         ({"force": {"fc_norm": True}}, "force: got 'fc_norm'"),
         ({"force": {"norm_output": True}}, "how the drafters are already"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -335,3 +336,23 @@ def test_not_a_number_stays_in_its_row() -> None:
     out = ttt_attention(q, k, v)
     assert out[:, :, 7].isnan().all()
     assert out[:, :, [*range(7), *range(8, 20)]].isfinite().all()
+
+
+# --- the benchmark ---
+
+
+def test_rivals_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the check of their results can fail."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    from bench.cases import Prepared, variants
+    from bench.ops import bench_ttt_attention as bench
+
+    case = bench._case(3, 2, (4, 2), 20, 16, torch.float32)
+    # 14 a channel of each pair: 210 with the keys of step 0, three times, and 60 with own ones.
+    assert case.flops == 7 * 2 * 16 * 4 * 2 * (3 * 210 + 20 * 3)
+    prepared = Prepared(bench.SUBJECT, case)
+    for variant in variants(bench.SUBJECT, case):
+        result = prepared.call(variant)()
+        prepared.check(variant, result)
+        with pytest.raises(AssertionError):
+            prepared.check(variant, [result[0] * 1.01, *result[1:]])

@@ -28,9 +28,19 @@ def ttt_attention(
     Weights are rounded to the dtype of v before they meet it; the result is rounded once.
     """
     if q.dim() == 5:
-        seen = {"window": window, "sinks": sinks, "cu_seqlens": cu_seqlens, "scale": scale}
-        steps = [(q[s], k[: s + 1], v[: s + 1]) for s in range(len(q))]
-        return torch.stack([ttt_attention(*step, **seen) for step in steps])
+        outs = [
+            ttt_attention(
+                q[s],
+                k[: s + 1],
+                v[: s + 1],
+                window=window,
+                sinks=sinks,
+                cu_seqlens=cu_seqlens,
+                scale=scale,
+            )
+            for s in range(len(q))
+        ]
+        return torch.stack(outs)
     scores = ttt_attention_scores(q, k, window, sinks, cu_seqlens, scale)
     weights = scores.softmax(-1).to(q.dtype).to(scores.dtype)
     values = [_wide(one, q) for one in v]

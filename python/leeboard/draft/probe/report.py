@@ -60,6 +60,8 @@ def report(result: ProbeResult) -> str:
     lines += _contexts(result)
     for key, figures in result.comparisons().items():
         found = figures["mean_accepted"]
+        if None in found.values():
+            continue
         if not lines[-1].startswith("accepted per round, "):
             lines.append("")
         lines.append(

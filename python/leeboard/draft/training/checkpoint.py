@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leeboard._files import read_json, write_json, write_tensors
+from leeboard._files import only_holder, read_json, write_json, write_tensors
 from leeboard.draft.training.history import History
 
 _FORMAT = "leeboard training checkpoint 1"
@@ -132,18 +132,8 @@ def only_training(folder: Path) -> Iterator[None]:
         RuntimeError: Another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
-        try:
-            import fcntl
-        except ImportError:
-            pass  # No such locks on this system.
-        else:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RuntimeError(
-                    f"{folder}: another process trains there: wait, or give another folder"
-                ) from error
+    message = f"{folder}: another process trains there: wait, or give another folder"
+    with only_holder(folder / ".lock", message):
         yield
 
 

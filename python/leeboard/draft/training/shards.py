@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leeboard._files import read_json, write_json, write_tensors
+from leeboard._files import only_holder, read_json, write_json, write_tensors
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -97,19 +97,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         RuntimeError: Another process writes to it.
     """
-    with (folder / _LOCK).open("w") as handle:
-        try:
-            import fcntl
-        except ImportError:
-            pass  # No such locks on this system.
-        else:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RuntimeError(
-                    f"{folder}: another process is caching states there: wait, or give another "
-                    "folder"
-                ) from error
+    message = f"{folder}: another process is caching states there: wait, or give another folder"
+    with only_holder(folder / _LOCK, message):
         for leftover in folder.glob(".states-*.safetensors.*"):
             leftover.unlink(missing_ok=True)
         yield
