@@ -111,7 +111,7 @@ class Given:
 
     def _prompts(self, settings: Settings, tokenizer: Any) -> list[Sequence[Any]]:
         """The held-out chats up to their first answer, those that are short enough."""
-        prompts = []
+        prompts: list[Sequence[Any]] = []
         for chat in self.split(settings)[1]:
             turns = []
             for message in chat.messages or ():

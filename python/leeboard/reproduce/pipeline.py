@@ -19,6 +19,8 @@ from leeboard.reproduce.settings import MATCHED, STAGES, Arm, Settings
 # Raise a stage's number when its code changes what its files hold.
 _VERSIONS = {"states": 1, "texts": 1}
 RESULTS = "results.json"
+# Shares of the stages in a run of the default preset.
+_SHARES = dict(zip(STAGES, (0.01, 0.01, 0.15, 0.03, 0.01, 0.08, 0.71), strict=True))
 
 
 class Reproduction:
@@ -55,13 +57,16 @@ class Reproduction:
         self._device = device
         self._redo = redo
         self._given = given
+        self._say = say
+        self._began = time.perf_counter()
+        self._built = 0.0
         self._demo = Demo(
             settings.demo,
             out,
             threads=threads,
             device=device,
             redo=redo,
-            say=say,
+            say=self._told,
             stages=STAGES,
         )
 
@@ -77,7 +82,8 @@ class Reproduction:
         """
         from leeboard.reproduce.results import gather
 
-        began = time.perf_counter()
+        began = self._began = time.perf_counter()
+        self._built = 0.0
         before, target, states, texts = self._material()
         threshold, anchors = self._threshold(target, states, texts)
         arms, failures = self._arms(threshold, target, states, texts)
@@ -235,6 +241,19 @@ class Reproduction:
         reused = all(stage.reused for stage in stages)
         seconds = time.perf_counter() - began
         self._demo.done(Stage(name, "", self.out, seconds, reused), text)
+
+    def _told(self, line: str) -> None:
+        """Pass on what is said of a finished stage, with the time left in all if that is known."""
+        name = next(stage for stage in STAGES if line.startswith(self._demo.title(stage)))
+        at = STAGES.index(name)
+        if "cached" not in line[:24]:
+            self._built += _SHARES[name]
+        left = sum(_SHARES[stage] for stage in STAGES[at + 1 :])
+        # Reading and encoding the corpus says little of how fast the machine trains.
+        if left and self._built > 0.02:
+            seconds = (time.perf_counter() - self._began) * left / self._built
+            line += f"; about {max(1, round(seconds / 60))} min left in all"
+        self._say(line)
 
     def _stage(
         self, name: str, build: Callable[[Path], None], settings: dict[str, Any], *inputs: Stage

@@ -289,7 +289,7 @@ def _rule(header: Sequence[str], left: int) -> str:
 
 def number(part: Interval | Mapping[str, Any]) -> str:
     """A figure with its interval; small ones with more digits."""
-    given = part.to_dict() if isinstance(part, Interval) else part
+    given: Mapping[str, Any] = part.to_dict() if isinstance(part, Interval) else part
     known = [abs(given[end]) for end in ("value", "low", "high") if given[end] is not None]
     digits = 2 if max(known, default=0.0) >= 0.1 or not any(known) else 4
     # No minus before a zero.

@@ -89,47 +89,47 @@ def figures(settings: Settings, readings: Readings) -> list[dict[str, Any]]:
 
 
 def _figures(settings: Settings, r: Readings, name: str, ttt: int) -> dict[str, Any]:
-    def every(figure: Callable[[int | None], Estimate]) -> dict[str, Any]:
-        return {
-            **figure(None).interval().to_dict(),
-            "seeds": [figure(seed).interval().to_dict() for seed in r.seeds()],
-        }
+    def every(figure: Callable[..., Estimate], *more: Any, **options: Any) -> dict[str, Any]:
+        """The figure of all seeds, and of each."""
+        pooled, *seeds = (
+            figure(name, ttt, seed, *more, **options).interval().to_dict()
+            for seed in (None, *r.seeds())
+        )
+        return {**pooled, "seeds": seeds}
 
-    def steps(figure: Callable[[int | None, int], Estimate]) -> list[dict[str, Any]]:
-        return [figure(None, k).interval().to_dict() for k in range(1, settings.depth + 1)]
+    def steps(figure: Callable[..., Estimate], *more: Any, **options: Any) -> list[dict[str, Any]]:
+        """The figure of all seeds at each chain step."""
+        return [
+            figure(name, ttt, None, *more, step, **options).interval().to_dict()
+            for step in range(1, settings.depth + 1)
+        ]
 
-    taken = [
+    every_reading = [
         *CONDITIONS,
         FORCED,
         *(noisy(alpha) for alpha in settings.noise),
         *(context(bucket, w) for bucket in range(settings.buckets) for w in WINDOWS),
     ]
-    taken = [reading for reading in taken if r.has(name, ttt, reading)]
+    taken = [reading for reading in every_reading if r.has(name, ttt, reading)]
+    compared = [x for x in taken if x != MATCHED and not x.startswith("context")]
+    conditions = [x for x in CONDITIONS if x in taken]
     return {
-        "accepted": {x: every(lambda s, x=x: r.accepted(name, ttt, s, x)) for x in taken},
-        "accepted_without_loops": {
-            x: every(lambda s, x=x: r.accepted(name, ttt, s, x, loops=False))
-            for x in CONDITIONS
-            if x in taken
-        },
-        "relative": {
-            x: every(lambda s, x=x: r.relative(name, ttt, s, x))
-            for x in taken
-            if x != MATCHED and not x.startswith("context")
-        },
-        "depth_one": every(lambda s: r.acceptance(name, ttt, s, 1)),
-        "tail": every(lambda s: r.tail(name, ttt, s)),
-        "tail_without_loops": every(lambda s: r.tail(name, ttt, s, loops=False)),
-        "tail_mean": every(lambda s: r.tail_mean(name, ttt, s)),
-        "tail_raw": every(lambda s: r.tail(name, ttt, s, "raw")) if "raw" in taken else None,
-        "growth": every(lambda s: r.growth(name, ttt, s)),
-        "acceptance": steps(lambda s, k: r.acceptance(name, ttt, s, k)),
-        "accuracy": steps(lambda s, k: r.accuracy(name, ttt, s, k)),
-        "rms": steps(lambda s, k: r.rms(name, ttt, s, k)),
-        "surviving_rms": steps(lambda s, k: r.rms(name, ttt, s, k, surviving=True)),
-        "shares": {of: steps(lambda s, k, of=of: r.share(name, ttt, s, of, k)) for of in SHARES},
-        "own_by_matched": steps(lambda s, k: r.own_by_matched(name, ttt, s, k)),
-        "slopes": {of: every(lambda s, of=of: r.slope(name, ttt, s, of)) for of in SHARES},
+        "accepted": {x: every(r.accepted, x) for x in taken},
+        "accepted_without_loops": {x: every(r.accepted, x, loops=False) for x in conditions},
+        "relative": {x: every(r.relative, x) for x in compared},
+        "depth_one": every(r.acceptance, 1),
+        "tail": every(r.tail),
+        "tail_without_loops": every(r.tail, loops=False),
+        "tail_mean": every(r.tail_mean),
+        "tail_raw": every(r.tail, "raw") if "raw" in taken else None,
+        "growth": every(r.growth),
+        "acceptance": steps(r.acceptance),
+        "accuracy": steps(r.accuracy),
+        "rms": steps(r.rms),
+        "surviving_rms": steps(r.rms, surviving=True),
+        "shares": {of: steps(r.share, of) for of in SHARES},
+        "own_by_matched": steps(r.own_by_matched),
+        "slopes": {of: every(r.slope, of) for of in SHARES},
     }
 
 

@@ -208,7 +208,8 @@ class Settings:
     def demo(self) -> DemoSettings:
         """The demo's settings, for what is shared with it: the corpus, the tokenizer, the target."""
         shared = {field.name for field in dataclasses.fields(DemoSettings)} & set(vars(self))
-        return DemoSettings(**{name: getattr(self, name) for name in shared})
+        values: dict[str, Any] = {name: getattr(self, name) for name in shared}
+        return DemoSettings(**values)
 
     def trainings(self) -> list[Arm]:
         """All trainings, seed by seed, the dearest first."""
@@ -245,7 +246,10 @@ class Settings:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(given) - known):
             raise ValueError(f"settings: got unknown {', '.join(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in given.items()
+        }
+        return cls(**values)
 
 
 PRESETS: dict[str, Settings] = {

@@ -113,6 +113,14 @@ def tally(answers: Sequence[Answer]) -> str:
     null = [answer.name for answer in answers if answer.verdict == "does not hold"]
     if null:
         text += f" **At this scale these do not hold: {'; '.join(null)}.**"
+    for verdict, words_for in (
+        ("holds at this scale", "These hold"),
+        ("not decided", "Not decided"),
+        ("not measured", "Not measured"),
+    ):
+        named = [answer.name for answer in answers if answer.verdict == verdict]
+        if named:
+            text += f" {words_for}: {'; '.join(named)}."
     return text
 
 
