@@ -8,17 +8,12 @@ end of the row; no atomics: equal inputs give equal bits. The products around it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 
 from leeboard.kernels._common import PINNED, device_of
 from leeboard.kernels._gqa_scores import tanh
-
-if TYPE_CHECKING:
-    from leeboard.ops._ttt_chunks import Options
 
 LOSSES = {"kl": 0, "lk_alpha": 1, "lk_lambda": 2}
 
@@ -243,7 +238,9 @@ def rows(
     row_loss: torch.Tensor,
     hit: torch.Tensor,
     overlap: torch.Tensor,
-    options: Options,
+    loss: str,
+    eta: float,
+    gradient: bool,
 ) -> None:
     """Losses of `logits` [P, V] float32 against rows `place` [P] of `teacher` [R, V].
 
@@ -268,8 +265,8 @@ def rows(
             vocabulary,
             logits.stride(0),
             teacher.stride(0),
-            options.eta,
-            LOSS=LOSSES[options.loss],
-            GRADIENT=options.grad_hidden or options.grad_weight,
+            eta,
+            LOSS=LOSSES[loss],
+            GRADIENT=gradient,
             **config(vocabulary),
         )
