@@ -8,8 +8,6 @@ end of the row; no atomics: equal inputs give equal bits. The products around it
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 import triton
 import triton.language as tl
@@ -18,15 +16,6 @@ from leeboard.kernels._common import PINNED, device_of
 from leeboard.kernels._gqa_scores import tanh
 
 LOSSES = {"kl": 0, "lk_alpha": 1, "lk_lambda": 2}
-
-
-class Options(Protocol):
-    """What `rows` reads of a call's options."""
-
-    loss: str
-    eta: float
-    grad_hidden: bool
-    grad_weight: bool
 
 
 @triton.jit
@@ -249,7 +238,9 @@ def rows(
     row_loss: torch.Tensor,
     hit: torch.Tensor,
     overlap: torch.Tensor,
-    options: Options,
+    loss: str,
+    eta: float,
+    gradient: bool,
 ) -> None:
     """Losses of `logits` [P, V] float32 against rows `place` [P] of `teacher` [R, V].
 
@@ -274,8 +265,8 @@ def rows(
             vocabulary,
             logits.stride(0),
             teacher.stride(0),
-            options.eta,
-            LOSS=LOSSES[options.loss],
-            GRADIENT=options.grad_hidden or options.grad_weight,
+            eta,
+            LOSS=LOSSES[loss],
+            GRADIENT=gradient,
             **config(vocabulary),
         )

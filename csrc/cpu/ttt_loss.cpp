@@ -33,8 +33,8 @@ struct RowSums {
   int64_t best;
 };
 
-// Keeps the exponentials in `kept`, if that is given.
-LB_INLINE RowSums sums_of(const float* x, int64_t cols, float* kept = nullptr) {
+// Keeps the exponentials in `kept`, if that is given. Out of line: every kind of row has it.
+LB_OUTLINE RowSums sums_of(const float* x, int64_t cols, float* kept = nullptr) {
   vf most = splat(-INFINITY);
   vi at = {};
   vi index = {};

@@ -184,7 +184,6 @@ def cases() -> dict[str, Callable[[Any], None]]:
     )
     from leeboard.ops import patterns
     from leeboard.ops._attention_plan import plan_for
-    from leeboard.ops._ttt_chunks import Options
     from leeboard.reference import DrafterWeights, QuantizedWeight, Weight
 
     def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -401,8 +400,7 @@ def cases() -> dict[str, Callable[[Any], None]]:
             ttt_loss.teacher(z, total, total, total, best, softcap)
             each, place = (empty(192, dtype=kind) for kind in (torch.float32, torch.int64))
             hit = empty(192, dtype=torch.bool)
-            options = Options(name, 3.0, softcap, grad_hidden=True, grad_weight=True)
-            ttt_loss.rows(x, z, place, total, total, best, each, each, hit, each, options)
+            ttt_loss.rows(x, z, place, total, total, best, each, each, hit, each, name, 3.0, True)
 
         return launch
 

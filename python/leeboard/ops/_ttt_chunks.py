@@ -59,7 +59,9 @@ class RowKernels(Protocol):
         row_loss: Tensor,
         hit: Tensor,
         overlap: Tensor,
-        options: Options,
+        loss: str,
+        eta: float,
+        gradient: bool,
     ) -> None:
         """Fills the rows' results; logits become the gradient, if one is wanted."""
 
@@ -265,7 +267,9 @@ def _live_terms(
             row_loss[pairs],
             hit[pairs],
             overlap[pairs],
-            options,
+            options.loss,
+            options.eta,
+            options.grad_hidden or options.grad_weight,
         )
         if options.grad_hidden:
             grad_hidden.index_copy_(0, flat, head.back(x))

@@ -143,7 +143,9 @@ class _CpuRows:
         row_loss: Tensor,
         hit: Tensor,
         overlap: Tensor,
-        options: Options,
+        loss: str,
+        eta: float,
+        gradient: bool,
     ) -> None:
         done = _C.ttt_loss_rows(
             logits,
@@ -156,9 +158,9 @@ class _CpuRows:
             row_loss,
             hit,
             overlap,
-            options.loss,
-            options.eta,
-            options.grad_hidden or options.grad_weight,
+            loss,
+            eta,
+            gradient,
             self.level,
         )
         assert done, "leeboard._C.ttt_loss_rows: arguments do not fit together"
