@@ -72,7 +72,10 @@ def test_the_pages_files(
     run.mkdir()
     (run / "results.json").write_text(json.dumps({**found, "format": 0}))
     assert main(command) == 2
-    assert "format 0, expected 1" in capsys.readouterr().err
+    assert "got format 0, expected 1" in capsys.readouterr().err
+    (run / "results.json").write_text('{"format":')
+    assert main(command) == 2
+    assert "results.json: damaged" in capsys.readouterr().err
     (run / "results.json").write_text(json.dumps(found))
     assert main(command) == 0
     shown = capsys.readouterr().out
@@ -109,6 +112,7 @@ def test_equal_results_give_equal_pictures(found: dict[str, Any], tmp_path: Path
         (["--arms", "post"], "arms: got 'post'"),
         (["--target", "somewhere"], "--target, --data"),
         (["--arms", "pre,pre"], "expected each only once"),
+        (["--device", "nowhere"], "--device: got 'nowhere', which cannot be used"),
         (["--write-docs", "nowhere"], "--write-docs nowhere"),
         (["--report-only", "--fresh"], "--report-only: runs nothing"),
         (["--report-only", "--ttt", "2"], "expected no --ttt with it"),
