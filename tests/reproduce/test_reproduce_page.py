@@ -35,6 +35,10 @@ def test_the_page_says_what_was_found(found: dict[str, Any]) -> None:
     assert "They agree within the 2 points" in page
     arm = next(a for a in found["figures"] if (a["arm"], a["ttt"]) == ("pre", 4))
     assert f"{arm['accepted']['raw']['value']:.2f} [" in page
+    # Of 2 seeds, 24 prompts and 400 rows each, 0.8 * 0.8 reach the third step.
+    assert arm["reached"][0] == 2 * 24 * 400
+    assert arm["reached"][2] == pytest.approx(0.64 * arm["reached"][0], rel=0.05)
+    assert "| pre | 4 | 19,200 |" in page
     for claim in found["claims"]:
         assert f"### {claim['name']}\n" in page
         assert claim["criterion"] in page
