@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +20,8 @@ from chat_tokenizers import (
     SlowTokenizer,
     chat_tokenizer,
 )
-from leeboard.draft.training import Chat, Documents, encode_chats, read_chats
+from leeboard.draft.training import Chat, Documents, TrainSettings, encode_chats, read_chats
+from leeboard.draft.training.layout import lay_out
 
 TURNS = (
     {"role": "user", "content": "hello é there"},
@@ -124,6 +128,40 @@ def test_texts_are_learnt_whole() -> None:
     documents = encode_chats([Chat(1, text="hello there how are you")], tokenizer, 200)
     assert tokenizer.decode(documents.ids) == "hello there how are you"
     assert bool(documents.loss_mask.all())
+
+
+def test_documents_know_their_chats() -> None:
+    chats = [Chat(1, TURNS), Chat(4, TURNS[:2]), Chat(5, TURNS)]
+    documents = encode_chats(chats, chat_tokenizer(CHATML), 200, split_turns=True)
+    assert documents.sources == (0, 0, 1, 2, 2)
+    some = documents.take([4, 1])
+    assert some.sources == (2, 0)
+    assert some.lengths.tolist() == [int(documents.lengths[i]) for i in (4, 1)]
+    assert torch.equal(some.ids, documents.ids[documents.starts[3 + 1] :].repeat(2))
+    assert int(some.loss_mask.sum()) == 2 * int(documents.loss_mask[documents.starts[4] :].sum())
+
+
+@pytest.mark.parametrize("usable", [1, 2, 5])
+def test_what_is_held_out_is_usable(usable: int, tmp_path: Path) -> None:
+    """Whole conversations, of which something is left: else a share of a few would be nothing."""
+    path = tmp_path / "chats.jsonl"
+    long = [{"role": "user", "content": "hello " * 300}, *TURNS[1:2]]
+    every = [list(TURNS)] * usable + [long] * 12
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in every))
+    target = SimpleNamespace(config=SimpleNamespace())
+    shape = SimpleNamespace(vocab_size=400, max_position_embeddings=100)
+    settings = TrainSettings(heldout_share=0.4, split_turns=True, packed=False)
+    said: list[str] = []
+    split = lay_out(target, path, None, chat_tokenizer(CHATML), settings, shape, said.append)
+    held = {1: 0, 2: 1, 5: 2}[usable]
+    assert (len(split.heldout), len(split.train)) == (2 * held, 2 * (usable - held))
+    assert not set(split.heldout) & set(split.train)
+    assert said[1].endswith("12 left out (too long, or nothing to learn within the limit)")
+    assert [line.split(",")[0] for line in said[2:]] == (
+        [f"to train on: {2 * (usable - held)} documents", f"held out: {2 * held} documents"]
+        if held
+        else []
+    )
 
 
 def test_length_limit() -> None:

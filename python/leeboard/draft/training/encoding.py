@@ -65,10 +65,11 @@ def encode_chats(
     encode = _encoder(chats, tokenizer, split_turns=split_turns)
     # Python's lists of numbers take ten times the room.
     pairs: list[tuple[NDArray[np.int32], NDArray[np.bool_]]] = []
+    sources: list[int] = []
     skipped: list[tuple[int, str]] = []
     truncated = dropped = 0
     with progress_bar("encode", len(chats), quiet=not progress) as bar:
-        for chat in chats:
+        for number, chat in enumerate(chats):
             found = encode(chat)
             if isinstance(found, ValueError):
                 if not skip_broken:
@@ -89,6 +90,7 @@ def encode_chats(
                 truncated += long
                 cut = np.array(ids[:max_length], np.int32), np.array(mask[:max_length], np.bool_)
                 pairs.append(cut)
+                sources.append(number)
             bar.update()
     if not pairs:
         why = f"; {told_lines(skipped)}" if skipped else ""
@@ -96,7 +98,13 @@ def encode_chats(
             f"{where}nothing is left: {dropped} documents are longer than max_length = "
             f"{max_length}, or have nothing to learn within it{why}"
         )
-    return Documents.of(pairs, truncated=truncated, dropped=dropped, skipped=tuple(skipped))
+    return Documents.of(
+        pairs,
+        truncated=truncated,
+        dropped=dropped,
+        skipped=tuple(skipped),
+        sources=tuple(sources),
+    )
 
 
 def _encoder(

@@ -9,9 +9,9 @@ from typing import Any, TypeGuard
 
 import torch
 
-from leeboard.draft.training.chats import Chats, read_chats
+from leeboard.draft.training.chats import read_chats
 from leeboard.draft.training.encoding import encode_chats
-from leeboard.draft.training.rows import Rows, pack_rows, shuffled
+from leeboard.draft.training.rows import Documents, Rows, pack_rows, shuffled
 from leeboard.draft.training.settings import TrainSettings
 from leeboard.draft.training.states import StateSource
 from leeboard.draft.training.vocabulary import check_tokenizer, special_ids
@@ -51,6 +51,8 @@ def lay_out(
     settings: TrainSettings,
     shape: Any,
     say: Say,
+    *,
+    progress: bool = False,
 ) -> Split:
     """Read and lay out what is a file; hold a share of the data out where nothing else is given.
 
@@ -58,6 +60,7 @@ def lay_out(
 
     Args:
         shape: The drafter's config.
+        progress: Whether a progress bar is shown while chats are encoded.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -66,7 +69,7 @@ def lay_out(
     share = settings.heldout_share if heldout is None else 0.0
     always: tuple[int, ...] = ()
     if _is_file(data) or _is_file(heldout):
-        reader = _Reader(target, tokenizer, settings, shape, say)
+        reader = _Reader(target, tokenizer, settings, shape, say, progress)
         always = reader.always
         if _is_file(data):
             data, apart = reader.rows(data, share)
@@ -107,11 +110,17 @@ class _Reader:
     """Reads files for a target."""
 
     def __init__(
-        self, target: Any, tokenizer: Any, settings: TrainSettings, shape: Any, say: Say
+        self,
+        target: Any,
+        tokenizer: Any,
+        settings: TrainSettings,
+        shape: Any,
+        say: Say,
+        progress: bool,
     ) -> None:
         self._tokenizer = _tokenizer_of(target) if tokenizer is None else tokenizer
         check_tokenizer(self._tokenizer, shape.vocab_size)
-        self._settings, self._say = settings, say
+        self._settings, self._say, self._progress = settings, say, progress
         self._length = settings.length or min([_LENGTH, *_limits(target, shape)])
         self.always = special_ids(self._tokenizer, target)
 
@@ -120,18 +129,6 @@ class _Reader:
         settings = self._settings
         chats = read_chats(path, skip_broken=settings.skip_broken, ignore=settings.ignore_keys)
         self._say(chats.told())
-        if not share or len(chats) < 2:
-            return self._laid(chats, "all"), None
-        every = shuffled(len(chats), settings.seed, _SPLIT).tolist()
-        count = _heldout_count(share, len(chats))
-        held, kept = every[:count], every[count:]
-        return (
-            self._laid(_some(chats, kept), "to train on"),
-            self._laid(_some(chats, held), "held out"),
-        )
-
-    def _laid(self, chats: Chats, what: str) -> Rows:
-        settings = self._settings
         documents = encode_chats(
             chats,
             self._tokenizer,
@@ -139,14 +136,25 @@ class _Reader:
             too_long=settings.too_long,
             split_turns=settings.split_turns,
             skip_broken=settings.skip_broken,
+            progress=self._progress,
         )
-        self._say(f"{what}: {documents.told()}")
-        return pack_rows(documents, self._length, settings.seed, packed=settings.packed)
+        self._say(documents.told())
+        # Only those of which something is left: else a small share might be nothing.
+        usable = sorted(set(documents.sources))
+        if not share or len(usable) < 2:
+            return self._packed(documents), None
+        order = shuffled(len(usable), settings.seed, _SPLIT).tolist()
+        held = {usable[i] for i in order[: _heldout_count(share, len(usable))]}
+        parts: dict[bool, list[int]] = {False: [], True: []}
+        for number, source in enumerate(documents.sources):
+            parts[source in held].append(number)
+        kept, apart = documents.take(parts[False]), documents.take(parts[True])
+        self._say(f"to train on: {kept.told()}")
+        self._say(f"held out: {apart.told()}")
+        return self._packed(kept), self._packed(apart)
 
-
-def _some(chats: Chats, numbers: Sequence[int]) -> Chats:
-    """These chats, in the file's order."""
-    return dataclasses.replace(chats, chats=tuple(chats[i] for i in sorted(numbers)))
+    def _packed(self, documents: Documents) -> Rows:
+        return pack_rows(documents, self._length, self._settings.seed, packed=self._settings.packed)
 
 
 def _is_file(data: Data | None) -> TypeGuard[str | os.PathLike[str]]:

@@ -92,7 +92,7 @@ def prepare(
             f"{'config' if drafter is None else 'drafter'}: vocab_size is {shape.vocab_size}, "
             f"expected {teacher.vocab_size}, the rows of the target's head"
         )
-    split = lay_out(target, data, heldout, tokenizer, settings, shape, say)
+    split = lay_out(target, data, heldout, tokenizer, settings, shape, say, progress=progress)
     rows = rows_of(split.data)
     if rows is not None:
         _check_rows(rows, split.train, settings, shape)

@@ -34,6 +34,7 @@ class Documents:
         dropped: Documents that were left out: longer than the limit, or with nothing to learn in
             what the limit left of them.
         skipped: (line, what is wrong with it) of chats that no document could be made of.
+        sources: Of each document the number of the chat that it was made of, where it is known.
     """
 
     ids: Tensor
@@ -42,6 +43,7 @@ class Documents:
     truncated: int = 0
     dropped: int = 0
     skipped: tuple[tuple[int, str], ...] = ()
+    sources: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -51,6 +53,7 @@ class Documents:
         truncated: int = 0,
         dropped: int = 0,
         skipped: tuple[tuple[int, str], ...] = (),
+        sources: tuple[int, ...] = (),
     ) -> Documents:
         """Documents from (ids, loss mask) of each.
 
@@ -75,6 +78,7 @@ class Documents:
             truncated,
             dropped,
             skipped,
+            sources,
         )
 
     def __len__(self) -> int:
@@ -84,6 +88,15 @@ class Documents:
     def lengths(self) -> Tensor:
         """int64 [D], tokens of each."""
         return self.starts.diff()
+
+    def take(self, numbers: Iterable[int]) -> Documents:
+        """The documents of these numbers; nothing is told of what was cut, dropped or skipped."""
+        chosen = list(numbers)
+        spans = [slice(int(self.starts[i]), int(self.starts[i + 1])) for i in chosen]
+        return Documents.of(
+            ((self.ids[span], self.loss_mask[span]) for span in spans),
+            sources=tuple(self.sources[i] for i in chosen) if self.sources else (),
+        )
 
     def told(self) -> str:
         """The numbers of documents and tokens, and what the limit did, in words."""
