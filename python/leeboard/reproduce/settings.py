@@ -145,7 +145,7 @@ class Settings:
     warmup_steps: int = 20
     decay: float = 0.8
     check_every: int = 10
-    smooth: int = 3
+    smooth: int = 5
     threshold: float | None = None
     anchor_steps: int = 280
     most_steps: int = 390
@@ -155,7 +155,7 @@ class Settings:
     depth: int = 16
     tail: int = 5
     prompts: int = 64
-    checks: int = 48
+    checks: int = 64
     prompt_tokens: int = 48
     new_tokens: int = 80
     contexts: int = 24
