@@ -14,7 +14,8 @@ from leeboard._files import read_json, write_json, write_tensors
 from leeboard.demo.settings import DRAFTERS, Settings
 from leeboard.demo.tokens import Documents, pack
 from leeboard.demo.training import History, fit
-from leeboard.draft import DrafterConfig, Eagle3Drafter, chain_loss, observe
+from leeboard.draft import DrafterConfig, Eagle3Drafter, chain_loss
+from leeboard.draft.training import OnlineStates, Rows
 
 
 def new_drafters(settings: Settings, target: Any) -> dict[str, Eagle3Drafter]:
@@ -48,14 +49,14 @@ def train_drafters(
     packed = pack(documents, steps * batch, length, settings.seed + 1)
     rows, marks = (torch.from_numpy(array) for array in packed)
     drafters = new_drafters(settings, target)
-
-    head = target.get_output_embeddings().weight
+    # Both drafters capture the same layers.
+    whole = torch.arange(length).expand_as(rows)
+    states = OnlineStates(target, drafters["post"], Rows(rows, marks, whole))
+    head = states.teacher.weight
     weights = [0.8**j for j in range(settings.ttt)]
 
     def losses(step: int) -> dict[str, Tensor]:
-        here = slice(step * batch, (step + 1) * batch)
-        # Both drafters capture the same layers.
-        seen = observe(target, drafters["post"], rows[here], marks[here])
+        seen = states.batch(range(step * batch, (step + 1) * batch))
         return {
             name: chain_loss(drafter, seen, head, step_weights=weights).loss
             for name, drafter in drafters.items()

@@ -6,7 +6,7 @@ before it is used.
 
 from __future__ import annotations
 
-from leeboard.draft.batch import Batch, observe
+from leeboard.draft.batch import Batch
 from leeboard.draft.cache import DrafterCache
 from leeboard.draft.capture import AuxStates, capture
 from leeboard.draft.checkpoint import load_drafter, save_drafter
@@ -18,7 +18,7 @@ from leeboard.draft.probe import ProbeResult, probe
 from leeboard.draft.protocol import Attended, Drafter
 from leeboard.draft.quantize import QuantizedDrafter, quantize
 from leeboard.draft.speculate import SpeculateResult, speculate
-from leeboard.draft.training import Trained, TrainSettings, train_drafter
+from leeboard.draft.training import Trained, TrainSettings, observe, train_drafter
 
 __all__ = [
     "Attended",

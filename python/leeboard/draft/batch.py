@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from leeboard.draft.protocol import Drafter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,49 +52,3 @@ class Batch:
         }
         hiddens = tuple(state.to(device, non_blocking=True) for state in self.hiddens)
         return Batch(hiddens=hiddens, **moved)
-
-
-@torch.no_grad()
-def observe(
-    target: Any,
-    drafter: Drafter,
-    ids: Tensor,
-    loss_mask: Tensor,
-    positions: Tensor | None = None,
-) -> Batch:
-    """Run the target on rows of tokens and keep what a drafter learns from.
-
-    The target's logits have to be its head's product with the head's input, without a scale.
-
-    Args:
-        target: A Hugging Face causal LM.
-        drafter: Says which states to keep.
-        ids: int64 [B, T].
-        loss_mask: [B, T], true (or nonzero) where a token is to be learnt.
-        positions: int64 [B, T], as in `Batch`, given to the target as `position_ids`; None where
-            every row is one document.
-    """
-    finals: list[Tensor] = []
-
-    def keep(head: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        finals.append(args[0])
-
-    more = {} if positions is None else {"position_ids": positions}
-    handle = target.get_output_embeddings().register_forward_pre_hook(keep)
-    try:
-        with drafter.capture(target) as aux:
-            logits = target(input_ids=ids, use_cache=False, **more).logits
-            hiddens = aux.hiddens
-    finally:
-        handle.remove()
-    if positions is None:
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    return Batch(
-        ids=ids,
-        loss_mask=loss_mask.bool(),
-        positions=positions,
-        hiddens=hiddens,
-        final=finals[-1].detach(),
-        best=logits.argmax(-1),
-        logsumexp=logits.float().logsumexp(-1),
-    )

@@ -10,7 +10,7 @@ from leeboard.draft.training.loop import Interrupted
 from leeboard.draft.training.rows import Documents, Rows, pack_rows, shuffled
 from leeboard.draft.training.settings import LoopSettings, TrainSettings
 from leeboard.draft.training.shards import DiskFullError
-from leeboard.draft.training.states import OnlineStates, StateSource
+from leeboard.draft.training.states import OnlineStates, StateSource, observe
 from leeboard.draft.training.teacher import Teacher, teacher_of
 from leeboard.draft.training.trainer import Trained, train_drafter
 from leeboard.draft.training.vocabulary import (
@@ -40,6 +40,7 @@ __all__ = [
     "check_tokenizer",
     "choose_vocabulary",
     "encode_chats",
+    "observe",
     "pack_rows",
     "read_chats",
     "shuffled",

@@ -223,6 +223,31 @@ class OnlineStates:
             )
 
 
+def observe(
+    target: Any,
+    drafter: Drafter,
+    ids: Tensor,
+    loss_mask: Tensor,
+    positions: Tensor | None = None,
+) -> Batch:
+    """What a drafter learns from on a few rows: `OnlineStates` of all of them, in one batch.
+
+    Args:
+        target: A Hugging Face causal LM.
+        drafter: Says which states to keep.
+        ids: int64 [B, T].
+        loss_mask: [B, T], true (or nonzero) where a token is to be learnt.
+        positions: int64 [B, T], as in `Batch`; None where every row is one document.
+
+    Raises:
+        ValueError: As `OnlineStates`.
+    """
+    if positions is None:
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    rows = Rows(ids, loss_mask.bool(), positions)
+    return OnlineStates(target, drafter, rows).batch(range(len(rows)))
+
+
 def _spans(positions: Tensor) -> list[tuple[int, int, int]]:
     """(row, begin, end) of every document."""
     spans = []
