@@ -141,6 +141,30 @@ def test_claims_hold_where_their_effect_is() -> None:
         assert found[name] in ("not decided", "does not hold"), name
 
 
+def test_attention_that_rises_does_not_drift() -> None:
+    """It has to fall, and more than the other's: by slopes, over the whole chain."""
+
+    def turned(slopes: dict[str, float]) -> Answer:
+        found = {}
+        for arm in SETTINGS.trainings():
+            made = readings_of(arm, HOLDS)[MATCHED]
+            share = 0.5 + slopes.get(arm.name, 0.0) * np.arange(SETTINGS.depth)
+            shares = {**made.shares, "sink": made.rows * share, "prompt": made.rows * share}
+            found[arm] = {MATCHED: dataclasses.replace(made, shares=shares)}
+        drifts = [claim for claim in CLAIMS if claim.name == "Attention drifts"]
+        return answers(drifts, Readings(SETTINGS, found, Bootstrap(200)))[0]
+
+    for slopes, expected, by in (
+        ({"pre": -0.02, "norm_output+fc_norm": -0.01}, "holds at this scale", 0.01),
+        ({"pre": -0.02, "norm_output+fc_norm": 0.01}, "holds at this scale", 0.02),
+        ({"pre": 0.01, "norm_output+fc_norm": 0.02}, "does not hold", -0.01),
+        ({"pre": -0.01, "norm_output+fc_norm": -0.02}, "does not hold", -0.01),
+    ):
+        answer = turned(slopes)
+        assert answer.verdict == expected
+        assert answer.parts[0].pooled.value == pytest.approx(by * (SETTINGS.depth - 1))
+
+
 def test_a_null_is_a_null() -> None:
     same = verdicts_of(answers(CLAIMS, all_readings(dict.fromkeys(ARMS, HOLDS))))
     assert same["Beyond the trained depth"] == "not decided"

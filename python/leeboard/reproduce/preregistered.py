@@ -56,15 +56,18 @@ def _tail(better: str) -> Callable[[Readings, int], Figures]:
 
 def _attention(r: Readings, ttt: int) -> Figures:
     def falls(of: str) -> Callable[[int | None], Estimate]:
-        # A slope that is lower but not negative leaves nothing.
-        return lambda s: least(
-            _minus(0.0, r.slope(PRE, ttt, s, of)),
-            r.slope(BOTH, ttt, s, of) - r.slope(PRE, ttt, s, of),
+        # A slope that is lower but not negative leaves nothing. In all: a step alone is too small to see.
+        return lambda s: (
+            least(
+                _minus(0.0, r.slope(PRE, ttt, s, of)),
+                r.slope(BOTH, ttt, s, of) - r.slope(PRE, ttt, s, of),
+            )
+            / (1 / (r.settings.depth - 1))
         )
 
     return [
         (
-            f"fall of the {of} share per step, {PRE}: by itself or less that of {BOTH}, what is less",
+            f"fall of the {of} share over the chain, {PRE} less {BOTH} (if that falls)",
             0.0,
             falls(of),
         )

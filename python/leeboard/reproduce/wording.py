@@ -286,7 +286,8 @@ def methods(results: Mapping[str, Any], settings: Settings) -> list[str]:
             f"- Intervals: {RESAMPLES:,} paired bootstrap resamples of the prompts, the middle 95 %. All arms "
             "and seeds answer the same prompts and are resampled together. They say what other "
             "prompts would change, not what other trainings would: for that, see the seeds. They are "
-            "not corrected for the number of claims."
+            "not corrected for the number of claims. Prompts are drawn one by one, also where several come "
+            "from one file; drawn by file, intervals might be wider."
         ),
         (
             f"- The tail pools depths {settings.tail} to {settings.depth}: every draft tested there "
