@@ -35,6 +35,10 @@ def test_the_page_says_what_was_found(found: dict[str, Any]) -> None:
     assert "They agree within the 2 points" in page
     arm = next(a for a in found["figures"] if (a["arm"], a["ttt"]) == ("pre", 4))
     assert f"{arm['accepted']['raw']['value']:.2f} [" in page
+    # Of 2 seeds, 24 prompts and 400 rows each, 0.8 * 0.8 reach the third step.
+    assert arm["reached"][0] == 2 * 24 * 400
+    assert arm["reached"][2] == pytest.approx(0.64 * arm["reached"][0], rel=0.05)
+    assert "| pre | 4 | 19,200 |" in page
     for claim in found["claims"]:
         assert f"### {claim['name']}\n" in page
         assert claim["criterion"] in page
@@ -72,7 +76,10 @@ def test_the_pages_files(
     run.mkdir()
     (run / "results.json").write_text(json.dumps({**found, "format": 0}))
     assert main(command) == 2
-    assert "format 0, expected 1" in capsys.readouterr().err
+    assert "got format 0, expected 1" in capsys.readouterr().err
+    (run / "results.json").write_text('{"format":')
+    assert main(command) == 2
+    assert "results.json: damaged" in capsys.readouterr().err
     (run / "results.json").write_text(json.dumps(found))
     assert main(command) == 0
     shown = capsys.readouterr().out
@@ -109,6 +116,7 @@ def test_equal_results_give_equal_pictures(found: dict[str, Any], tmp_path: Path
         (["--arms", "post"], "arms: got 'post'"),
         (["--target", "somewhere"], "--target, --data"),
         (["--arms", "pre,pre"], "expected each only once"),
+        (["--device", "nowhere"], "--device: got 'nowhere', which cannot be used"),
         (["--write-docs", "nowhere"], "--write-docs nowhere"),
         (["--report-only", "--fresh"], "--report-only: runs nothing"),
         (["--report-only", "--ttt", "2"], "expected no --ttt with it"),

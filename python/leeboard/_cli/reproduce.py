@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from leeboard._cli.messages import status_of
 
@@ -119,15 +120,11 @@ def _run(args: argparse.Namespace) -> int:
     # Read when torch loads GNU OpenMP. By default a thread spins for milliseconds while it waits for
     # another, so that one busy neighbour on the machine makes training several times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from leeboard._files import read_json
     from leeboard.reproduce.report import table, write_docs
 
     failures = []
     if args.report_only:
-        path = out / "results.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: not found; `leeboard draft reproduce` writes it")
-        results = read_json(path)
+        results = _read_results(out / "results.json")
     else:
         results, failures = _reproduced(args, out)
     for failure in failures:
@@ -141,6 +138,38 @@ def _run(args: argparse.Namespace) -> int:
     if args.write_docs is not None:
         print(f"{write_docs(results, args.write_docs)} is written")
     return 1 if failures else 0
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    from leeboard._files import read_json
+    from leeboard.reproduce.results import FORMAT
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; `leeboard draft reproduce` writes it")
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+    given = found.get("format") if isinstance(found, dict) else None
+    needed = ("settings", "claims", "figures", "trainings", "matching")
+    if given != FORMAT or any(name not in found for name in needed):
+        raise ValueError(
+            f"{path}: got format {given!r}, expected {FORMAT} with {', '.join(needed)}, as this "
+            "version writes it"
+        )
+    results: dict[str, Any] = found
+    return results
+
+
+def _check_device(name: str) -> None:
+    """Raise ValueError unless torch can compute there, before a target is trained."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device: got {name!r}, which cannot be used: {reason}") from error
 
 
 def _reproduced(args: argparse.Namespace, out: Path) -> tuple[dict[str, object], list[object]]:
@@ -161,6 +190,7 @@ def _reproduced(args: argparse.Namespace, out: Path) -> tuple[dict[str, object],
             changes[name] = getattr(args, name)
     settings = dataclasses.replace(PRESETS[args.preset], **changes)  # type: ignore[arg-type]
     given = None if args.target is None else Given(args.target, args.data)
+    _check_device(args.device)
     cores = min(8, len(os.sched_getaffinity(0)))
     workers = args.workers
     if workers is None:

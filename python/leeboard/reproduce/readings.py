@@ -122,6 +122,11 @@ class Readings:
         """Right drafts of chain step `step` (from 1) among those whose drafts before were right."""
         return self._over(name, ttt, seed, reading, "kept", "reached", slice(step - 1, step))
 
+    def reached(self, name: str, ttt: int, step: int) -> int:
+        """Rows of all seeds behind `acceptance` at a step."""
+        arms = [Arm(name, ttt, seed) for seed in self.seeds()]
+        return int(sum(self._readings[arm][MATCHED].reached[:, step - 1].sum() for arm in arms))
+
     def tail(
         self, name: str, ttt: int, seed: int | None, reading: str = MATCHED, *, loops: bool = True
     ) -> Estimate:

@@ -158,6 +158,7 @@ def _acceptance(
         )
     lines += _picture(pictures, "acceptance", wording.ACCEPTANCE_PICTURE)
     lines += ["", *_steps(figures, settings, "acceptance", percent_only)]
+    lines += ["", wording.REACHED, "", *_steps(figures, settings, "reached", "{:,}".format)]
     return [*lines, "", wording.ACCURACY, "", *_steps(figures, settings, "accuracy", percent_only)]
 
 

@@ -24,10 +24,11 @@ UNMATCHED = (
 FOREST = "Every figure of every claim less its bound, with its interval"
 ACCEPTANCE = (
     "Acceptance at a depth: right drafts among those whose chain was right so far. Chains that get "
-    "deep are the easy ones, and not the same ones for every arm; the second table by step has no such "
+    "deep are the easy ones, and not the same ones for every arm; the last table by step has no such "
     "choice. *Accepted per round* walks each text in rounds as speculative decoding does and leaves the bonus token of the "
     "target out; with it the figure is one higher."
 )
+REACHED = "Rows behind these shares, of all seeds; a share of few rows says little:"
 ACCURACY = (
     "On all rows, fed the target's text whatever was drafted before: right drafts at each step. No chain "
     "is left out, but most of these never happen in decoding:"
