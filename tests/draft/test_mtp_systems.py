@@ -134,6 +134,19 @@ def test_probe() -> None:
         assert ("attention on the sink" in shown) == (heads == 1)
 
 
+def test_bfloat16_training_has_the_router_of_decoding() -> None:
+    """It stays in float32 there, and so it does here."""
+    from leeboard.draft.training.unrolled import InBfloat16
+
+    head = make_head("deepseek_v3", heads=2)
+    unrolled: Any = torch.nn.ModuleDict({"drafter": head})
+    rounded = InBfloat16(unrolled)._rounded()
+    low = {name for name, p in head.bfloat16().named_parameters() if p.dtype == torch.bfloat16}
+    assert rounded.keys() == {f"drafter.{name}" for name in low}
+    assert {tensor.dtype for tensor in rounded.values()} == {torch.bfloat16}
+    assert not any("gate.weight" in name for name in rounded)
+
+
 @pytest.mark.parametrize("given", ["drafter", "config"])
 def test_train_drafter(tmp_path: Path, given: str) -> None:
     """The same trainer, killed and resumed, and what it writes."""

@@ -74,7 +74,8 @@ class Checkpoints:
             raise ValueError(
                 f"{found.record}: the checkpoint is of another training and is left alone: "
                 + "; ".join(differences)
-                + ". Give the same settings and data to resume, or another folder"
+                + ". Give the same settings and data to resume, or another folder; resume=False "
+                "(--fresh) removes the checkpoint and begins again"
             )
         return found
 

@@ -101,7 +101,8 @@ def train_drafter(
         config: What the drafter is to be, an EAGLE-3 drafter or an MTP head; None for
             `DrafterConfig.for_target(target.config)`. Where its draft vocabulary is smaller than the
             target's, the most frequent tokens to learn are taken.
-        drafter: One to go on with, in float32; it is trained in place. Excludes `config`.
+        drafter: One to go on with, in float32; it is trained in place. Excludes `config`. To resume
+            its training, give it as it was at first.
         tokenizer: Of the target, with a chat template for chats; None to load it from where the
             target was loaded from. Of use for a JSONL file alone.
         out: Folder of the results; None to write nothing.
@@ -172,9 +173,9 @@ class _Training:
         self.prepared, self.settings, self.group = prepared, settings, group
         self.drafter = prepared.drafter
         self.device = self.drafter.device
-        self.unrolled: nn.Module = Unrolled(prepared, settings)
-        if settings.precision == "bfloat16":
-            self.unrolled = InBfloat16(self.unrolled)
+        exact = Unrolled(prepared, settings)
+        low = settings.precision == "bfloat16"
+        self.unrolled: nn.Module = InBfloat16(exact) if low else exact
         if group.size > 1:
             self.unrolled = in_parallel(self.unrolled)
         self.order: tuple[int, list[int]] = (-1, [])

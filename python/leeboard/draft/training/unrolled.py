@@ -45,7 +45,7 @@ class InBfloat16(nn.Module):
     be rounded too.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Unrolled) -> None:
         super().__init__()
         self.module = module
 
@@ -56,16 +56,21 @@ class InBfloat16(nn.Module):
         return result
 
     def _rounded(self) -> dict[str, Tensor]:
-        """Copies of all weights; what is shared has one copy.
+        """Copies of all weights but those that the drafter has in float32 whatever its dtype (an
+        expert router's); what is shared has one copy.
 
         A module with several names has one of them here: torch would set it back once a name, the
         last time to the copy.
         """
+        exact = {f"drafter.{name}" for name in getattr(self.module.drafter, "float32_names", ())}
         copies: dict[Tensor, Tensor] = {}
         rounded = {}
         for place, module in self.module.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
+                full = f"{place}.{name}".lstrip(".")
+                if full in exact:
+                    continue
                 if parameter not in copies:
                     copies[parameter] = parameter.to(torch.bfloat16)
-                rounded[f"{place}.{name}".lstrip(".")] = copies[parameter]
+                rounded[full] = copies[parameter]
         return rounded
