@@ -95,6 +95,37 @@ def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path: Path) -> 
     assert all(map(torch.equal, weights(again), weights(whole)))
 
 
+def test_the_average_of_the_weights_is_evaluated_and_kept(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, average=0.6)
+    plain, seen = models(), [weights(models())]
+    # The weights after every step, of the same training without an average.
+    watch = Watch(on_step=lambda step, values: seen.append([w.clone() for w in weights(plain)]))
+    train(plain, None, watch=watch)
+    expected = seen[1]
+    for step, now in enumerate(seen[2:], start=1):
+        kept = min(0.6, (1 + step) / (10 + step))
+        expected = [kept * old + (1 - kept) * new for old, new in zip(expected, now, strict=True)]
+
+    whole, looked = models(), []
+    watch = Watch(
+        evaluate=lambda done: {"of": float(whole["a"].weight.detach().sum())},
+        evaluate_every=4,
+        evaluated=lambda history: looked.append(history.evaluations["of"][-1]),
+    )
+    train(whole, None, settings, watch=watch)
+    torch.testing.assert_close(weights(whole), expected)
+    assert looked[-1] == pytest.approx(float(whole["a"].weight.detach().sum()))
+    assert len(looked) == 3
+
+    resumed = models()
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(models(), tmp_path / "c", settings, at=stop_at(7))
+    train(resumed, tmp_path / "c", settings)
+    assert all(map(torch.equal, weights(resumed), weights(whole)))
+    with pytest.raises(ValueError, match="average: got 1, expected 0 to below 1"):
+        dataclasses.replace(SETTINGS, average=1)
+
+
 def test_parts_and_values_add_up() -> None:
     trained = models()
     history = train(trained, None)

@@ -18,7 +18,8 @@ from leeboard.draft import Batch, DrafterConfig, Eagle3Drafter, chain_loss, obse
 from leeboard.draft.probe import Texts
 from leeboard.draft.training.checkpoint import Checkpoints
 from leeboard.draft.training.loop import Terms, Watch, fit
-from leeboard.reproduce.matching import MatchedLoop, UntilEqual
+from leeboard.draft.training.settings import LoopSettings
+from leeboard.reproduce.matching import UntilEqual
 from leeboard.reproduce.material import load_target, open_states
 from leeboard.reproduce.measure import Held, measure
 from leeboard.reproduce.settings import ARMS, Arm, Settings
@@ -64,12 +65,12 @@ _TRAINED = (
     "batch",
     "lr",
     "warmup_steps",
+    "average",
     "decay",
     "check_every",
     "smooth",
     "threshold",
     "most_steps",
-    "cooldown_steps",
 )
 _COUNTED = ("depth", "context_depth", "window", "sinks", "noise", "noise_prompts")
 
@@ -193,8 +194,8 @@ def train(
     source = open_states(settings, task.states.path, target, task.device)
     order = _Order(len(source), settings.batch, task.arm.seed)
     check_batches = _check_batches(target, drafter, checks)
-    # The last check of the constant part may come late by as much as lies between two.
-    most = settings.most_steps + settings.check_every + settings.cooldown_steps
+    # The last check may come late by as much as lies between two.
+    most = settings.most_steps + settings.check_every
     course = UntilEqual(settings, folder / "matching.json")
 
     def parts(step: int) -> Iterator[dict[str, Terms]]:
@@ -207,12 +208,14 @@ def train(
         course.check(done, acceptance)
         return {"acceptance": acceptance}
 
-    loop = MatchedLoop(
+    loop = LoopSettings(
         steps=most,
         lr=settings.lr,
+        schedule="constant",
+        warmup=settings.warmup_steps,
         weight_decay=0.05,
+        average=settings.average,
         checkpoint_seconds=20.0,
-        share=course.share,
     )
     checkpoints = Checkpoints(folder / "checkpoints", {"arm": dataclasses.asdict(task.arm)})
     history = fit(

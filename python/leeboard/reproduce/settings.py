@@ -66,10 +66,11 @@ class Settings:
     there are two seeds, long contexts are counted in chains of 8, and noise on half of the prompts.
 
     An arm trains with a constant learning rate until the mean of its last `smooth` checks of
-    depth-1 acceptance reaches a threshold that all arms share, then for `cooldown_steps` more while
-    the rate falls to 0. `most_steps` ends the constant part in any case. So arms are compared at
-    equal depth-1 acceptance, not after equal training. Unless it is given, the threshold is what
-    "pre", trained on the longest chains, has after `anchor_steps` steps: the least over the seeds.
+    depth-1 acceptance reaches a threshold that all arms share, or for `most_steps`. Checked, and
+    measured in the end, is the running average of the weights: at a constant rate the weights
+    themselves jump from check to check. So arms are compared at equal depth-1 acceptance, not after
+    equal training. Unless it is given, the threshold is what "pre", trained on the longest chains,
+    has after `anchor_steps` steps: the least over the seeds.
 
     Attributes:
         preset: Where the numbers come from.
@@ -92,16 +93,16 @@ class Settings:
             more goes over them again in another order.
         row: Tokens of one of them; what lies beyond is a context longer than in training.
         batch: Rows per optimizer step.
-        lr: Learning rate of the constant part.
+        lr: Learning rate.
         warmup_steps: Steps in which it rises to that.
+        average: How much of the weights' running average a step keeps.
         decay: Weight of a chain step's loss relative to the one before.
         check_every: Steps between two checks of depth-1 acceptance.
         smooth: Checks whose mean is compared with the threshold.
-        threshold: Depth-1 acceptance on held-out texts at which the cooldown begins; None for that of
-            the slowest arm.
-        anchor_steps: Steps of the constant part that the slowest arm is given for it.
-        most_steps: Steps of the constant part at most.
-        cooldown_steps: Steps of the cooldown.
+        threshold: Depth-1 acceptance on held-out texts at which training ends; None for that of the
+            slowest arm.
+        anchor_steps: Steps that the slowest arm is given for it.
+        most_steps: Steps at most.
         cached: Whether the target's states on the pool are kept on disk; else the target runs for
             every batch of every arm.
         margin: Final depth-1 acceptances agree if they lie within so much of each other.
@@ -143,13 +144,13 @@ class Settings:
     batch: int = 16
     lr: float = 2e-3
     warmup_steps: int = 20
+    average: float = 0.97
     decay: float = 0.8
     check_every: int = 10
     smooth: int = 5
     threshold: float | None = None
     anchor_steps: int = 280
     most_steps: int = 390
-    cooldown_steps: int = 50
     cached: bool = True
     margin: float = 0.02
     depth: int = 16
@@ -228,9 +229,7 @@ class Settings:
     @property
     def anchor(self) -> Settings:
         """Settings of such a training: its constant part, and nothing else."""
-        return dataclasses.replace(
-            self, threshold=1.0, most_steps=self.anchor_steps, cooldown_steps=0
-        )
+        return dataclasses.replace(self, threshold=1.0, most_steps=self.anchor_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON gives it back: tuples are lists."""
@@ -272,7 +271,7 @@ PRESETS: dict[str, Settings] = {
         warmup_steps=5,
         anchor_steps=30,
         most_steps=45,
-        cooldown_steps=10,
+        average=0.9,
         check_every=5,
         depth=8,
         prompts=8,
@@ -305,7 +304,7 @@ PRESETS: dict[str, Settings] = {
         warmup_steps=100,
         anchor_steps=2000,
         most_steps=3000,
-        cooldown_steps=400,
+        average=0.99,
         cached=False,
         check_every=25,
         prompts=256,

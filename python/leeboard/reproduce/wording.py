@@ -144,8 +144,8 @@ def matching(results: Mapping[str, Any], settings: Settings) -> list[str]:
         (
             f"Each arm trains with a constant learning rate until the mean of its last "
             f"{settings.smooth} checks of depth-1 acceptance is {100 * results['threshold']:.1f} %, but at "
-            f"most {settings.most_steps} steps, then {settings.cooldown_steps} steps more while the "
-            f"rate falls to 0. {_source(settings)} So a difference at depth is not one of how well a drafter has learnt its "
+            f"most {settings.most_steps} steps. Checked, and measured in the end, is the running "
+            f"average of the weights. {_source(settings)} So a difference at depth is not one of how well a drafter has learnt its "
             "first step. Checks and prompts are greedy texts of the target on different held-out files."
         ),
         "",

@@ -60,6 +60,9 @@ class Terms:
 
 Parts = Callable[[int], Iterable[Mapping[str, Terms]]]
 
+# The running average of a weight, in the optimizer's state.
+_AVERAGE = "average"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Watch:
@@ -197,6 +200,7 @@ class _Run:
                     self.processes.any(False)
                     number = caught[0] if caught else signal.SIGTERM
                     raise Interrupted(number, step + 1, self.checkpoints.folder)
+        self._take_average()
         return self.history
 
     def _resume(self) -> None:
@@ -244,6 +248,7 @@ class _Run:
         self._check_finite(step + 1, values)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self._add_to_average(step)
         values["lr"] = rate
         values["seconds"] = before + time.monotonic() - began
         self.history.add_step(values)
@@ -274,7 +279,8 @@ class _Run:
             return ended
         known = self.history.evaluations.get("step", [])
         if not known or known[-1] != done:
-            values = {"step": float(done), **watch.evaluate(done)}
+            with self._averaged():
+                values = {"step": float(done), **watch.evaluate(done)}
             self.history.add_evaluation(values)
             if watch.logs is not None and self.processes.first:
                 watch.logs.evaluation(done, values)
@@ -283,6 +289,40 @@ class _Run:
         if watch.stop is not None:
             ended = self.processes.any(watch.stop(self.history)) or ended
         return ended
+
+    @torch.no_grad()
+    def _add_to_average(self, step: int) -> None:
+        if self.settings.average is None:
+            return
+        # Short at first, so that the first weights are soon forgotten.
+        kept = min(self.settings.average, (1 + step) / (10 + step))
+        for parameter in self.trained.values():
+            # Beside the optimizer's own averages, which checkpoints hold.
+            state = self.optimizer.state[parameter]
+            if _AVERAGE not in state:
+                state[_AVERAGE] = parameter.detach().clone()
+            state[_AVERAGE].lerp_(parameter, 1 - kept)
+
+    @torch.no_grad()
+    def _take_average(self) -> None:
+        for parameter in self.trained.values():
+            if _AVERAGE in self.optimizer.state.get(parameter, {}):
+                parameter.copy_(self.optimizer.state[parameter][_AVERAGE])
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The models have their averages, if there are any."""
+        if self.settings.average is None:
+            yield
+            return
+        before = [parameter.detach().clone() for parameter in self.trained.values()]
+        self._take_average()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.trained.values(), before, strict=True):
+                    parameter.copy_(value)
 
     def _due(self, done: int, saved: float) -> bool:
         every, seconds = self.settings.checkpoint_every, self.settings.checkpoint_seconds

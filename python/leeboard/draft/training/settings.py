@@ -26,6 +26,8 @@ class LoopSettings:
             float below 1). 0 for none.
         clip: Largest norm of a model's gradient; longer ones are scaled down to it.
         weight_decay: Of AdamW, on every trained parameter.
+        average: How much of the weights' running average a step keeps, 0 to below 1; the average is
+            what is evaluated, and what the models have at the end. None for the weights themselves.
         checkpoint_every: Steps between checkpoints; None for none by count.
         checkpoint_seconds: Seconds between checkpoints; None for none by time.
 
@@ -39,12 +41,15 @@ class LoopSettings:
     warmup: int | float = 0.05
     clip: float = 0.5
     weight_decay: float = 0.0
+    average: float | None = None
     checkpoint_every: int | None = None
     checkpoint_seconds: float | None = 300.0
 
     def __post_init__(self) -> None:
         positive_int("steps", self.steps)
         _check_optimizer(self)
+        if self.average is not None and not 0 <= self.average < 1:
+            raise ValueError(f"average: got {self.average!r}, expected 0 to below 1, or None")
 
     @property
     def warmup_steps(self) -> int:
@@ -182,7 +187,8 @@ class TrainSettings:
 
     def loop(self, rows: int) -> LoopSettings:
         """The loop's part of it, on a training set of so many rows."""
-        names = {field.name for field in dataclasses.fields(LoopSettings)} - {"steps"}
+        own = {field.name for field in dataclasses.fields(self)}
+        names = {field.name for field in dataclasses.fields(LoopSettings)} & own - {"steps"}
         return LoopSettings(
             steps=self.total_steps(rows), **{name: getattr(self, name) for name in names}
         )
