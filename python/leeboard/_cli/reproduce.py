@@ -233,7 +233,9 @@ def _check(args: argparse.Namespace) -> None:
     given += ["--fresh"] if args.fresh else []
     if args.report_only and given:
         raise ValueError(f"--report-only: runs nothing, expected no {given[0]} with it")
-    needed: dict[str, tuple[str, ...]] = {"hf": ("transformers", "tokenizers", "safetensors", "tqdm")}
+    needed: dict[str, tuple[str, ...]] = {
+        "hf": ("transformers", "tokenizers", "safetensors", "tqdm")
+    }
     if args.report_only:
         needed = {}
     if args.write_docs is not None:
