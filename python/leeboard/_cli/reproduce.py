@@ -7,9 +7,12 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leeboard._cli.messages import status_of
+
+if TYPE_CHECKING:
+    from leeboard.reproduce.crew import Failure
 
 _STAGES = ("corpus", "tokens", "target", "states", "texts", "threshold", "arms")
 
@@ -122,7 +125,7 @@ def _run(args: argparse.Namespace) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from leeboard.reproduce.report import table, write_docs
 
-    failures = []
+    failures: list[Failure] = []
     if args.report_only:
         results = _read_results(out / "results.json")
     else:
@@ -172,7 +175,7 @@ def _check_device(name: str) -> None:
         raise ValueError(f"--device: got {name!r}, which cannot be used: {reason}") from error
 
 
-def _reproduced(args: argparse.Namespace, out: Path) -> tuple[dict[str, object], list[object]]:
+def _reproduced(args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], list[Failure]]:
     import dataclasses
 
     from leeboard.demo.stages import locked
@@ -230,7 +233,9 @@ def _check(args: argparse.Namespace) -> None:
     given += ["--fresh"] if args.fresh else []
     if args.report_only and given:
         raise ValueError(f"--report-only: runs nothing, expected no {given[0]} with it")
-    needed = {"hf": ("transformers", "tokenizers", "safetensors", "tqdm")}
+    needed: dict[str, tuple[str, ...]] = {
+        "hf": ("transformers", "tokenizers", "safetensors", "tqdm")
+    }
     if args.report_only:
         needed = {}
     if args.write_docs is not None:
