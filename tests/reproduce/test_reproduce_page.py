@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from leeboard._cli import reproduce
 from leeboard.cli import main
 from leeboard.reproduce.plots import draw
 from leeboard.reproduce.report import table, text
@@ -134,3 +135,10 @@ def test_bad_options_are_refused(
     assert main(["draft", "reproduce", *options]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_run_writes_over_anothers_results() -> None:
+    default = reproduce._default_out("default", None)
+    assert default == Path("runs/reproduce")
+    assert reproduce._default_out("gpu", "org/Model-1B") == Path("runs/reproduce-gpu-Model-1B")
+    assert reproduce._default_out("quick", "models/own/") == Path("runs/reproduce-quick-own")

@@ -79,8 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="where results and stages are kept (default: runs/reproduce, with another preset "
-        "runs/reproduce-PRESET)",
+        help="where results and stages are kept (default: runs/reproduce, and behind it the preset "
+        "and the target's name where they are others)",
     )
     how.add_argument("--device", default="cpu", metavar="NAME", help="default: %(default)s")
     how.add_argument(
@@ -115,11 +115,19 @@ def run(args: argparse.Namespace) -> int:
         return 130
 
 
+def _default_out(preset: str, target: str | None) -> Path:
+    """Another one for every preset and target, so that no results are lost."""
+    parts = ["reproduce"]
+    if preset != "default":
+        parts.append(preset)
+    if target is not None:
+        parts.append(Path(target).name)
+    return Path("runs", "-".join(parts))
+
+
 def _run(args: argparse.Namespace) -> int:
     _check(args)
-    out = args.out or Path(
-        "runs", "reproduce" if args.preset == "default" else f"reproduce-{args.preset}"
-    )
+    out = args.out or _default_out(args.preset, args.target)
     # Read when torch loads GNU OpenMP. By default a thread spins for milliseconds while it waits for
     # another, so that one busy neighbour on the machine makes training several times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
