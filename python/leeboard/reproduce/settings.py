@@ -63,7 +63,7 @@ class Settings:
     target 4 minutes; its states and texts 1; the threshold 2; 20 trainings of about 600,000 tokens,
     at 10,500 tokens a second where chains of 2 are trained and 5,600 where chains of 4 are, 13 to
     14; what is counted on them, 30 seconds each, 5. To fit, all arms read the states of one pool of rows, the target is small,
-    there are two seeds, long contexts are counted in chains of 8, and noise on half of the prompts.
+    there are three seeds, long contexts are counted in chains of 8, and noise on half of the prompts.
 
     An arm trains with a constant learning rate until the mean of its last `smooth` checks of
     depth-1 acceptance reaches a threshold that all arms share, or for `most_steps`. Checked, and
@@ -125,7 +125,7 @@ class Settings:
 
     preset: str = "default"
     seed: int = 0
-    seeds: int = 2
+    seeds: int = 3
     arms: tuple[str, ...] = tuple(ARMS)
     ttt: tuple[int, ...] = (2, 4)
     max_functions: int | None = None
