@@ -146,8 +146,8 @@ class Settings:
     warmup_steps: int = 20
     average: float = 0.97
     decay: float = 0.8
-    check_every: int = 10
-    smooth: int = 5
+    check_every: int = 5
+    smooth: int = 2
     threshold: float | None = None
     anchor_steps: int = 280
     most_steps: int = 390
