@@ -49,7 +49,7 @@ def _case(
         read=2 * of_q + 2 * of_kv,
         written=2 * of_q + 2 * of_kv,
         flops=round(TRAINING * 4 * width * queries * batch * pairs),
-        streams=(4, 3),
+        streams=(4, 2),
         aim=Aim(ratios={"best": 1.0}),
         quick=quick,
         products=True,
