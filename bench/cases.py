@@ -257,7 +257,7 @@ class Prepared:
             run()
         return run
 
-    def _reference_result(self, inputs: Inputs, grads_out: list[Tensor]) -> list[Tensor]:
+    def reference_result(self, inputs: Inputs, grads_out: list[Tensor]) -> list[Tensor]:
         if self.case.direction == "forward":
             with torch.no_grad():
                 return tensors_of(self.spec.reference(*inputs.args, **inputs.kwargs))
@@ -271,10 +271,10 @@ class Prepared:
     @functools.cached_property
     def budget(self) -> list[tuple[Tensor, float]]:
         """(float64 result, the reference's own largest error in the case's dtype) per output."""
-        exact = self._reference_result(
+        exact = self.reference_result(
             self.inputs.map(_double), [g.double() for g in self.grads_out]
         )
-        rounded = self._reference_result(self.inputs, self.grads_out)
+        rounded = self.reference_result(self.inputs, self.grads_out)
         return [
             (e, float((r.double() - e).abs().max())) for e, r in zip(exact, rounded, strict=True)
         ]

@@ -150,11 +150,11 @@ def _build(task: Task, folder: Path) -> None:
     settings = task.settings
     target = load_target(task.target.path).to(task.device)
     held = Held.load(task.texts.path, settings)
-    began = time.perf_counter()
+    began = time.process_time()
     drafter, record = train(
         task, target, held.checks, folder, lambda share: tell(_TRAINING * share)
     )
-    trained = time.perf_counter()
+    trained = time.process_time()
     readings = measure(
         settings,
         target,
@@ -163,7 +163,7 @@ def _build(task: Task, folder: Path) -> None:
         task.arm.seed,
         lambda share: tell(_TRAINING + (1 - _TRAINING) * share),
     )
-    record["seconds"] = {"train": trained - began, "measure": time.perf_counter() - trained}
+    record["seconds"] = {"train": trained - began, "measure": time.process_time() - trained}
     _save(folder, drafter)
     write_json(folder / "training.json", {"arm": dataclasses.asdict(task.arm), **record})
     write_json(folder / "readings.json", {name: r.to_dict() for name, r in readings.items()})

@@ -272,7 +272,7 @@ def methods(results: Mapping[str, Any], settings: Settings) -> list[str]:
         ),
         (
             f"| time | {results['seconds'] / 60:.1f} min in the last run with {results['workers']} "
-            f"workers; {other}; arms, summed over workers: training {train / 60:.1f} min, counting "
+            f"workers; {other}; arms, processor time of all workers: training {train / 60:.1f} min, counting "
             f"{count / 60:.1f} min |"
         ),
         f"| versions | {versions} |",
