@@ -60,10 +60,10 @@ class Settings:
     """Sizes, seeds and the rule of the training's end. The defaults fit 30 minutes on two cores.
 
     What the defaults cost on two cores of 2024 (an arm runs on one thread, two at a time): the
-    target 4 minutes; its states and texts 1; the threshold 2; 20 trainings of about 600,000 tokens,
-    at 10,500 tokens a second where chains of 2 are trained and 5,600 where chains of 4 are, 13 to
-    14; what is counted on them, 30 seconds each, 5. To fit, all arms read the states of one pool of rows, the target is small,
-    there are three seeds, long contexts are counted in chains of 8, and noise on half of the prompts.
+    target 4 minutes, its states and texts 1, the threshold 2, 30 trainings of about 350,000 tokens 9,
+    and what is counted on them 8, half a minute of one core each. To fit, all arms read the states
+    of one pool of rows, the target is small, there are three seeds, long contexts are counted in
+    chains of 8, and noise on half of the prompts.
 
     An arm trains with a constant learning rate until the mean of its last `smooth` checks of
     depth-1 acceptance reaches a threshold that all arms share, or for `most_steps`. Checked, and
