@@ -2,7 +2,9 @@
 
 SDPA gets all keys of all steps in a row and a boolean mask that leaves out most of them; the eager
 idiom is that of EAGLE's training code, a T x T product and a row-wise one for each later step, in
-one softmax. The last case is a training step of the demo's drafter, whose time is overhead.
+one softmax; torch.compile of it is asked in float32 only, for it compiles half a minute a case. (The
+other idiom of trainers, FlexAttention, has no backward on CPUs.) The last case is a training step of
+the demo's drafter, whose time is overhead.
 """
 
 from __future__ import annotations
@@ -131,8 +133,8 @@ def _check(prepared: Prepared, variant: Variant, result: Any) -> None:
     """Every gradient within the budget, by the root mean square of its error.
 
     The largest error of a gradient of q, which is a small difference of large sums, is a matter of
-    luck: 1.2 to 2.4 times the reference's with eight seeds of the smallest case, where the root mean
-    square is 1.17 to 1.19 times.
+    luck: 1.2 to 2.4 times the reference's with eight seeds of the smallest case (1.1 to 2.7 for the
+    same formula in plain PyTorch), where the root mean square is 1.17 to 1.19 times.
     """
     if "own" not in prepared.kept:
         rounded = prepared.reference_result(prepared.inputs, prepared.grads_out)
@@ -149,7 +151,8 @@ def _check(prepared: Prepared, variant: Variant, result: Any) -> None:
 
 
 def _variants(case: Case) -> tuple[Variant, ...]:
-    return ("leeboard", "sdpa", "eager")
+    usual: tuple[Variant, ...] = ("leeboard", "sdpa", "eager")
+    return (*usual, "compile") if case.dtype == FLOAT32 else usual
 
 
 MODEL = (8, 4)

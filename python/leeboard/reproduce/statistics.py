@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leeboard.draft.probe.bootstrap import over, resamples
+
 Array = NDArray[np.float64]
 
 RESAMPLES = 2000
@@ -119,27 +121,21 @@ class Bootstrap:
         Raises:
             ValueError: They are not two vectors of one length, or empty.
         """
-        over, under = (np.asarray(x, dtype=np.float64) for x in (numerators, denominators))
-        if over.ndim != 1 or over.shape != under.shape or not len(over):
+        top, bottom = (np.asarray(x, dtype=np.float64) for x in (numerators, denominators))
+        if top.ndim != 1 or top.shape != bottom.shape or not len(top):
             raise ValueError(
-                f"numerators, denominators: got shapes {over.shape}, {under.shape}, expected two "
+                f"numerators, denominators: got shapes {top.shape}, {bottom.shape}, expected two "
                 "vectors with one entry a prompt"
             )
-        drawn = self._drawn(len(over))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return Estimate(
-                float(np.float64(over.sum()) / np.float64(under.sum())),
-                (drawn @ over) / (drawn @ under),
-            )
+        drawn = self._drawn(len(top))
+        whole = over(top.sum(keepdims=True), bottom.sum(keepdims=True))
+        return Estimate(float(whole[0]), over(drawn @ top, drawn @ bottom))
 
     def _drawn(self, prompts: int) -> Array:
         """How often each prompt is drawn, float64 [R, P]."""
         if prompts not in self._draws:
-            random = np.random.default_rng((self._seed, prompts))
-            shares = np.full(prompts, 1 / prompts)
-            self._draws[prompts] = random.multinomial(prompts, shares, self.replicates).astype(
-                np.float64
-            )
+            rng = np.random.default_rng((self._seed, prompts))
+            self._draws[prompts] = resamples(rng, prompts, self.replicates).astype(np.float64)
         return self._draws[prompts]
 
 

@@ -57,7 +57,7 @@ def paired_difference(
 
 def ratio(a: Values, b: Values, *, n: int = 10000, seed: int = 0, level: float = 0.95) -> Interval:
     """mean(a) / mean(b), as `paired_difference`; nan where mean(b) is 0."""
-    return _interval([a, b], lambda found: _over(found[0], found[1]), n, seed, level)
+    return _interval([a, b], lambda found: over(found[0], found[1]), n, seed, level)
 
 
 def _interval(ways: list[Values], figure: Any, n: int, seed: int, level: float) -> Interval:
@@ -74,8 +74,7 @@ def _interval(ways: list[Values], figure: Any, n: int, seed: int, level: float) 
     rng = np.random.default_rng(seed)
     resampled = []
     for start in range(0, n, _BLOCK):
-        # How often each prompt is drawn.
-        drawn = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=min(_BLOCK, n - start))
+        drawn = resamples(rng, prompts, min(_BLOCK, n - start))
         resampled.append(figure([_mean(pair, drawn) for pair in pairs]))
     whole = figure([_mean(pair, np.ones((1, prompts), dtype=np.int64)) for pair in pairs])
     values = np.concatenate(resampled)
@@ -84,6 +83,11 @@ def _interval(ways: list[Values], figure: Any, n: int, seed: int, level: float) 
         return Interval(float(whole[0]), float("nan"), float("nan"))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(whole[0]), float(low), float(high))
+
+
+def resamples(rng: np.random.Generator, prompts: int, n: int) -> NDArray[np.int64]:
+    """How often each prompt is drawn, int64 [n, P]."""
+    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=n)
 
 
 def _pair(name: str, values: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -109,12 +113,12 @@ def _mean(
     pair: tuple[NDArray[np.float64], NDArray[np.float64]], drawn: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """[n] means of the resamples drawn [n, P]."""
-    columns = _over(drawn @ pair[0], drawn @ pair[1])
+    columns = over(drawn @ pair[0], drawn @ pair[1])
     there = np.isfinite(columns)
-    return _over(np.where(there, columns, 0.0).sum(1), there.sum(1).astype(np.float64))
+    return over(np.where(there, columns, 0.0).sum(1), there.sum(1).astype(np.float64))
 
 
-def _over(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def over(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """a / b, nan where b is 0."""
     found: NDArray[np.float64] = np.full(np.shape(a), np.nan)
     np.divide(a, b, out=found, where=b != 0)
